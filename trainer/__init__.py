@@ -1,0 +1,1 @@
+"""The part of Shoal that learns: dataset, fit, evaluation, export, parity, package."""
