@@ -1,0 +1,173 @@
+"""The error tree: one branch per blame.
+
+::
+
+    ShoalError
+    |- CallerError            the application's request is wrong
+    |  |- MalformedRequest        bytes that are no request
+    |  |- SignatureMismatch       a tensor that breaks the model's signature
+    |  |- UnknownModel            no such model or version here
+    |  `- UnknownRequest          feedback for a request nobody remembers
+    |- PackageError           the model package is wrong
+    |  |- ManifestError           the manifest breaks its own rules
+    |  |- ModelLoadFailed         the runtime refuses the model
+    |  `- SelfTestFailed          golden samples do not come out as expected
+    |- TrustError             somebody may be lying
+    |  |- DigestMismatch          bytes differ from the signed digest
+    |  `- MetadataRefused         unsigned, expired, rolled back, or the two repositories disagree
+    |- NetworkError           the other side cannot be reached or does not answer as agreed
+    |  |- MessageError            bytes that are no message of ours
+    |  |  `- UnknownSchemaVersion     a major version newer than this code
+    |  `- ServerRefused           the fleet server answered with an error
+    `- DeviceError            this machine cannot do what it is asked
+       |- ConfigurationError      a setting is missing or wrong
+       |- AddressInUse            the port is taken
+       |- StorageFull             no room left on the disk
+       `- StorageNotWritable      no permission to write
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class ShoalError(Exception):
+    """Anything that Shoal itself found wrong; its text names what, where and what to do."""
+
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+
+class CallerError(ShoalError):
+    """The application's request is wrong."""
+
+    http_status = 400
+
+
+class MalformedRequest(CallerError):
+    """The bytes are not a request of the protocol."""
+
+
+class SignatureMismatch(CallerError):
+    """A tensor that breaks the model's signature.
+
+    Args:
+        tensor: Name of the input.
+        rule: ``name``, ``datatype``, ``shape``, ``range``, ``enumeration`` or ``missing``.
+        detail: What was found and what was expected.
+        row: Index on axis 0 of the first offending row, where one row is to blame.
+    """
+
+    def __init__(self, tensor: str, *, rule: str, detail: str, row: int | None = None) -> None:
+        where = f"input '{tensor}'" + (f", row {row}" if row is not None else "")
+        super().__init__(f"{where}: {rule}: {detail}")
+        self.tensor, self.rule, self.detail, self.row = tensor, rule, detail, row
+
+
+class UnknownModel(CallerError):
+    """No such model, or no such version of it, is served here."""
+
+    http_status = 404
+
+
+class UnknownRequest(CallerError):
+    """Feedback names a request that this device does not remember."""
+
+    http_status = 404
+
+
+class PackageError(ShoalError):
+    """The model package is wrong; another package is the only cure."""
+
+    exit_code = 3
+
+
+class ManifestError(PackageError):
+    """The manifest breaks its own rules."""
+
+
+class ModelLoadFailed(PackageError):
+    """The runtime refuses the model."""
+
+
+class SelfTestFailed(PackageError):
+    """The model does not answer its golden samples as it did when it was packaged."""
+
+
+class TrustError(ShoalError):
+    """Somebody may be lying; nothing of it is used."""
+
+    exit_code = 4
+
+
+class DigestMismatch(TrustError):
+    """A file's SHA-256 differs from the signed one; the same bytes are not tried again."""
+
+    def __init__(self, path: str, *, expected: str, actual: str) -> None:
+        super().__init__(f"{path}: expected sha256 {expected[:12]}, got {actual[:12]}")
+        self.path, self.expected, self.actual = path, expected, actual
+
+
+class MetadataRefused(TrustError):
+    """Signed metadata that is unsigned, expired, rolled back, or not agreed on by both repositories."""
+
+
+class NetworkError(ShoalError):
+    """The other side cannot be reached, or does not answer as agreed. Trying again later may help."""
+
+    http_status = 503
+    exit_code = 5
+
+
+class MessageError(NetworkError):
+    """The bytes are not a message of ours."""
+
+    http_status = 400
+
+
+class UnknownSchemaVersion(MessageError):
+    """A message of a major version that this code does not know."""
+
+
+class ServerRefused(NetworkError):
+    """The fleet server answered with an error."""
+
+    def __init__(self, url: str, *, status: int, detail: str) -> None:
+        super().__init__(f"{url}: {status}: {detail}")
+        self.url, self.status, self.detail = url, status, detail
+
+
+class DeviceError(ShoalError):
+    """This machine cannot do what it is asked."""
+
+    exit_code = 6
+
+
+class ConfigurationError(DeviceError):
+    """A setting is missing or wrong."""
+
+    exit_code = 2
+
+
+class AddressInUse(DeviceError):
+    """The address to listen on is taken."""
+
+
+class StorageFull(DeviceError):
+    """No room is left on the disk."""
+
+    http_status = 503
+
+
+class StorageNotWritable(DeviceError):
+    """No permission to write there."""
+
+
+def storage_error(error: OSError, path: str) -> DeviceError | None:
+    """The error of ours that an ``OSError`` on ``path`` stands for, or None where it is something else."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"{path}: no space left on the device; free some, or point the state folder at another disk")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageNotWritable(f"{path}: not writable by this user; change its owner or mode, or choose another")
+    return None

@@ -1,0 +1,198 @@
+"""The model package: a folder whose ``manifest.json`` names every file by its SHA-256.
+
+The manifest's own SHA-256 is the *package digest*: the one name under which device, server and trainer speak of a
+released model. TUF signs the manifest as a target; the manifest vouches for the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from typing import Literal
+
+import msgspec
+
+from edge_agent.contract.errors import ManifestError
+from edge_agent.contract.names import check_digest, check_name, check_version
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.contract.signature import Signature
+
+MANIFEST_FILE = "manifest.json"
+REFERENCE_FILE = "reference.profile"
+GOLDEN_FILE = "golden.npz"
+EVALUATION_FILE = "evaluation.json"
+CARD_FILE = "card.md"
+FORMAT_MAJOR = 1
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the package."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """One form of the model.
+
+    Args:
+        model: The ONNX file.
+        data: Files of external weights beside it.
+    """
+
+    model: str
+    data: tuple[str, ...] = ()
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the weights are a function of.
+
+    Args:
+        dataset: Digest of the dataset version.
+        code_sha256: Digest of the recipe's files.
+        seed: Seed of the training run.
+        run: Identifier of the training run.
+        trained_at: RFC 3339 time, UTC.
+    """
+
+    dataset: str
+    code_sha256: str
+    lock_sha256: str
+    seed: int
+    run: str
+    trained_at: str
+
+
+class Classification(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="classification"):
+    """The task of telling classes apart.
+
+    Args:
+        output: Name of the output with the probabilities, float32[N, classes].
+        labels: Class names, in the order of that output's last axis.
+    """
+
+    output: str
+    labels: tuple[str, ...]
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model needs; checked before the download."""
+
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+
+
+class Objectives(msgspec.Struct, frozen=True, kw_only=True):
+    """The service level a device holds the model to (SLO).
+
+    Args:
+        p99_ms: Inference time that 99 % of the requests stay under; None sets no limit.
+    """
+
+    p99_ms: float | None = None
+
+
+class Probation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device watches a new version before it commits to it.
+
+    Args:
+        seconds: How long it is watched after the swap.
+        max_error_rate: Share of failed inferences above which the device rolls back by itself.
+    """
+
+    seconds: float = 10.0
+    max_error_rate: float = 0.01
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``manifest.json`` says.
+
+    Args:
+        format: ``major.minor`` of this structure; unknown members are ignored, an unknown major is refused.
+        name: Model name.
+        version: Version, unique within the model.
+        parent: Package digest of the version this one was trained from; None for the first.
+        slices: Names of the slices the evaluation reports.
+        variants: By name; ``fp32`` is always there.
+        files: Every other file of the package, by path relative to the manifest.
+    """
+
+    name: str
+    version: str
+    lineage: Lineage
+    signature: Signature
+    task: Classification
+    variants: dict[str, Variant]
+    files: dict[str, FileEntry]
+    format: str = "1.0"
+    parent: str | None = None
+    slices: tuple[str, ...] = ()
+    sampling: SamplingPolicy = SamplingPolicy()
+    resources: Resources = Resources()
+    objectives: Objectives = Objectives()
+    probation: Probation = Probation()
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "model")
+        check_version(self.version)
+        if self.parent is not None:
+            check_digest(self.parent, "parent")
+        for path, entry in self.files.items():
+            _check_path(path)
+            check_digest(entry.sha256, path)
+            if entry.size_bytes < 0:
+                raise ManifestError(f"{path}: size_bytes {entry.size_bytes} is negative")
+        if "fp32" not in self.variants:
+            raise ManifestError(f"variants: 'fp32' is missing, got {sorted(self.variants)}")
+        for name, variant in self.variants.items():
+            for path in (variant.model, *variant.data):
+                if path not in self.files:
+                    raise ManifestError(f"variant '{name}' names {path!r}, which is not among the files")
+        output = next((spec for spec in self.signature.outputs if spec.name == self.task.output), None)
+        if output is None:
+            raise ManifestError(f"task: output {self.task.output!r} is not in the signature")
+        if output.shape[-1] not in (None, len(self.task.labels)):
+            raise ManifestError(f"task: {len(self.task.labels)} labels for a last axis of {output.shape[-1]}")
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files beside the manifest."""
+        return sum(entry.size_bytes for entry in self.files.values())
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """The manifest in the bytes of ``manifest.json``.
+
+    Raises:
+        ManifestError: It is no manifest, breaks a rule, or is of a major format that this code does not know.
+    """
+    try:
+        found = msgspec.json.decode(data, type=_Format).format
+        if found.partition(".")[0] != str(FORMAT_MAJOR):
+            raise ManifestError(f"{MANIFEST_FILE}: format {found} is not known here; this code reads {FORMAT_MAJOR}.x: update the agent")
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        raise ManifestError(f"{MANIFEST_FILE}: {cause if isinstance(cause, ManifestError) else error}") from error
+    except msgspec.DecodeError as error:
+        raise ManifestError(f"{MANIFEST_FILE}: {error}") from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of ``manifest.json``: the same manifest gives the same bytes, so that its digest is its name."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+
+
+def digest_of(data: bytes) -> str:
+    """SHA-256 in lowercase hexadecimal; of a manifest's bytes it is the package digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class _Format(msgspec.Struct):
+    format: str
+
+
+def _check_path(path: str) -> None:
+    clean = posixpath.normpath(path)
+    if clean != path or path.startswith(("/", "../")) or path in {".", "..", "", MANIFEST_FILE} or "\\" in path:
+        raise ManifestError(f"file {path!r}: use a relative path inside the package, with '/' and without '..'")

@@ -1,0 +1,251 @@
+"""The bodies that travel: one per stream, the twin's two halves, status and acknowledgement.
+
+Times are Unix milliseconds of the sender's clock. ``package`` is always a package digest.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from edge_agent.contract.envelope import Message
+from edge_agent.contract.profile import FeatureCounts
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.contract.tensors import Tensor
+
+
+class ModelMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model did in a window.
+
+    Args:
+        requests: Requests answered; ``rows``: rows in them.
+        refused: Requests refused for breaking the signature.
+        failed: Requests that failed though they were right: the ones that count against a rollout.
+        latency_counts: Requests per bucket of :data:`edge_agent.contract.latency.BOUNDS_US`.
+    """
+
+    model: str
+    version: str
+    package: str
+    requests: int
+    rows: int
+    refused: int
+    failed: int
+    latency_counts: tuple[int, ...]
+
+
+class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine's own state at the end of a window; None where the machine does not tell."""
+
+    cpu_percent: float | None = None
+    resident_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    temperature_c: float | None = None
+    outbox_bytes: int = 0
+    outbox_messages: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class MetricsReport(Message, frozen=True, kw_only=True):
+    """Stream ``metrics``: one window of a device."""
+
+    from_ms: int
+    until_ms: int
+    models: tuple[ModelMetrics, ...]
+    machine: DeviceMetrics = DeviceMetrics()
+
+
+class ProfileReport(Message, frozen=True, kw_only=True):
+    """Stream ``profiles``: the counts of one window of one package, by feature name of its reference profile."""
+
+    model: str
+    package: str
+    from_ms: int
+    until_ms: int
+    rows: int
+    counts: dict[str, FeatureCounts]
+
+
+class SampleReason(str, enum.Enum):
+    """Why a request was chosen."""
+
+    UNIFORM = "uniform"
+    MARGIN = "margin"
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One row that a device chose to send home.
+
+    Args:
+        inclusion_probability: Probability with which a row like this one was chosen, in 0 < p <= 1.
+        group: What the rows of one subject share (a specimen, a patient, a machine), as the application names it;
+            a split never parts a group. Empty where the application says nothing.
+        label_wanted: Whether the application was asked for a label.
+    """
+
+    request_id: str
+    package: str
+    at_ms: int
+    reason: SampleReason
+    inclusion_probability: float
+    prediction: str
+    confidence: float
+    margin: float
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    group: str = ""
+    label_wanted: bool = False
+
+
+class SampleBatch(Message, frozen=True, kw_only=True):
+    """Stream ``samples``: chosen rows of one model."""
+
+    model: str
+    samples: tuple[Sample, ...]
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request's answer should have been, as the application or a person says.
+
+    Args:
+        inclusion_probability: With which the row was asked for a label; 0 where the application volunteered.
+        prediction: What the model had answered.
+        source: Who says so.
+    """
+
+    request_id: str
+    package: str
+    label: str
+    prediction: str
+    confidence: float
+    inclusion_probability: float
+    at_ms: int
+    labelled_at_ms: int
+    source: str = "application"
+
+
+class LabelBatch(Message, frozen=True, kw_only=True):
+    """Stream ``labels``: feedback on one model's earlier requests."""
+
+    model: str
+    labels: tuple[Label, ...]
+
+
+class EventKind(str, enum.Enum):
+    """What happened."""
+
+    AGENT_STARTED = "agent-started"
+    UPDATE_STEP = "update-step"
+    UPDATE_COMMITTED = "update-committed"
+    UPDATE_FAILED = "update-failed"
+    ROLLED_BACK = "rolled-back"
+    METADATA_REFUSED = "metadata-refused"
+    OUTBOX_DROPPED = "outbox-dropped"
+    STORAGE = "storage"
+
+
+class Event(Message, frozen=True, kw_only=True):
+    """Stream ``events``: one thing worth knowing, with its reason in words."""
+
+    kind: EventKind
+    at_ms: int
+    model: str = ""
+    package: str = ""
+    reason: str = ""
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Ack(Message, frozen=True, kw_only=True):
+    """What the server has committed: by stream, the highest sequence of ``epoch``; the device forgets up to there."""
+
+    epoch: str
+    watermarks: dict[str, int]
+
+
+class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a device should serve: a hint; what may be installed is what both repositories sign.
+
+    Args:
+        release: Counter of the director for this device; a higher one means new director metadata.
+        rollout: Identifier of the rollout that asks for it; empty for a single assignment.
+    """
+
+    version: str
+    package: str
+    release: int
+    rollout: str = ""
+
+
+class Desired(Message, frozen=True, kw_only=True):
+    """What a device should be; ``revision`` increases with each change."""
+
+    revision: int
+    models: dict[str, DesiredModel] = msgspec.field(default_factory=dict)
+    sampling: dict[str, SamplingPolicy] = msgspec.field(default_factory=dict)
+    report_interval_s: float | None = None
+
+
+class UpdateStep(str, enum.Enum):
+    """Where an update is; written down on the device before the step begins."""
+
+    RESOLVED = "resolved"
+    DOWNLOADING = "downloading"
+    VERIFIED = "verified"
+    STAGED = "staged"
+    SELF_TESTED = "self-tested"
+    PROBATION = "probation"
+    COMMITTED = "committed"
+    FAILED = "failed"
+
+
+class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on a device.
+
+    Args:
+        version, package: What serves now.
+        step: Where the latest update is; ``target``: the package it is about; ``reason``: why it failed.
+        requests, failed: Since the swap; what a rollout's health gate looks at.
+    """
+
+    version: str
+    package: str
+    step: UpdateStep
+    target: str = ""
+    reason: str = ""
+    release: int = 0
+    rollout: str = ""
+    requests: int = 0
+    failed: int = 0
+
+
+class Hardware(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device is made of."""
+
+    architecture: str
+    system: str
+    accelerator: str = "cpu"
+    runtimes: dict[str, str] = msgspec.field(default_factory=dict)
+    memory_bytes: int = 0
+    cpus: int = 0
+
+
+class Reported(Message, frozen=True, kw_only=True):
+    """What a device is; ``desired_revision`` is the newest desired state it has acted on."""
+
+    agent_version: str
+    started_at_ms: int
+    desired_revision: int
+    hardware: Hardware
+    models: dict[str, ReportedModel] = msgspec.field(default_factory=dict)
+    api: str = ""
+
+
+class Status(Message, frozen=True, kw_only=True):
+    """Whether a device is connected; the last will is one with ``online`` false."""
+
+    online: bool
+    at_ms: int

@@ -1,0 +1,66 @@
+"""Where signed metadata and packages are found over HTTP, and what a target is called.
+
+The image repository says which packages exist (offline keys); the director says which of them a device should
+install (online key). A device installs only what both name with the same length and hashes (Uptane, 5.4.4.5).
+
+========================================  ==========================================================
+path under the server's base URL          what
+========================================  ==========================================================
+``/updates/image/{file}``                 TUF metadata of the image repository
+``/updates/director/{device}/{file}``     TUF metadata of the director, per device
+``/updates/targets/{sha256}``             a manifest or a package file by its SHA-256 (Range supported)
+========================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edge_agent.contract.errors import ManifestError
+from edge_agent.contract.manifest import MANIFEST_FILE
+from edge_agent.contract.names import check_name, check_version
+
+
+def image_metadata_path() -> str:
+    """Base path of the image repository's metadata."""
+    return "/updates/image/"
+
+
+def director_metadata_path(device: str) -> str:
+    """Base path of the director's metadata for a device."""
+    return f"/updates/director/{device}/"
+
+
+def blob_path(sha256: str) -> str:
+    """Path of a file of a package."""
+    return f"/updates/targets/{sha256}"
+
+
+def target_name(model: str, version: str) -> str:
+    """The TUF target path of a package: that of its manifest."""
+    return f"{model}/{version}/{MANIFEST_FILE}"
+
+
+def parse_target(target: str) -> tuple[str, str]:
+    """Model and version of a target path.
+
+    Raises:
+        ManifestError: It is none.
+    """
+    parts = target.split("/")
+    if len(parts) != 3 or parts[2] != MANIFEST_FILE:
+        raise ManifestError(f"target {target!r} is not MODEL/VERSION/{MANIFEST_FILE}")
+    return check_name(parts[0], "model"), check_version(parts[1])
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """The director's ``custom`` field of a target: that this device, and no other, is to install it.
+
+    Args:
+        release: Counter per device and model, increasing; a lower one than installed is refused as a rollback.
+        rollout: Identifier of the rollout that asks for it.
+    """
+
+    device: str
+    release: int
+    rollout: str = ""
