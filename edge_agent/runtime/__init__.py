@@ -1,0 +1,1 @@
+"""Runs models: packages on disk, backends, self-test, slots with hot swap."""

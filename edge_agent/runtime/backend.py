@@ -1,0 +1,36 @@
+"""What every runtime offers: one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from edge_agent.contract.signature import Signature
+
+
+class InferenceBackend(Protocol):
+    """One loaded model on one runtime. ``infer`` may be called from several threads at once."""
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs."""
+
+    @property
+    def platform(self) -> str:
+        """What the protocol's model metadata calls it: ``onnx_onnxv1``."""
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one batch.
+
+        Args:
+            inputs: By name, as ``Signature.check`` returned them; axis 0 is N.
+        Returns:
+            By output name, in the signature's order, owned by the caller; BYTES as object arrays of ``bytes``.
+        Raises:
+            Exception: Whatever the runtime raises; the request failed though it was right.
+        """
+
+    def close(self) -> None:
+        """Give the memory back; no ``infer`` may follow."""

@@ -1,0 +1,1 @@
+"""Small real parts that many tests need, and fakes of our protocols."""
