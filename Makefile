@@ -20,6 +20,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 TEST_ORDER := edge_agent fleet_server trainer packaging integration e2e
 TEST_FOLDERS = $(wildcard $(addprefix tests/,$(TEST_ORDER)))
 BENCHMARKS = $(sort $(wildcard benchmarks/*.py))
+TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*.py benchmarks/*.py)))
 
 .PHONY: help setup demo test check format bench soak real-parts clean
 
@@ -64,7 +65,8 @@ test: $(DEV_STAMP) real-parts  ## every test but the slow ones, fast ones first
 check: $(DEV_STAMP)  ## lint, format, types and import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+	@$(BIN)/mypy $(TYPED)
+	@$(BIN)/mypy --python-version 3.10 edge_agent
 	@PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
 format: $(DEV_STAMP)  ## mend what ruff can mend by itself

@@ -18,11 +18,13 @@ from tests.packaging.interpreters import clean_environment
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 
-_ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
+# What the agent writes into its state folder once it listens; it names the free port that it took.
+_ADDRESS_FILE = "agent.json"
+_ADDRESS = re.compile(r"127\.0\.0\.1:\d+")
 _SETTINGS = """
 state = "{state}"
 
-[serving]
+[api]
 host = "127.0.0.1"
 port = 0
 """
@@ -44,8 +46,8 @@ def running_agent(command: list[str], folder: Path) -> Iterator[RunningAgent]:
         command: The program, and the arguments that stand before its own.
         folder: Outside the repository; holds its settings, state and log, and is where it runs.
     """
-    settings, log = folder / "agent.toml", folder / "agent.log"
-    settings.write_text(_SETTINGS.format(state=folder / "state"))
+    settings, log, state = folder / "agent.toml", folder / "agent.log", folder / "state"
+    settings.write_text(_SETTINGS.format(state=state))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "run", "--config", str(settings)],
@@ -55,7 +57,7 @@ def running_agent(command: list[str], folder: Path) -> Iterator[RunningAgent]:
             stderr=subprocess.STDOUT,
         )
         try:
-            yield RunningAgent(url=_wait_for_address(process, log), log=log)
+            yield RunningAgent(url=_wait_for_address(process, state / _ADDRESS_FILE, log), log=log)
             process.terminate()
             status = process.wait(timeout=STOP_TIMEOUT_S)
             assert status == 0, f"the agent ended with {status}:\n{log.read_text()}"
@@ -65,11 +67,11 @@ def running_agent(command: list[str], folder: Path) -> Iterator[RunningAgent]:
                 process.wait()
 
 
-def _wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
+def _wait_for_address(process: subprocess.Popen[bytes], address_file: Path, log: Path) -> str:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if found := _ADDRESS.search(log.read_text(errors="replace")):
-            return found.group(0)
+        if address_file.exists() and (found := _ADDRESS.search(address_file.read_text())):
+            return f"http://{found.group(0)}"
         assert process.poll() is None, f"the agent ended with {process.returncode}:\n{log.read_text()}"
         time.sleep(0.05)
     raise AssertionError(f"the agent named no address in {START_TIMEOUT_S:.0f} s:\n{log.read_text()}")
