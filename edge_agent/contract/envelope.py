@@ -73,8 +73,10 @@ def decode(data: bytes, kind: type[M]) -> M:
         fields = _fields.decode(data)
         found = msgspec.msgpack.decode(fields["schema"], type=str) if "schema" in fields else SCHEMA
         if found.partition(".")[0] != SCHEMA.partition(".")[0]:
-            raise UnknownSchemaVersion(f"{kind.__name__}: schema {found} is not known here; this code reads {SCHEMA}: update it")
-        message = _decoder(kind).decode(data)
+            raise UnknownSchemaVersion(
+                f"{kind.__name__}: schema {found} is not known here; this code reads {SCHEMA}: update it"
+            )
+        message: M = _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MessageError(f"{kind.__name__}: {error}") from error
     unknown = fields.keys() - set(kind.__struct_fields__)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from typing import Literal
 
 import msgspec
 
@@ -169,7 +168,9 @@ def decode_manifest(data: bytes) -> Manifest:
     try:
         found = msgspec.json.decode(data, type=_Format).format
         if found.partition(".")[0] != str(FORMAT_MAJOR):
-            raise ManifestError(f"{MANIFEST_FILE}: format {found} is not known here; this code reads {FORMAT_MAJOR}.x: update the agent")
+            raise ManifestError(
+                f"{MANIFEST_FILE}: format {found} is not known here; this code reads {FORMAT_MAJOR}.x: update the agent"
+            )
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
         cause = error.__cause__

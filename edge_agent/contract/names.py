@@ -23,7 +23,9 @@ def check_name(text: str, what: str) -> str:
         ManifestError: It is no name; ``what`` says whose.
     """
     if not is_name(text):
-        raise ManifestError(f"{what} {text!r}: use 1 to 63 of a-z, 0-9, '-' and '_', beginning and ending with a letter or digit")
+        raise ManifestError(
+            f"{what} {text!r}: use 1 to 63 of a-z, 0-9, '-' and '_', beginning and ending with a letter or digit"
+        )
     return text
 
 

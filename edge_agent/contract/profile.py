@@ -7,7 +7,7 @@ live rows in the same bins, and counts of any number of devices and windows merg
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -145,31 +145,73 @@ def decode_profile(data: bytes) -> ReferenceProfile:
 
 
 def project(feature: Feature, tensor: NDArray[Any]) -> NDArray[np.float64]:
-    """The feature's value in each row of its tensor, float64[N].
+    """The feature's value in each row of its tensor, float64[N]; it may be a view of ``tensor``.
+
+    What cannot be computed (a NaN or infinity in the row, an image with no weight) comes out as NaN or infinity.
 
     Args:
         tensor: Axis 0 is N; for gradient and centroid the last two axes are rows and columns of an image.
+    Raises:
+        PackageError: The profile does not fit the tensor: text, no elements, no such index, no image.
     """
-    rows = tensor.reshape(len(tensor), -1).astype(np.float64, copy=False)
-    kind = feature.projection
-    if kind is Projection.ELEMENT:
-        return rows[:, feature.index]
-    if kind is Projection.MEAN:
-        return rows.mean(axis=1)
-    if kind is Projection.STD:
-        return rows.std(axis=1)
-    if kind is Projection.MAXIMUM or kind is Projection.CONFIDENCE:
-        return rows.max(axis=1)
-    if kind is Projection.CLASS:
-        return rows.argmax(axis=1).astype(np.float64)
-    if kind is Projection.MARGIN:
-        top = np.partition(rows, rows.shape[1] - 2, axis=1)[:, -2:]
-        return top[:, 1] - top[:, 0]
-    image = tensor.reshape(len(tensor), -1, *tensor.shape[-2:]).astype(np.float64, copy=False)
-    if kind is Projection.GRADIENT:
-        across = np.abs(np.diff(image, axis=-1)).mean(axis=(1, 2, 3))
-        return across + np.abs(np.diff(image, axis=-2)).mean(axis=(1, 2, 3))
-    return _slant(image)
+    if tensor.dtype.kind not in "fiub" or tensor.ndim == 0:
+        raise PackageError(f"feature {feature.name}: tensor '{feature.tensor}' is {tensor.dtype}, not rows of numbers")
+    if len(tensor) == 0:
+        return np.empty(0, dtype=np.float64)
+    columns = tensor.size // len(tensor)
+    if columns <= (feature.index if feature.projection is Projection.ELEMENT else 0):
+        raise PackageError(
+            f"feature {feature.name}: tensor '{feature.tensor}' has {columns} elements per row, index is {feature.index}"
+        )
+    with np.errstate(all="ignore"):  # infinities and NaN are results here; count() tells them apart
+        if feature.projection in _OF_IMAGE:
+            if tensor.ndim < 3 or min(tensor.shape[-2:]) < 2:
+                raise PackageError(
+                    f"feature {feature.name}: {feature.projection.value} needs images of at least 2 x 2, "
+                    f"got rows of shape {tensor.shape[1:]}"
+                )
+            image = tensor.reshape(len(tensor), -1, *tensor.shape[-2:]).astype(np.float64, copy=False)
+            return _OF_IMAGE[feature.projection](image)
+        rows = tensor.reshape(len(tensor), -1).astype(np.float64, copy=False)
+        if feature.projection is Projection.ELEMENT:
+            return rows[:, feature.index]
+        return _OF_ROWS[feature.projection](rows)
+
+
+def _mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = rows.mean(axis=1)
+    return values
+
+
+def _std(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = rows.std(axis=1)
+    return values
+
+
+def _maximum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = rows.max(axis=1)
+    return values
+
+
+def _class(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Index of the largest; NaN where a NaN leaves no largest (argmax would name the NaN's own index)."""
+    return np.where(np.isnan(rows).any(axis=1), np.nan, rows.argmax(axis=1).astype(np.float64))
+
+
+def _margin(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Largest less second; with one class only there is no second, and nothing is taken off."""
+    if rows.shape[1] == 1:
+        return rows[:, 0]
+    top = np.partition(rows, rows.shape[1] - 2, axis=1)[:, -2:]
+    values: NDArray[np.float64] = top[:, 1] - top[:, 0]
+    return values
+
+
+def _gradient(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean absolute difference of neighbours, float64[N] from float64[N, C, H, W]."""
+    across: NDArray[np.float64] = np.abs(np.diff(image, axis=-1)).mean(axis=(1, 2, 3))
+    down: NDArray[np.float64] = np.abs(np.diff(image, axis=-2)).mean(axis=(1, 2, 3))
+    return across + down
 
 
 def _slant(image: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -177,12 +219,25 @@ def _slant(image: NDArray[np.float64]) -> NDArray[np.float64]:
     weight = image.sum(axis=1) + 1e-9
     columns = np.arange(image.shape[-1], dtype=np.float64)
     half = image.shape[-2] // 2
-    upper, lower = weight[:, :half], weight[:, half:]
 
     def centre(part: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (part * columns).sum(axis=(1, 2)) / part.sum(axis=(1, 2))
+        moment: NDArray[np.float64] = (part * columns).sum(axis=(1, 2))
+        mass: NDArray[np.float64] = part.sum(axis=(1, 2))
+        return moment / mass
 
-    return centre(lower) - centre(upper)
+    return centre(weight[:, half:]) - centre(weight[:, :half])
+
+
+_Values = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+_OF_IMAGE: Mapping[Projection, _Values] = {Projection.GRADIENT: _gradient, Projection.CENTROID: _slant}
+_OF_ROWS: Mapping[Projection, _Values] = {
+    Projection.MEAN: _mean,
+    Projection.STD: _std,
+    Projection.MAXIMUM: _maximum,
+    Projection.CONFIDENCE: _maximum,
+    Projection.MARGIN: _margin,
+    Projection.CLASS: _class,
+}
 
 
 def count(feature: Feature, values: NDArray[np.float64], *, missing: int = 0) -> FeatureCounts:

@@ -125,7 +125,9 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 def _check_form(spec: TensorSpec, array: NDArray[Any]) -> None:
     datatype = Datatype.of(array.dtype)
     if datatype is not spec.datatype:
-        raise SignatureMismatch(spec.name, rule="datatype", detail=f"expected {spec.datatype.value}, got {datatype.value}")
+        raise SignatureMismatch(
+            spec.name, rule="datatype", detail=f"expected {spec.datatype.value}, got {datatype.value}"
+        )
     fits = array.ndim == len(spec.shape) and all(
         want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
     )
@@ -176,7 +178,8 @@ def _missing(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any] | None:
         # One reduction tells whether any NaN is there: a NaN survives min(), infinities do not become one.
         if not np.isnan(array.min()):
             return None
-        return np.isnan(array)
+        nan: NDArray[np.bool_] = np.isnan(array)
+        return nan
     if spec.datatype is Datatype.BYTES:
         mask = np.array([len(element) == 0 for element in array.ravel()], dtype=bool).reshape(array.shape)
         return mask if mask.any() and (spec.constraint.nullable or spec.constraint.allowed is not None) else None

@@ -103,7 +103,9 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
             return unpack_bytes(self.data, count).reshape(self.shape)
         expected = count * self.datatype.numpy.itemsize
         if len(self.data) != expected:
-            raise MessageError(f"{self.datatype.value} tensor of shape {self.shape} needs {expected} bytes, got {len(self.data)}")
+            raise MessageError(
+                f"{self.datatype.value} tensor of shape {self.shape} needs {expected} bytes, got {len(self.data)}"
+            )
         return np.frombuffer(self.data, dtype=self.datatype.numpy).reshape(self.shape)
 
 
