@@ -81,6 +81,12 @@ def test_the_command_starts_and_says_what_it_can_do(device: Environment, tmp_pat
     assert "run" in shown
 
 
+@pytest.mark.skipif(find_spec("edge_agent.cli") is None, reason="the device's command is not written yet")
+def test_the_command_names_the_version_of_its_wheel(device: Environment, wheel: Path, tmp_path: Path) -> None:
+    shown = run([str(device.command("shoal-agent")), "--version"], cwd=tmp_path).stdout
+    assert wheel.name.split("-")[1] in shown
+
+
 @pytest.mark.skipif(find_spec("edge_agent.agent") is None, reason="the agent is not written yet")
 def test_the_agent_starts_there_and_answers(device: Environment, tmp_path: Path) -> None:
     with running_agent([str(device.command("shoal-agent"))], tmp_path) as agent:
