@@ -1,0 +1,1 @@
+"""Rollouts: how a release reaches the fleet in waves, each behind a health gate."""
