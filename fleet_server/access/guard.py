@@ -36,7 +36,9 @@ class Guard:
         def dependency(request: Request, bearer: Bearer) -> Role:
             found = self.role_of(request, bearer)
             if found is None:
-                raise NotAuthenticated("give a valid token: Authorization: Bearer TOKEN (see `shoal tokens create --help`)")
+                raise NotAuthenticated(
+                    "give a valid token: Authorization: Bearer TOKEN (see `shoal tokens create --help`)"
+                )
             if not found.allows(role):
                 raise Forbidden(f"this needs the role {role.value}, the token has {found.value}")
             return found
@@ -51,7 +53,9 @@ class Guard:
         """
         device = self.service.device_of(bearer.credentials) if bearer is not None else None
         if device is None:
-            raise NotAuthenticated("give this device's secret: Authorization: Bearer SECRET; a revoked device enrols again")
+            raise NotAuthenticated(
+                "give this device's secret: Authorization: Bearer SECRET; a revoked device enrols again"
+            )
         return device
 
     def role_of(self, request: Request, bearer: HTTPAuthorizationCredentials | None) -> Role | None:
@@ -66,7 +70,10 @@ class Guard:
         if session is None:
             return None
         # SameSite=Strict keeps the cookie at home already; this holds for sibling sites and older browsers too.
-        if request.method not in _SAFE and request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        if request.method not in _SAFE and request.headers.get("sec-fetch-site", "same-origin") not in {
+            "same-origin",
+            "none",
+        }:
             raise Forbidden("the request comes from another site's page; use the console itself")
         return self.service.verify(session)
 

@@ -38,7 +38,9 @@ class TokenRequest(BaseModel):
     """A token to create."""
 
     role: Role
-    name: str = Field(min_length=1, max_length=100, description="Whose it is, for the list.", examples=["nightly trainer"])
+    name: str = Field(
+        min_length=1, max_length=100, description="Whose it is, for the list.", examples=["nightly trainer"]
+    )
 
 
 class Token(BaseModel):
@@ -111,7 +113,10 @@ def _enrolment(
 ) -> None:
     _, parts = msgspec.json.schema_components([EnrolmentRequest, Enrolment], ref_template="#/components/schemas/{name}")
     example = {"claim": "p8Zk...", "device": "camera-7", "hardware": {"architecture": "aarch64", "system": "Linux"}}
-    schema = {**parts["EnrolmentRequest"], "properties": {**parts["EnrolmentRequest"]["properties"], "hardware": {"type": "object"}}}
+    schema = {
+        **parts["EnrolmentRequest"],
+        "properties": {**parts["EnrolmentRequest"]["properties"], "hardware": {"type": "object"}},
+    }
     document = {"requestBody": {"content": {_JSON: {"schema": schema, "example": example}}, "required": True}}
 
     @router.post("/api/v1/enrol", openapi_extra=document)
@@ -132,7 +137,9 @@ def _browser(router: APIRouter, service: AccessService) -> None:
         session = service.login(token) if token else None
         if session is None:
             return HTMLResponse(_LOGIN_HELP, status_code=status.HTTP_401_UNAUTHORIZED)
-        answer = RedirectResponse("/", status_code=status.HTTP_303_SEE_OTHER, headers={"Referrer-Policy": "no-referrer"})
+        answer = RedirectResponse(
+            "/", status_code=status.HTTP_303_SEE_OTHER, headers={"Referrer-Policy": "no-referrer"}
+        )
         secure = request.url.scheme == "https"
         answer.set_cookie(SESSION_COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=secure)
         return answer

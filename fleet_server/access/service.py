@@ -90,7 +90,7 @@ class AccessService:
         columns = (tokens.c.id, tokens.c.name, tokens.c.role, tokens.c.created_at_ms)
         with self._db.read() as connection:
             living = sa.select(*columns).where(tokens.c.kind == "api", tokens.c.ended_at_ms.is_(None))
-            return [dict(row._mapping) for row in connection.execute(living.order_by(tokens.c.id))]
+            return [dict(row) for row in connection.execute(living.order_by(tokens.c.id)).mappings()]
 
     def revoke_token(self, token_id: int) -> None:
         """End a token.
@@ -114,7 +114,12 @@ class AccessService:
             _check_device(device)
         claim = secrets.token_urlsafe(32)
         now = self._clock()
-        row = {"sha256": _digest(claim), "device": device, "created_at_ms": now, "expires_at_ms": now + round(ttl_s * 1000)}
+        row = {
+            "sha256": _digest(claim),
+            "device": device,
+            "created_at_ms": now,
+            "expires_at_ms": now + round(ttl_s * 1000),
+        }
         with self._db.write() as connection:
             connection.execute(sa.insert(claims).values(row))
         return claim
@@ -134,13 +139,17 @@ class AccessService:
         with self._db.write() as connection:
             now = self._clock()
             claim = self._claim(connection, request, now)
-            known = connection.scalar(sa.select(device_secrets.c.device).where(device_secrets.c.device == request.device))
+            known = connection.scalar(
+                sa.select(device_secrets.c.device).where(device_secrets.c.device == request.device)
+            )
             if known is not None and claim.device is None:
                 raise Conflict(
                     f"device {request.device!r} is enrolled already; to replace it, claim it by name: "
                     f"shoal devices claim --device {request.device}"
                 )
-            connection.execute(sa.update(claims).where(claims.c.id == claim.id).values(used_at_ms=now, used_by=request.device))
+            connection.execute(
+                sa.update(claims).where(claims.c.id == claim.id).values(used_at_ms=now, used_by=request.device)
+            )
             values = {"sha256": _digest(secret), "enrolled_at_ms": now, "revoked_at_ms": None}
             upsert(connection, device_secrets, {"device": request.device}, values)
             self._on_enrolled(connection, request.device, request.hardware)
@@ -161,7 +170,9 @@ class AccessService:
     def device_of(self, secret: str) -> str | None:
         """The device whose secret this is, or None where there is none or it is revoked."""
         with self._db.read() as connection:
-            row = connection.execute(sa.select(device_secrets).where(device_secrets.c.sha256 == _digest(secret))).first()
+            row = connection.execute(
+                sa.select(device_secrets).where(device_secrets.c.sha256 == _digest(secret))
+            ).first()
         if row is None or row.revoked_at_ms is not None or not hmac.compare_digest(row.sha256, _digest(secret)):
             return None
         return str(row.device)
@@ -218,7 +229,9 @@ class AccessService:
         return token
 
     def _valid(self, connection: sa.Connection, token: str, kinds: tuple[str, ...]) -> sa.Row[Any] | None:
-        row = connection.execute(sa.select(tokens).where(tokens.c.sha256 == _digest(token), tokens.c.kind.in_(kinds))).first()
+        row = connection.execute(
+            sa.select(tokens).where(tokens.c.sha256 == _digest(token), tokens.c.kind.in_(kinds))
+        ).first()
         if row is None or row.ended_at_ms is not None or not hmac.compare_digest(row.sha256, _digest(token)):
             return None
         if row.expires_at_ms is not None and row.expires_at_ms <= self._clock():
