@@ -1,0 +1,376 @@
+"""Brings models to what the server signed for this device, step by step, each written down before it is done.
+
+::
+
+    RESOLVED -> DOWNLOADING -> VERIFIED -> STAGED -> SELF_TESTED -> PROBATION -> COMMITTED
+        any step but the last two --> FAILED: the old model never stopped serving
+        PROBATION -> FAILED: rolled back to the last known good one
+
+A kill leaves ``slots.json`` at one of these steps. Up to SELF_TESTED the old package is active and the update begins
+again, using what is on disk; from PROBATION on the new one is.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_agent.contract.enrolment import Enrolment
+from edge_agent.contract.errors import (
+    DeviceError,
+    DigestMismatch,
+    ManifestError,
+    MetadataRefused,
+    NetworkError,
+    PackageError,
+    ShoalError,
+    TrustError,
+    UnknownModel,
+    storage_error,
+)
+from edge_agent.contract.messages import Desired, DesiredModel, Event, EventKind, ReportedModel, UpdateStep
+from edge_agent.runtime.package import Package
+from edge_agent.runtime.selftest import self_test
+from edge_agent.runtime.slots import LoadedModel, Slots
+from edge_agent.update import slots_file
+from edge_agent.update.package_store import PackageStore
+from edge_agent.update.server_files import ServerFiles
+from edge_agent.update.slots_file import MAX_CRASHES, SLOTS_FILE, SlotRecord, SlotsFile
+
+if TYPE_CHECKING:
+    from edge_agent.update.resolver import ResolvedTarget, Resolver
+
+_log = logging.getLogger(__name__)
+_WATCH_EVERY_S = 0.5
+
+
+def _utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc)
+
+
+def _nothing(_model: str, _step: UpdateStep) -> None:
+    """No hook."""
+
+
+class Installer:
+    """Installs, watches and rolls back. All but :meth:`reported` is called from one thread.
+
+    Args:
+        state: The agent's state folder.
+        enrolment: None on a device that serves factory models alone: it asks no server.
+        slots: Where models serve.
+        events: Told everything worth knowing; must not block.
+        load: Makes a package ready to serve.
+        utc_now: Time for metadata expiry; ``monotonic``: for probations.
+        after_step: Called when a step has been written down and before it begins; tests kill the process there.
+    Raises:
+        StorageNotWritable: The state folder cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        enrolment: Enrolment | None,
+        slots: Slots,
+        events: Callable[[Event], None],
+        load: Callable[[Package], LoadedModel],
+        *,
+        utc_now: Callable[[], dt.datetime] = _utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+        after_step: Callable[[str, UpdateStep], None] = _nothing,
+    ) -> None:
+        self._state, self._enrolment, self._slots = state, enrolment, slots
+        self._events, self._load, self._after_step = events, load, after_step
+        self._utc_now, self._monotonic = utc_now, monotonic
+        self._files = ServerFiles(enrolment.server, enrolment.secret) if enrolment else ServerFiles("", "")
+        self._store = PackageStore(state / "packages", self._files)
+        self._journal = self._read_journal(state / SLOTS_FILE)
+        self._resolver: Resolver | None = None
+        self._watched_since: dict[str, float] = {}
+        self._next_watch = 0.0
+        self._told: dict[str, tuple[EventKind, str]] = {}
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of metadata and files that came from the server since the start."""
+        return self._files.bytes_down
+
+    def start(self) -> None:
+        """Load each model's active package, or its last known good one. Needs no network and no fresh metadata."""
+        for model in self._journal.models():
+            self._start(model)
+        self._store.collect(self._journal.packages())
+
+    def apply(self, desired: Desired) -> bool:
+        """Bring each model to what is signed for this device.
+
+        Returns:
+            Whether nothing is left to do: else call again later (the server was away, a probation goes on, metadata
+            was refused and may be put right).
+        """
+        settled = True
+        for model, wanted in desired.models.items():
+            settled = self._apply(model, wanted) and settled
+        return settled
+
+    def watch(self, now: float | None = None) -> None:
+        """Commit or roll back models on probation.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        now = self._monotonic() if now is None else now
+        for model, record in self._journal.models().items():
+            if record.step is UpdateStep.PROBATION:
+                self._watch(model, record, now)
+
+    def preinstall(self, folder: Path) -> str:
+        """Install a package that came with the machine; a model that is installed already is left alone.
+
+        Returns:
+            The digest of the package that is active for the model afterwards.
+        Raises:
+            PackageError, DigestMismatch: The package is wrong, or fails its self-test.
+            StorageFull, StorageNotWritable: The disk refuses.
+        """
+        package = Package.open(folder, verify=True)
+        model = package.manifest.name
+        record = self._journal.get(model)
+        if record.active:
+            return record.active
+        self._store.add(package)
+        loaded = self._tested(package.digest)
+        self._put(model, slots_file.committed(msgspec.structs.replace(record, active=package.digest)))
+        self._serve(loaded)
+        return package.digest
+
+    def reported(self) -> dict[str, ReportedModel]:
+        """What each model is, for the twin; safe from any thread."""
+        return {model: self._reported(model, record) for model, record in self._journal.models().items()}
+
+    def close(self) -> None:
+        """An orderly stop; no package is blamed for it."""
+        for model, record in self._journal.models().items():
+            if (stopped := slots_file.stopped(record)) != record:
+                self._put(model, stopped)
+        self._files.close()
+
+    def _read_journal(self, path: Path) -> SlotsFile:
+        try:
+            return SlotsFile(path)
+        except msgspec.DecodeError as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            self._tell(EventKind.STORAGE, "", "", f"{path}: {error}; set aside as {aside.name}, models come anew")
+            return SlotsFile(path)
+
+    def _start(self, model: str) -> None:
+        record = slots_file.started(self._journal.get(model))
+        if record != self._journal.get(model):
+            self._put(model, record)
+        if record.crashes >= MAX_CRASHES:
+            reason = f"the agent died {record.crashes} times while it was tested or watched"
+            if record.step is UpdateStep.PROBATION:
+                self._roll_back(model, record, reason)
+                return
+            record = self._fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=True)
+        if not record.active:
+            return
+        try:
+            self._serve(self._load(self._store.open(record.active, verify=True)))
+        except (PackageError, TrustError, DeviceError) as error:
+            self._roll_back(model, record, f"could not start: {error}")
+        else:
+            self._watched_since[model] = self._monotonic()
+
+    def _apply(self, model: str, wanted: DesiredModel) -> bool:
+        record = self._journal.get(model)
+        if record.step is UpdateStep.PROBATION:
+            return False  # one thing at a time: first see what becomes of the one on probation
+        if slots_file.is_settled(record, wanted.package, wanted.release):
+            return True
+        if self._enrolment is None:
+            return True
+        try:
+            return self._update(model, wanted)
+        except MetadataRefused as error:
+            self._fail(model, self._announced(model, wanted), EventKind.METADATA_REFUSED, str(error), refuse=False)
+            return False
+        except (PackageError, DigestMismatch) as error:
+            self._fail(model, self._journal.get(model), EventKind.UPDATE_FAILED, str(error), refuse=True)
+            self._store.collect(self._journal.packages())
+            return True
+        except NetworkError as error:
+            self._wait(model, wanted, str(error))
+            return False
+        except (DeviceError, OSError) as error:
+            self._fail(model, self._announced(model, wanted), EventKind.UPDATE_FAILED, str(error), refuse=False)
+            return False
+
+    def _update(self, model: str, wanted: DesiredModel) -> bool:
+        """All steps up to the swap; gives whether the matter is closed."""
+        record = self._announced(model, wanted)
+        target = self._resolve().resolve(model, lowest_release=record.release)
+        if record.refused.get(target.digest, -1) >= target.release:
+            self._put(model, msgspec.structs.replace(record, step=UpdateStep.FAILED))
+            return True
+        if target.release < wanted.release:
+            raise NetworkError(
+                f"{model}: release {wanted.release} was announced, the director has signed {target.release} so far"
+            )
+        record = slots_file.begun(record, target.digest, release=target.release, rollout=target.rollout)
+        if target.digest == record.active:
+            self._put(model, slots_file.committed(record))
+            return True
+        self._step(model, record)
+        self._download(model, record, target)
+        self._step(model, slots_file.at(record, UpdateStep.VERIFIED))
+        self._store.stage(target.digest)
+        self._step(model, slots_file.at(record, UpdateStep.STAGED))
+        loaded = self._tested(target.digest)
+        self._step(model, slots_file.at(record, UpdateStep.SELF_TESTED))
+        self._swap(model, record, loaded)
+        return False
+
+    def _download(self, model: str, record: SlotRecord, target: ResolvedTarget) -> None:
+        self._step(model, slots_file.at(record, UpdateStep.DOWNLOADING))
+        manifest = self._store.fetch_manifest(target.digest, target.length, between_chunks=self._watch_others)
+        if (manifest.name, manifest.version) != (model, target.version):
+            raise ManifestError(
+                f"the signed target is {model} {target.version}, its manifest says {manifest.name} {manifest.version}"
+            )
+        self._store.fetch_files(target.digest, manifest, between_chunks=self._watch_others)
+
+    def _tested(self, digest: str) -> LoadedModel:
+        """The package, freshly loaded and found to answer its golden samples."""
+        loaded = self._load(self._store.open(digest, verify=False))
+        try:
+            self_test(loaded.backend, loaded.package.golden())
+        except ShoalError:
+            loaded.backend.close()
+            raise
+        return loaded
+
+    def _swap(self, model: str, record: SlotRecord, loaded: LoadedModel) -> None:
+        self._watched_since[model] = self._monotonic()
+        self._step(model, slots_file.swapped(record))
+        self._serve(loaded)
+
+    def _watch_others(self) -> None:
+        """Another model's probation does not wait for a download."""
+        now = self._monotonic()
+        if now >= self._next_watch:
+            self._next_watch = now + _WATCH_EVERY_S
+            self.watch(now)
+
+    def _watch(self, model: str, record: SlotRecord, now: float) -> None:
+        try:
+            loaded = self._slots.get(model)
+        except UnknownModel:
+            return
+        rule = loaded.package.manifest.probation
+        requests, bad = loaded.requests, loaded.failed
+        seen = max(requests, bad)
+        if seen and bad / seen > rule.max_error_rate:
+            reason = f"{bad} of {seen} requests failed on probation, {rule.max_error_rate:.1%} are allowed"
+            if record.last_known_good:
+                self._roll_back(model, record, reason)
+            else:  # the first model here: answers that sometimes fail beat none
+                reason += "; there is no earlier package to go back to"
+                self._fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=True)
+        elif now - self._watched_since.setdefault(model, now) >= rule.seconds:
+            self._put(model, slots_file.committed(record))
+            self._tell(EventKind.UPDATE_COMMITTED, model, record.active, "", release=record.release)
+            self._after_step(model, UpdateStep.COMMITTED)
+            self._store.collect(self._journal.packages())
+
+    def _roll_back(self, model: str, record: SlotRecord, reason: str) -> None:
+        """Serve the last known good package again, or nothing where there is none."""
+        bad = record.active
+        back = slots_file.rolled_back(record, reason)
+        loaded: LoadedModel | None = None
+        if back.active:
+            try:
+                loaded = self._load(self._store.open(back.active, verify=True))
+            except (PackageError, TrustError, DeviceError) as error:
+                back = msgspec.structs.replace(back, active="", reason=f"{reason}; nor the one before: {error}")
+        self._put(model, back)
+        if loaded is not None:
+            self._serve(loaded)
+        self._tell(EventKind.ROLLED_BACK, model, bad, back.reason, to=back.active, release=back.release)
+        self._store.collect(self._journal.packages())
+
+    def _serve(self, loaded: LoadedModel) -> None:
+        # The slot closes the old one when its last request has ended.
+        self._slots.install(loaded)
+
+    def _resolve(self) -> Resolver:
+        if self._resolver is None:
+            # Only here is python-tuf needed: 22 MB that a device which never updates does not spend.
+            from edge_agent.update.resolver import Resolver
+
+            if self._enrolment is None:
+                raise DeviceError("this device is not enrolled; enrol it first")
+            self._resolver = Resolver(self._state / "trust", self._enrolment, self._files, clock=self._utc_now)
+        return self._resolver
+
+    def _announced(self, model: str, wanted: DesiredModel) -> SlotRecord:
+        record = self._journal.get(model)
+        return msgspec.structs.replace(record, announced=wanted.release)
+
+    def _step(self, model: str, record: SlotRecord) -> None:
+        self._put(model, record)
+        self._tell(
+            EventKind.UPDATE_STEP, model, record.target, record.reason, step=record.step.value, release=record.release
+        )
+        self._after_step(model, record.step)
+
+    def _put(self, model: str, record: SlotRecord) -> None:
+        try:
+            self._journal.put(model, record)
+        except OSError as error:
+            path = str(self._state / SLOTS_FILE)
+            raise storage_error(error, path) or DeviceError(f"{path}: {error.strerror}") from error
+
+    def _wait(self, model: str, wanted: DesiredModel, reason: str) -> None:
+        record = msgspec.structs.replace(self._announced(model, wanted), reason=reason)
+        self._journal.keep_in_memory(model, record)  # nothing was decided: not worth a write to flash
+        _log.info("%s: update waits: %s", model, reason)
+
+    def _fail(self, model: str, record: SlotRecord, kind: EventKind, reason: str, *, refuse: bool) -> SlotRecord:
+        after = slots_file.failed(record, reason, refuse=refuse)
+        try:
+            if after != self._journal.get(model):
+                self._put(model, after)
+        except DeviceError as error:
+            self._journal.keep_in_memory(model, after)
+            _log.warning("%s: the failure could not be written down: %s", model, error)
+        self._tell(kind, model, after.target, reason, release=after.announced)
+        return after
+
+    def _tell(self, kind: EventKind, model: str, package: str, reason: str, **detail: str | int) -> None:
+        if kind in (EventKind.METADATA_REFUSED, EventKind.UPDATE_FAILED):
+            if self._told.get(model) == (kind, reason):
+                return  # a retry that found the same: said once
+            self._told[model] = (kind, reason)
+        at_ms = int(self._utc_now().timestamp() * 1000)
+        self._events(Event(kind=kind, at_ms=at_ms, model=model, package=package, reason=reason, detail=dict(detail)))
+
+    def _reported(self, model: str, record: SlotRecord) -> ReportedModel:
+        version, requests, bad = "", 0, 0
+        try:
+            loaded = self._slots.get(model)
+        except UnknownModel:
+            pass
+        else:
+            version, requests, bad = loaded.package.manifest.version, loaded.requests, loaded.failed
+        return ReportedModel(
+            version=version, package=record.active, step=record.step, target=record.target, reason=record.reason,
+            release=max(record.announced, record.release), rollout=record.rollout, requests=requests, failed=bad,
+        )  # fmt: skip

@@ -1,0 +1,114 @@
+"""Files of the fleet server over HTTP: the device's secret, time limits, length limits, and nothing trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import urllib3
+
+from edge_agent.contract.errors import NetworkError, ServerRefused
+
+_CHUNK_BYTES = 64 * 1024
+_ERROR_TEXT_BYTES = 300
+
+
+class ServerFiles:
+    """GET requests to one fleet server. Redirects are not followed: the secret goes to this server alone.
+
+    Args:
+        server: Base URL.
+        secret: Bearer token of this device.
+        stall_s: Longest wait for a connection, and for the next bytes on it.
+    """
+
+    def __init__(self, server: str, secret: str, *, stall_s: float = 20.0) -> None:
+        self._server = server.rstrip("/")
+        self._headers = {
+            "Authorization": f"Bearer {secret}",
+            "User-Agent": "shoal-agent",
+            "Accept-Encoding": "identity",
+        }
+        self._pool = urllib3.PoolManager(num_pools=2, maxsize=1, timeout=urllib3.Timeout(connect=stall_s, read=stall_s))
+        self.bytes_down = 0
+
+    def url(self, path: str) -> str:
+        """The URL of a path that begins with a slash."""
+        return self._server + path
+
+    @contextlib.contextmanager
+    def get(self, url: str, *, offset: int = 0) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        """Begin a GET.
+
+        Args:
+            offset: First byte wanted.
+        Yields:
+            Whether the body begins at ``offset`` (else at 0), and the body in chunks.
+        Raises:
+            ServerRefused: A status other than 200 and 206.
+            NetworkError: No connection, a stall, or a body cut short; also while iterating.
+        """
+        headers = {**self._headers, "Range": f"bytes={offset}-"} if offset else self._headers
+        with _network_errors(url):
+            response = self._pool.request(
+                "GET", url, headers=headers, preload_content=False, redirect=False, retries=False
+            )
+        try:
+            if response.status not in (200, 206):
+                with _network_errors(url):
+                    text = response.read(_ERROR_TEXT_BYTES).decode(errors="replace")
+                raise ServerRefused(url, status=response.status, detail=text.strip() or "no explanation")
+            resumed = response.status == 206 and _begins_at(response.headers.get("Content-Range", ""), offset)
+            if response.status == 206 and not resumed:
+                raise NetworkError(
+                    f"{url}: asked for bytes from {offset}, got {response.headers.get('Content-Range')!r}"
+                )
+            yield resumed, self._chunks(url, response)
+        finally:
+            # A body that was not read to its end leaves a connection that nobody can use again.
+            response.close()
+
+    def _chunks(self, url: str, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+        with _network_errors(url):
+            for chunk in response.stream(_CHUNK_BYTES):
+                self.bytes_down += len(chunk)
+                yield chunk
+            response.release_conn()
+
+    def read(self, url: str, *, limit_bytes: int, deadline_s: float = 60.0) -> bytes | None:
+        """A small file.
+
+        Returns:
+            Its bytes, or None where it is longer than ``limit_bytes``.
+        Raises:
+            ServerRefused, NetworkError: As :meth:`get`; also where it takes longer than ``deadline_s`` in all.
+        """
+        until = time.monotonic() + deadline_s
+        parts: list[bytes] = []
+        size = 0
+        with self.get(url) as (_, chunks):
+            for chunk in chunks:
+                size += len(chunk)
+                if size > limit_bytes:
+                    return None
+                if time.monotonic() > until:
+                    raise NetworkError(f"{url}: {size} bytes in {deadline_s:.0f} s; the connection is too slow")
+                parts.append(chunk)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.clear()
+
+
+@contextlib.contextmanager
+def _network_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise NetworkError(f"{url}: {error}") from error
+
+
+def _begins_at(content_range: str, offset: int) -> bool:
+    return content_range.startswith(f"bytes {offset}-")
