@@ -1,0 +1,56 @@
+"""Whether a model answers on this machine as it did when it was packaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.errors import SelfTestFailed, SignatureMismatch
+from edge_agent.runtime.backend import InferenceBackend
+from edge_agent.runtime.package import Golden
+
+
+def self_test(backend: InferenceBackend, golden: Golden, *, rtol: float = 1e-3, atol: float = 1e-4) -> None:
+    """Run the golden inputs and compare with the golden outputs: floats within tolerance, all else exactly.
+
+    Raises:
+        SelfTestFailed: The model fails on them, or an output differs; it names output, row and difference.
+    """
+    try:
+        outputs = backend.infer(backend.signature.check(golden.inputs))
+    except SignatureMismatch as error:
+        raise SelfTestFailed(f"the golden samples break the model's own signature: {error}") from error
+    except Exception as error:
+        # Whatever the runtime raises, on samples that once passed: the model does not run here.
+        raise SelfTestFailed(f"the model fails on its golden samples: {error}") from error
+    for name, expected in golden.outputs.items():
+        if name not in outputs:
+            raise SelfTestFailed(f"output '{name}': the model does not give it; it gives: {sorted(outputs)}")
+        _compare(name, outputs[name], expected, rtol=rtol, atol=atol)
+
+
+def _compare(name: str, actual: NDArray[Any], expected: NDArray[Any], *, rtol: float, atol: float) -> None:
+    if actual.shape != expected.shape:
+        raise SelfTestFailed(f"output '{name}': shape {list(actual.shape)}, expected {list(expected.shape)}")
+    if actual.dtype.kind != expected.dtype.kind:
+        raise SelfTestFailed(f"output '{name}': datatype {actual.dtype}, expected {expected.dtype}")
+    if actual.dtype.kind != "f":
+        wrong = np.asarray(actual != expected, dtype=bool)
+        if wrong.any():
+            at = _first(wrong)
+            raise SelfTestFailed(f"output '{name}', row {at[0]}: {actual[at]!r}, expected {expected[at]!r}")
+        return
+    wrong = ~np.isclose(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
+    if wrong.any():
+        at = _first(wrong)
+        difference = abs(float(actual[at]) - float(expected[at]))
+        raise SelfTestFailed(
+            f"output '{name}', row {at[0]}: {float(actual[at]):.6g} at {list(at)}, expected {float(expected[at]):.6g}: "
+            f"a difference of {difference:.3g} ({int(wrong.sum())} of {wrong.size} values differ)"
+        )
+
+
+def _first(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(axis[0]) for axis in np.nonzero(mask))
