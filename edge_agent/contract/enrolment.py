@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from edge_agent.contract.messages import Hardware
@@ -20,11 +22,14 @@ class EnrolmentRequest(msgspec.Struct, frozen=True, kw_only=True):
     hardware: Hardware
 
 
+Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+
+
 class BrokerAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where the MQTT broker listens."""
 
     host: str
-    port: int
+    port: Port
 
 
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ShoalError(Exception):
@@ -37,6 +37,10 @@ class ShoalError(Exception):
 
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By text and attributes: errors cross process boundaries, and constructors with keywords do not unpickle.
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class CallerError(ShoalError):
@@ -162,6 +166,12 @@ class StorageFull(DeviceError):
 
 class StorageNotWritable(DeviceError):
     """No permission to write there."""
+
+
+def _restore(kind: type[ShoalError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ShoalError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 def storage_error(error: OSError, path: str) -> DeviceError | None:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
+
+from edge_agent.contract.errors import MessageError
 
 # Upper bounds in microseconds, half-octave steps from 16 us to 11.9 s; a last bucket takes the rest.
 BOUNDS_US: tuple[float, ...] = tuple(round(16.0 * 2 ** (step / 2), 1) for step in range(40))
 BUCKETS = len(BOUNDS_US) + 1
+
+
+def bucket_of(latency_us: float) -> int:
+    """Index of the bucket that a latency in microseconds belongs to; an upper bound belongs to its own bucket."""
+    return bisect.bisect_left(BOUNDS_US, latency_us)
+
+
+def merge(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    """The counts of both together.
+
+    Raises:
+        MessageError: They are not counts in these buckets.
+    """
+    if len(a) != BUCKETS or len(b) != BUCKETS:
+        raise MessageError(f"cannot merge latencies in {len(a)} and {len(b)} buckets: there are {BUCKETS}")
+    return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
 def quantile_us(counts: Sequence[int], share: float) -> float | None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
+from collections.abc import Mapping
 
 import msgspec
 
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.names import check_digest, check_name, check_version
+from edge_agent.contract.quantities import Amount, Count, Share
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Signature
 
@@ -28,7 +31,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One file of the package."""
 
     sha256: str
-    size_bytes: int
+    size_bytes: Count
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +80,8 @@ class Classification(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What the model needs; checked before the download."""
 
-    memory_bytes: int = 0
-    disk_bytes: int = 0
+    memory_bytes: Count = 0
+    disk_bytes: Count = 0
 
 
 class Objectives(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +91,7 @@ class Objectives(msgspec.Struct, frozen=True, kw_only=True):
         p99_ms: Inference time that 99 % of the requests stay under; None sets no limit.
     """
 
-    p99_ms: float | None = None
+    p99_ms: Amount | None = None
 
 
 class Probation(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +102,8 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True):
         max_error_rate: Share of failed inferences above which the device rolls back by itself.
     """
 
-    seconds: float = 10.0
-    max_error_rate: float = 0.01
+    seconds: Amount = 10.0
+    max_error_rate: Share = 0.01
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,22 +139,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         check_version(self.version)
         if self.parent is not None:
             check_digest(self.parent, "parent")
-        for path, entry in self.files.items():
-            _check_path(path)
-            check_digest(entry.sha256, path)
-            if entry.size_bytes < 0:
-                raise ManifestError(f"{path}: size_bytes {entry.size_bytes} is negative")
+        _check_files(self.files)
         if "fp32" not in self.variants:
             raise ManifestError(f"variants: 'fp32' is missing, got {sorted(self.variants)}")
         for name, variant in self.variants.items():
+            check_name(name, "variant")
             for path in (variant.model, *variant.data):
                 if path not in self.files:
                     raise ManifestError(f"variant '{name}' names {path!r}, which is not among the files")
-        output = next((spec for spec in self.signature.outputs if spec.name == self.task.output), None)
-        if output is None:
-            raise ManifestError(f"task: output {self.task.output!r} is not in the signature")
-        if output.shape[-1] not in (None, len(self.task.labels)):
-            raise ManifestError(f"task: {len(self.task.labels)} labels for a last axis of {output.shape[-1]}")
+        _check_task(self.task, self.signature)
 
     @property
     def size_bytes(self) -> int:
@@ -166,22 +162,22 @@ def decode_manifest(data: bytes) -> Manifest:
         ManifestError: It is no manifest, breaks a rule, or is of a major format that this code does not know.
     """
     try:
-        found = msgspec.json.decode(data, type=_Format).format
-        if found.partition(".")[0] != str(FORMAT_MAJOR):
-            raise ManifestError(
-                f"{MANIFEST_FILE}: format {found} is not known here; this code reads {FORMAT_MAJOR}.x: update the agent"
-            )
+        _check_format(msgspec.json.decode(data, type=_Format).format)
         return msgspec.json.decode(data, type=Manifest)
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        raise ManifestError(f"{MANIFEST_FILE}: {cause if isinstance(cause, ManifestError) else error}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ManifestError) as error:
         raise ManifestError(f"{MANIFEST_FILE}: {error}") from error
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of ``manifest.json``: the same manifest gives the same bytes, so that its digest is its name."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+    """The bytes of ``manifest.json``: equal manifests give the same bytes, so that the digest is a name.
+
+    Raises:
+        ManifestError: It could not be read back.
+    """
+    # Through the decoder once: an integer where the type says float would be written as one, and equal 1 and 1.0
+    # would have two digests.
+    plain = decode_manifest(msgspec.json.encode(manifest))
+    return msgspec.json.format(msgspec.json.encode(plain, order="deterministic"), indent=1) + b"\n"
 
 
 def digest_of(data: bytes) -> str:
@@ -189,11 +185,55 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+_SEGMENT = re.compile("[A-Za-z0-9._+=@-]{1,255}")
+
+
 class _Format(msgspec.Struct):
     format: str
 
 
+def _check_format(found: str) -> None:
+    if found.partition(".")[0] != str(FORMAT_MAJOR):
+        raise ManifestError(
+            f"format {found!r:.40} is not known here; this code reads {FORMAT_MAJOR}.x: update the agent"
+        )
+
+
+def _check_files(files: Mapping[str, FileEntry]) -> None:
+    for path, entry in files.items():
+        _check_path(path)
+        check_digest(entry.sha256, path)
+        if entry.size_bytes < 0:
+            raise ManifestError(f"{path}: size_bytes {entry.size_bytes} is negative")
+        folder = posixpath.dirname(path)
+        while folder:
+            if folder in files or folder == MANIFEST_FILE:
+                raise ManifestError(f"file {path!r}: {folder!r} is a file, and cannot be a folder too")
+            folder = posixpath.dirname(folder)
+
+
 def _check_path(path: str) -> None:
-    clean = posixpath.normpath(path)
-    if clean != path or path.startswith(("/", "../")) or path in {".", "..", "", MANIFEST_FILE} or "\\" in path:
-        raise ManifestError(f"file {path!r}: use a relative path inside the package, with '/' and without '..'")
+    segments = path.split("/")
+    safe = all(_SEGMENT.fullmatch(segment) and segment not in {".", ".."} for segment in segments)
+    if not safe or path == MANIFEST_FILE or len(path) > 512:
+        raise ManifestError(
+            f"file {path!r:.80}: use a relative path inside the package, of a-z, A-Z, 0-9 and '._+=@-' between '/', "
+            f"without '..', other than {MANIFEST_FILE}"
+        )
+
+
+def _check_task(task: Classification, signature: Signature) -> None:
+    output = next((spec for spec in signature.outputs if spec.name == task.output), None)
+    if output is None:
+        raise ManifestError(f"task: output {task.output!r} is not in the signature")
+    if output.datatype.numpy.kind != "f" or len(output.shape) != 2:
+        raise ManifestError(
+            f"task: output {task.output!r} is {output.datatype.value} with {len(output.shape)} axes; "
+            "probabilities are floats of shape [N, classes]"
+        )
+    if not task.labels or len(set(task.labels)) != len(task.labels):
+        raise ManifestError(f"task: needs at least one label and none twice, got {list(task.labels)}")
+    if output.shape[-1] not in (None, len(task.labels)):
+        raise ManifestError(f"task: {len(task.labels)} labels for a last axis of {output.shape[-1]}")
+    if output.labels not in (None, task.labels):
+        raise ManifestError(f"task: its labels differ from those of output {task.output!r} in the signature")

@@ -6,14 +6,18 @@ Times are Unix milliseconds of the sender's clock. ``package`` is always a packa
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from edge_agent.contract.envelope import Message
+from edge_agent.contract.latency import BUCKETS
 from edge_agent.contract.profile import FeatureCounts
+from edge_agent.contract.quantities import Amount, Count, Identifier, Name, Probability, Share, TimeMs
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.tensors import Tensor
+
+LatencyCounts = Annotated[tuple[Count, ...], msgspec.Meta(min_length=BUCKETS, max_length=BUCKETS)]
 
 
 class ModelMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,35 +30,35 @@ class ModelMetrics(msgspec.Struct, frozen=True, kw_only=True):
         latency_counts: Requests per bucket of :data:`edge_agent.contract.latency.BOUNDS_US`.
     """
 
-    model: str
+    model: Name
     version: str
     package: str
-    requests: int
-    rows: int
-    refused: int
-    failed: int
-    latency_counts: tuple[int, ...]
+    requests: Count
+    rows: Count
+    refused: Count
+    failed: Count
+    latency_counts: LatencyCounts
 
 
 class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's own state at the end of a window; None where the machine does not tell."""
 
     cpu_percent: float | None = None
-    resident_bytes: int | None = None
-    memory_available_bytes: int | None = None
-    disk_free_bytes: int | None = None
+    resident_bytes: Count | None = None
+    memory_available_bytes: Count | None = None
+    disk_free_bytes: Count | None = None
     temperature_c: float | None = None
-    outbox_bytes: int = 0
-    outbox_messages: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
+    outbox_bytes: Count = 0
+    outbox_messages: Count = 0
+    bytes_up: Count = 0
+    bytes_down: Count = 0
 
 
 class MetricsReport(Message, frozen=True, kw_only=True):
     """Stream ``metrics``: one window of a device."""
 
-    from_ms: int
-    until_ms: int
+    from_ms: TimeMs
+    until_ms: TimeMs
     models: tuple[ModelMetrics, ...]
     machine: DeviceMetrics = DeviceMetrics()
 
@@ -62,11 +66,11 @@ class MetricsReport(Message, frozen=True, kw_only=True):
 class ProfileReport(Message, frozen=True, kw_only=True):
     """Stream ``profiles``: the counts of one window of one package, by feature name of its reference profile."""
 
-    model: str
+    model: Name
     package: str
-    from_ms: int
-    until_ms: int
-    rows: int
+    from_ms: TimeMs
+    until_ms: TimeMs
+    rows: Count
     counts: dict[str, FeatureCounts]
 
 
@@ -89,9 +93,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     request_id: str
     package: str
-    at_ms: int
+    at_ms: TimeMs
     reason: SampleReason
-    inclusion_probability: float
+    inclusion_probability: Probability
     prediction: str
     confidence: float
     margin: float
@@ -104,7 +108,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 class SampleBatch(Message, frozen=True, kw_only=True):
     """Stream ``samples``: chosen rows of one model."""
 
-    model: str
+    model: Name
     samples: tuple[Sample, ...]
 
 
@@ -122,16 +126,16 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     prediction: str
     confidence: float
-    inclusion_probability: float
-    at_ms: int
-    labelled_at_ms: int
+    inclusion_probability: Share
+    at_ms: TimeMs
+    labelled_at_ms: TimeMs
     source: str = "application"
 
 
 class LabelBatch(Message, frozen=True, kw_only=True):
     """Stream ``labels``: feedback on one model's earlier requests."""
 
-    model: str
+    model: Name
     labels: tuple[Label, ...]
 
 
@@ -152,7 +156,7 @@ class Event(Message, frozen=True, kw_only=True):
     """Stream ``events``: one thing worth knowing, with its reason in words."""
 
     kind: EventKind
-    at_ms: int
+    at_ms: TimeMs
     model: str = ""
     package: str = ""
     reason: str = ""
@@ -162,8 +166,8 @@ class Event(Message, frozen=True, kw_only=True):
 class Ack(Message, frozen=True, kw_only=True):
     """What the server has committed: by stream, the highest sequence of ``epoch``; the device forgets up to there."""
 
-    epoch: str
-    watermarks: dict[str, int]
+    epoch: Identifier
+    watermarks: dict[str, Count]
 
 
 class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,17 +180,17 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
     package: str
-    release: int
+    release: Count
     rollout: str = ""
 
 
 class Desired(Message, frozen=True, kw_only=True):
     """What a device should be; ``revision`` increases with each change."""
 
-    revision: int
-    models: dict[str, DesiredModel] = msgspec.field(default_factory=dict)
-    sampling: dict[str, SamplingPolicy] = msgspec.field(default_factory=dict)
-    report_interval_s: float | None = None
+    revision: Count
+    models: dict[Name, DesiredModel] = msgspec.field(default_factory=dict)
+    sampling: dict[Name, SamplingPolicy] = msgspec.field(default_factory=dict)
+    report_interval_s: Amount | None = None
 
 
 class UpdateStep(str, enum.Enum):
@@ -216,10 +220,10 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     step: UpdateStep
     target: str = ""
     reason: str = ""
-    release: int = 0
+    release: Count = 0
     rollout: str = ""
-    requests: int = 0
-    failed: int = 0
+    requests: Count = 0
+    failed: Count = 0
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,18 +233,18 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     system: str
     accelerator: str = "cpu"
     runtimes: dict[str, str] = msgspec.field(default_factory=dict)
-    memory_bytes: int = 0
-    cpus: int = 0
+    memory_bytes: Count = 0
+    cpus: Count = 0
 
 
 class Reported(Message, frozen=True, kw_only=True):
     """What a device is; ``desired_revision`` is the newest desired state it has acted on."""
 
     agent_version: str
-    started_at_ms: int
-    desired_revision: int
+    started_at_ms: TimeMs
+    desired_revision: Count
     hardware: Hardware
-    models: dict[str, ReportedModel] = msgspec.field(default_factory=dict)
+    models: dict[Name, ReportedModel] = msgspec.field(default_factory=dict)
     api: str = ""
 
 
@@ -248,4 +252,4 @@ class Status(Message, frozen=True, kw_only=True):
     """Whether a device is connected; the last will is one with ``online`` false."""
 
     online: bool
-    at_ms: int
+    at_ms: TimeMs

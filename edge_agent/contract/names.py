@@ -6,7 +6,8 @@ import re
 
 from edge_agent.contract.errors import ManifestError
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
+NAME_PATTERN = "[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
+_NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[0-9a-z](?:[0-9a-z._-]{0,61}[0-9a-z])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

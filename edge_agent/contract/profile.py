@@ -6,8 +6,9 @@ live rows in the same bins, and counts of any number of devices and windows merg
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping
+import itertools
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,22 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import PackageError
+from edge_agent.contract.projection import Projection, project_rows
+from edge_agent.contract.quantities import Count
+
+__all__ = [
+    "BINS",
+    "Feature",
+    "FeatureCounts",
+    "Projection",  # defined beside its formulas, part of a feature all the same
+    "ReferenceProfile",
+    "count",
+    "count_batch",
+    "decode_profile",
+    "encode_profile",
+    "merge",
+    "project",
+    "quantile_edges",
+]
 
 BINS = 32
-
-
-class Projection(str, enum.Enum):
-    """A number per row, taken from a tensor: what a feature of the profile is."""
-
-    ELEMENT = "element"  # one element of the flattened row
-    MEAN = "mean"
-    STD = "std"
-    MAXIMUM = "maximum"
-    GRADIENT = "gradient"  # mean absolute difference of neighbours along the last two axes: sharpness of an image
-    CENTROID = "centroid"  # mean column weighted by value, less that of the upper half: slant of an image
-    CONFIDENCE = "confidence"  # largest probability
-    MARGIN = "margin"  # largest probability less the second
-    CLASS = "class"  # index of the largest probability
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +56,13 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
     index: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.edges) < 2 or any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
-            raise PackageError(f"feature {self.name}: needs at least two ascending bin edges, got {self.edges}")
+        ascending = all(low < high for low, high in itertools.pairwise(self.edges))
+        if len(self.edges) < 2 or not ascending or not all(map(math.isfinite, self.edges)):
+            raise PackageError(f"feature {self.name}: needs at least two ascending, finite bin edges, got {self.edges}")
+        if self.side not in {"input", "output"}:
+            raise PackageError(f"feature {self.name}: side is {self.side!r}, not 'input' or 'output'")
+        if self.index < 0:
+            raise PackageError(f"feature {self.name}: index {self.index} is negative")
 
 
 class FeatureCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,15 +73,16 @@ class FeatureCounts(msgspec.Struct, frozen=True, kw_only=True):
         under: Values below the first edge; ``over``: above the last.
         nan: Not-a-number; ``inf``: infinities, of both signs.
         missing: Rows in which the tensor was absent or filled.
-        total: Sum of the finite values; ``squares``: sum of their squares.
+        total: Sum of the finite values; ``squares``: sum of their squares. Floating point: unlike the counts, they
+            depend in their last digits on the order of merging, and are infinite where the sum overflows.
     """
 
-    bins: tuple[int, ...]
-    under: int = 0
-    over: int = 0
-    nan: int = 0
-    inf: int = 0
-    missing: int = 0
+    bins: tuple[Count, ...]
+    under: Count = 0
+    over: Count = 0
+    nan: Count = 0
+    inf: Count = 0
+    missing: Count = 0
     total: float = 0.0
     squares: float = 0.0
 
@@ -125,6 +135,12 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
         names = [feature.name for feature in self.features]
         if set(names) != set(self.counts) or len(set(names)) != len(names):
             raise PackageError(f"profile: features {sorted(names)} and counts {sorted(self.counts)} differ")
+        for feature in self.features:
+            bins = len(self.counts[feature.name].bins)
+            if bins != len(feature.edges) - 1:
+                raise PackageError(f"feature {feature.name}: {bins} counts for {len(feature.edges) - 1} bins")
+        if any(low[0] >= high[0] for low, high in itertools.pairwise(self.calibration)):
+            raise PackageError(f"profile: the calibration's confidences do not ascend: {self.calibration}")
 
 
 def encode_profile(profile: ReferenceProfile) -> bytes:
@@ -140,7 +156,7 @@ def decode_profile(data: bytes) -> ReferenceProfile:
     """
     try:
         return msgspec.msgpack.decode(data, type=ReferenceProfile)
-    except (msgspec.DecodeError, PackageError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, PackageError) as error:
         raise PackageError(f"reference.profile: {error}") from error
 
 
@@ -154,100 +170,23 @@ def project(feature: Feature, tensor: NDArray[Any]) -> NDArray[np.float64]:
     Raises:
         PackageError: The profile does not fit the tensor: text, no elements, no such index, no image.
     """
-    if tensor.dtype.kind not in "fiub" or tensor.ndim == 0:
-        raise PackageError(f"feature {feature.name}: tensor '{feature.tensor}' is {tensor.dtype}, not rows of numbers")
-    if len(tensor) == 0:
-        return np.empty(0, dtype=np.float64)
-    columns = tensor.size // len(tensor)
-    if columns <= (feature.index if feature.projection is Projection.ELEMENT else 0):
-        raise PackageError(
-            f"feature {feature.name}: tensor '{feature.tensor}' has {columns} elements per row, index is {feature.index}"
-        )
-    with np.errstate(all="ignore"):  # infinities and NaN are results here; count() tells them apart
-        if feature.projection in _OF_IMAGE:
-            if tensor.ndim < 3 or min(tensor.shape[-2:]) < 2:
-                raise PackageError(
-                    f"feature {feature.name}: {feature.projection.value} needs images of at least 2 x 2, "
-                    f"got rows of shape {tensor.shape[1:]}"
-                )
-            image = tensor.reshape(len(tensor), -1, *tensor.shape[-2:]).astype(np.float64, copy=False)
-            return _OF_IMAGE[feature.projection](image)
-        rows = tensor.reshape(len(tensor), -1).astype(np.float64, copy=False)
-        if feature.projection is Projection.ELEMENT:
-            return rows[:, feature.index]
-        return _OF_ROWS[feature.projection](rows)
-
-
-def _mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = rows.mean(axis=1)
-    return values
-
-
-def _std(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = rows.std(axis=1)
-    return values
-
-
-def _maximum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = rows.max(axis=1)
-    return values
-
-
-def _class(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Index of the largest; NaN where a NaN leaves no largest (argmax would name the NaN's own index)."""
-    return np.where(np.isnan(rows).any(axis=1), np.nan, rows.argmax(axis=1).astype(np.float64))
-
-
-def _margin(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest less second; with one class only there is no second, and nothing is taken off."""
-    if rows.shape[1] == 1:
-        return rows[:, 0]
-    top = np.partition(rows, rows.shape[1] - 2, axis=1)[:, -2:]
-    values: NDArray[np.float64] = top[:, 1] - top[:, 0]
-    return values
-
-
-def _gradient(image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean absolute difference of neighbours, float64[N] from float64[N, C, H, W]."""
-    across: NDArray[np.float64] = np.abs(np.diff(image, axis=-1)).mean(axis=(1, 2, 3))
-    down: NDArray[np.float64] = np.abs(np.diff(image, axis=-2)).mean(axis=(1, 2, 3))
-    return across + down
-
-
-def _slant(image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Columns between the centres of mass of the lower and upper half: float64[N] from float64[N, C, H, W]."""
-    weight = image.sum(axis=1) + 1e-9
-    columns = np.arange(image.shape[-1], dtype=np.float64)
-    half = image.shape[-2] // 2
-
-    def centre(part: NDArray[np.float64]) -> NDArray[np.float64]:
-        moment: NDArray[np.float64] = (part * columns).sum(axis=(1, 2))
-        mass: NDArray[np.float64] = part.sum(axis=(1, 2))
-        return moment / mass
-
-    return centre(weight[:, half:]) - centre(weight[:, :half])
-
-
-_Values = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-_OF_IMAGE: Mapping[Projection, _Values] = {Projection.GRADIENT: _gradient, Projection.CENTROID: _slant}
-_OF_ROWS: Mapping[Projection, _Values] = {
-    Projection.MEAN: _mean,
-    Projection.STD: _std,
-    Projection.MAXIMUM: _maximum,
-    Projection.CONFIDENCE: _maximum,
-    Projection.MARGIN: _margin,
-    Projection.CLASS: _class,
-}
+    try:
+        return project_rows(feature.projection, tensor, index=feature.index)
+    except PackageError as error:
+        raise PackageError(f"feature {feature.name}: tensor '{feature.tensor}' {error}") from error
 
 
 def count(feature: Feature, values: NDArray[np.float64], *, missing: int = 0) -> FeatureCounts:
     """The counts of ``values``, float64[N], in the feature's bins, and ``missing`` rows besides."""
+    values = np.asarray(values, dtype=np.float64)
     finite = values[np.isfinite(values)]
     nan = int(np.isnan(values).sum())
     edges = np.asarray(feature.edges)
     at = np.searchsorted(edges, finite, side="right")
     at[finite == edges[-1]] = len(edges) - 1
     cells = np.bincount(at, minlength=len(edges) + 1)
+    with np.errstate(over="ignore"):
+        total, squares = float(finite.sum()), float(np.square(finite).sum())
     return FeatureCounts(
         bins=tuple(cells[1:-1].tolist()),
         under=int(cells[0]),
@@ -255,16 +194,23 @@ def count(feature: Feature, values: NDArray[np.float64], *, missing: int = 0) ->
         nan=nan,
         inf=len(values) - len(finite) - nan,
         missing=missing,
-        total=float(finite.sum()),
-        squares=float(np.square(finite).sum()),
+        total=total,
+        squares=squares,
     )
 
 
 def count_batch(
     features: tuple[Feature, ...], inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, FeatureCounts]:
-    """The counts of one batch by feature name; a tensor that is absent counts its rows as missing."""
-    rows = len(next(iter(outputs.values())))
+    """The counts of one batch by feature name; a tensor that is absent counts its rows as missing.
+
+    Raises:
+        PackageError: The profile does not fit a tensor; or there is no tensor to tell the rows from.
+    """
+    first = next(iter((*outputs.values(), *inputs.values())), None)
+    if first is None:
+        raise PackageError("cannot count a batch without tensors")
+    rows = len(first)
     counts: dict[str, FeatureCounts] = {}
     for feature in features:
         tensor = (inputs if feature.side == "input" else outputs).get(feature.tensor)
@@ -284,11 +230,40 @@ def merge(a: Mapping[str, FeatureCounts], b: Mapping[str, FeatureCounts]) -> dic
 
 
 def quantile_edges(values: NDArray[np.float64], bins: int = BINS) -> tuple[float, ...]:
-    """At most ``bins`` + 1 ascending edges that share the finite ``values`` out evenly; ties share one bin."""
-    finite = values[np.isfinite(values)]
+    """At most ``bins`` + 1 ascending edges that share the finite ``values`` out evenly.
+
+    Of no more than ``bins`` distinct values (classes, flags) each gets a bin of its own, with edges halfway between:
+    quantiles would put the two largest into one bin. Otherwise equal values share one bin.
+
+    Raises:
+        PackageError: There is no finite value.
+    """
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
     if finite.size == 0:
         raise PackageError("cannot make bins: the reference data has no finite value")
-    edges = np.unique(np.quantile(finite, np.linspace(0.0, 1.0, bins + 1)))
-    if len(edges) == 1:
-        edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
+    distinct = np.unique(finite)
+    edges = _edges_between(distinct) if len(distinct) <= bins else _edges_by_quantile(finite, bins)
     return tuple(edges.tolist())
+
+
+def _edges_between(distinct: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One bin around each of the ascending values; the outer ones reach as far out as they reach in."""
+    halves = np.diff(distinct / 2)  # halved first: the difference of two large floats may overflow
+    middle = distinct[:-1] + halves
+    middle = np.where(middle > distinct[:-1], middle, distinct[1:])  # neighbouring floats have nothing between them
+    reach_low, reach_high = (halves[0], halves[-1]) if len(halves) else (0.5, 0.5)
+    largest = np.finfo(np.float64).max
+    with np.errstate(over="ignore"):
+        first = distinct[0] - max(reach_low, np.spacing(abs(distinct[0])))
+        last = distinct[-1] + max(reach_high, np.spacing(abs(distinct[-1])))
+    edges: NDArray[np.float64] = np.clip([first, *middle, last], -largest, largest)
+    return edges
+
+
+def _edges_by_quantile(finite: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    # Interpolation takes differences, which overflow near the largest float; a quarter of all values does not.
+    scale = 0.25 if np.abs(finite).max() > 1e300 else 1.0
+    quantiles = np.quantile(finite * scale, np.linspace(0.0, 1.0, bins + 1)) / scale
+    edges: NDArray[np.float64] = np.unique(quantiles)
+    return edges

@@ -19,6 +19,7 @@ import msgspec
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.manifest import MANIFEST_FILE
 from edge_agent.contract.names import check_name, check_version
+from edge_agent.contract.quantities import Count
 
 
 def image_metadata_path() -> str:
@@ -62,5 +63,5 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     device: str
-    release: int
+    release: Count
     rollout: str = ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from edge_agent.contract.quantities import Amount, Share
+
 
 class SamplingPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A budget, and how it is shared.
@@ -15,7 +17,7 @@ class SamplingPolicy(msgspec.Struct, frozen=True, kw_only=True):
         label_lifetime_s: How long the device remembers a request for late feedback.
     """
 
-    samples_per_minute: float = 60.0
-    labels_per_minute: float = 0.0
-    uniform_share: float = 0.3
-    label_lifetime_s: float = 86_400.0
+    samples_per_minute: Amount = 60.0
+    labels_per_minute: Amount = 0.0
+    uniform_share: Share = 0.3
+    label_lifetime_s: Amount = 86_400.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,7 +88,11 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, array: NDArray[Any]) -> Tensor:
-        """The tensor holding a copy of ``array``."""
+        """The tensor holding a copy of ``array``.
+
+        Raises:
+            MessageError: OIP has no such datatype, or an object in it is neither text nor bytes.
+        """
         datatype = Datatype.of(array.dtype)
         data = pack_bytes(array) if datatype is Datatype.BYTES else array.astype(datatype.numpy, copy=False).tobytes()
         return cls(datatype=datatype, shape=tuple(array.shape), data=data)
@@ -98,25 +103,60 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             MessageError: The bytes do not fill the shape.
         """
-        count = int(np.prod(self.shape, dtype=np.int64))
+        if any(axis < 0 for axis in self.shape):
+            raise MessageError(f"{self.datatype.value} tensor of shape {self.shape}: an axis is negative")
+        count = math.prod(self.shape)  # of Python's integers: a product that overflows must not look small
         if self.datatype is Datatype.BYTES:
-            return unpack_bytes(self.data, count).reshape(self.shape)
+            return _reshape(unpack_bytes(self.data, count), self.shape)
         expected = count * self.datatype.numpy.itemsize
         if len(self.data) != expected:
             raise MessageError(
                 f"{self.datatype.value} tensor of shape {self.shape} needs {expected} bytes, got {len(self.data)}"
             )
-        return np.frombuffer(self.data, dtype=self.datatype.numpy).reshape(self.shape)
+        if self.datatype is Datatype.BOOL and max(self.data, default=0) > 1:
+            raise MessageError(f"BOOL tensor of shape {self.shape} holds a byte that is neither 0 nor 1")
+        return _reshape(np.frombuffer(self.data, dtype=self.datatype.numpy), self.shape)
+
+
+def _reshape(flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return flat.reshape(shape)
+    except (ValueError, OverflowError) as error:  # more axes, or longer empty ones, than numpy can hold
+        raise MessageError(f"tensor of {len(shape)} axes {shape[:8]}: {error}") from error
 
 
 def pack_bytes(array: NDArray[Any]) -> bytes:
-    """BYTES elements as they travel: each a 4-byte little-endian length and its bytes; ``str`` becomes UTF-8."""
+    """BYTES elements as they travel: each a 4-byte little-endian length and its bytes; ``str`` becomes UTF-8.
+
+    Raises:
+        MessageError: An element is neither text nor bytes.
+    """
     parts: list[bytes] = []
-    for element in array.ravel():
-        raw = element.encode() if isinstance(element, str) else bytes(element)
+    for index, element in enumerate(array.ravel()):
+        try:
+            raw = as_bytes(element)
+        except MessageError as error:
+            raise MessageError(f"BYTES element {index} {error}") from error
         parts.append(len(raw).to_bytes(4, "little"))
         parts.append(raw)
     return b"".join(parts)
+
+
+def as_bytes(element: object) -> bytes:
+    """One BYTES element: bytes as they are, text in UTF-8.
+
+    Raises:
+        MessageError: It is neither; the text goes on after the element's place.
+    """
+    if isinstance(element, str):
+        try:
+            return element.encode()
+        except UnicodeEncodeError as error:
+            raise MessageError(f"is no Unicode text: {error}") from error
+    if isinstance(element, (bytes, bytearray, memoryview)):
+        return bytes(element)
+    # bytes(5) would quietly be five zeros.
+    raise MessageError(f"is {type(element).__name__}, neither text nor bytes")
 
 
 def unpack_bytes(data: bytes | memoryview, count: int) -> NDArray[Any]:
@@ -126,7 +166,7 @@ def unpack_bytes(data: bytes | memoryview, count: int) -> NDArray[Any]:
         MessageError: ``data`` holds fewer or more elements.
     """
     view = memoryview(data)
-    if count * 4 > len(view):  # refuse before allocating: each element takes at least its length field
+    if not 0 <= count * 4 <= len(view):  # refuse before allocating: each element takes at least its length field
         raise MessageError(f"{count} BYTES elements need at least {count * 4} bytes, got {len(view)}")
     out = np.empty(count, dtype=object)
     at = 0

@@ -82,6 +82,6 @@ def parse(topic: str) -> tuple[DeviceTopics, str]:
         MessageError: It is no topic of ours.
     """
     parts = topic.split("/", 4)
-    if len(parts) != 5 or "/".join(parts[:2]) != ROOT or not is_name(parts[2]) or not is_name(parts[3]):
+    if len(parts) != 5 or not parts[4] or "/".join(parts[:2]) != ROOT or not is_name(parts[2]) or not is_name(parts[3]):
         raise MessageError(f"topic {topic!r} is not {ROOT}/FLEET/DEVICE/...")
     return DeviceTopics(parts[2], parts[3]), parts[4]
