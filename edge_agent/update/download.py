@@ -73,7 +73,8 @@ class Download:
         try:
             with self.files.get(self.files.url(blob_path(self.sha256)), offset=have) as (resumed, chunks):
                 if have and not resumed:  # the server sends all of it
-                    file.truncate(0)
+                    file.seek(0)
+                    file.truncate()
                     digest = hashlib.sha256()
                 self._append(file, digest, chunks)
         except ServerRefused as error:

@@ -1,0 +1,118 @@
+"""Package files under their SHA-256: staged until signed metadata names them, only then to be had."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleet_server.updates.durable_files import sync_folder
+from fleet_server.updates.errors import UploadRefused
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STAGED_S = 24 * 3600.0
+
+
+class BlobStore:
+    """Two folders: ``blobs`` is served to devices, ``staged`` is what publishers have sent so far.
+
+    Args:
+        folder: Made where it is missing.
+        limit_bytes: Largest file accepted.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int = 8 << 30) -> None:
+        self._blobs, self._staged, self._limit_bytes = folder / "blobs", folder / "staged", limit_bytes
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._staged.mkdir(parents=True, exist_ok=True)
+
+    def released(self, sha256: str) -> Path | None:
+        """The file, where signed metadata names it."""
+        path = self._blobs / sha256
+        return path if _DIGEST.fullmatch(sha256) and path.is_file() else None
+
+    def find(self, sha256: str) -> Path | None:
+        """The file, released or staged."""
+        staged = self._staged / sha256
+        return self.released(sha256) or (staged if _DIGEST.fullmatch(sha256) and staged.is_file() else None)
+
+    @contextlib.contextmanager
+    def receive(self, sha256: str) -> Iterator[Receiver]:
+        """Take a file in: write its chunks to the receiver; at the end it is staged, or refused and forgotten.
+
+        Raises:
+            UploadRefused: It is not the file it is called, or too large.
+        """
+        if not _DIGEST.fullmatch(sha256):
+            raise UploadRefused(f"{sha256!r} is no SHA-256 in lowercase hexadecimal")
+        descriptor, name = tempfile.mkstemp(prefix=".", dir=self._staged)
+        beside = Path(name)
+        try:
+            receiver = Receiver(descriptor, self._limit_bytes)
+            try:
+                yield receiver
+                found = receiver.finish()
+            finally:
+                os.close(descriptor)
+            if found != sha256:
+                raise UploadRefused(f"the bytes sent as {sha256[:12]} have SHA-256 {found[:12]}; send them again")
+            beside.chmod(0o644)
+            beside.replace(self._staged / sha256)
+            sync_folder(self._staged)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def release(self, digests: set[str]) -> None:
+        """Let devices have these files, durably; they must be staged or released already."""
+        for sha256 in digests:
+            if self.released(sha256) is None:
+                (self._staged / sha256).replace(self._blobs / sha256)
+        sync_folder(self._blobs)
+
+    def forget_staged(self, *, older_than_s: float = 0.0) -> None:
+        """Remove files that nothing signed ever named."""
+        for path in self._staged.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= older_than_s:
+                    path.unlink()
+
+    def forget_abandoned(self) -> None:
+        """Remove what a publisher sent a day ago and never signed."""
+        self.forget_staged(older_than_s=_STAGED_S)
+
+    def free_bytes(self) -> int:
+        """Room left on the disk."""
+        return shutil.disk_usage(self._blobs).free
+
+
+class Receiver:
+    """Where the chunks of one upload go."""
+
+    def __init__(self, descriptor: int, limit_bytes: int) -> None:
+        self._descriptor, self._limit_bytes = descriptor, limit_bytes
+        self._digest, self._size = hashlib.sha256(), 0
+
+    def write(self, chunk: bytes) -> None:
+        """The next bytes.
+
+        Raises:
+            UploadRefused: There are too many.
+        """
+        self._size += len(chunk)
+        if self._size > self._limit_bytes:
+            raise UploadRefused(f"the file is larger than {self._limit_bytes} bytes")
+        self._digest.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def finish(self) -> str:
+        """SHA-256 of all that came; it is on disk then."""
+        os.fsync(self._descriptor)
+        return self._digest.hexdigest()

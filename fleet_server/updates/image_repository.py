@@ -1,0 +1,192 @@
+"""The image repository: which packages exist. The server holds none of its keys: it checks, stores and shows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tuf.api.metadata import Metadata, Root, TargetFile
+
+from edge_agent.contract.errors import ConfigurationError, ManifestError, ShoalError
+from edge_agent.contract.manifest import EVALUATION_FILE, Manifest, decode_manifest, digest_of
+from edge_agent.contract.repository import parse_target
+from fleet_server.updates.blobs import BlobStore
+from fleet_server.updates.durable_files import write_durably
+from fleet_server.updates.errors import UploadRefused
+from fleet_server.updates.image_verification import VerifiedUpload, shown_targets, verify_upload
+
+OnRelease = Callable[[Manifest, str, dict[str, Any]], None]
+
+_METADATA_NAME = re.compile(r"[0-9]{1,9}\.[a-z0-9_-]{1,63}\.json|timestamp\.json")
+_MANIFEST_LIMIT_BYTES = 4 << 20
+
+
+def _utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class ImageRepository:
+    """Metadata and package files in a folder.
+
+    Args:
+        folder: ``image/`` holds the metadata, ``blobs/`` the files; made where it is missing.
+        root: Root metadata, made offline: the trust anchor that every upload is checked from.
+        on_release: Told once of each package that became visible, with its digest and evaluation. After a crash
+            between the two it is told at the next :meth:`announce`.
+    Raises:
+        ConfigurationError: ``root`` is no root metadata signed by its own keys.
+    """
+
+    def __init__(
+        self, folder: Path, *, root: bytes, on_release: OnRelease, utc_now: Callable[[], dt.datetime] = _utc_now
+    ) -> None:
+        self.blobs = BlobStore(folder)
+        self._metadata, self._pending = folder / "image", folder / "image-releases-to-announce.json"
+        self._anchor, self._on_release, self._utc_now = root, on_release, utc_now
+        self._lock = threading.RLock()
+        version = root_version(root, "image")
+        if self.metadata(f"{version}.root.json") is None:
+            write_durably(self._metadata / f"{version}.root.json", root)
+
+    @property
+    def root(self) -> str:
+        """The newest root metadata: what a device that enrols now begins with."""
+        version = root_version(self._anchor, "image")
+        newest = self._anchor
+        while (data := self.metadata(f"{version + 1}.root.json")) is not None:
+            newest, version = data, version + 1
+        return newest.decode()
+
+    def metadata(self, name: str) -> bytes | None:
+        """A metadata file by its name in a URL; None where there is none."""
+        if _METADATA_NAME.fullmatch(name) is None:
+            return None
+        try:
+            return (self._metadata / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def accept(self, files: Mapping[str, bytes]) -> list[str]:
+        """Verify uploaded metadata, then show it, all at once: the timestamp is written last.
+
+        Args:
+            files: Bytes by file name: ``timestamp.json``, ``7.snapshot.json``, ``3.digits.json``, ...; what did not
+                change may be left out.
+        Returns:
+            Paths of the targets that are new.
+        Raises:
+            UploadRefused: Nothing of it is kept, nor of the files staged for it.
+        """
+        with self._lock:
+            try:
+                upload = verify_upload(files, self.metadata, root=self._anchor, now=self._utc_now())
+                fresh = self._fresh(upload) if upload is not None else {}
+                needed = self._needed(fresh)
+            except ShoalError:
+                self.blobs.forget_staged()
+                raise
+            if upload is not None:
+                self.blobs.release(needed)
+                self._show(upload, fresh)
+            self.blobs.forget_abandoned()
+            self.announce()
+            return sorted(fresh)
+
+    def announce(self) -> None:
+        """Tell of packages that became visible and were not told of; call it at the start of the server."""
+        with self._lock:
+            if not self._pending.exists():
+                return
+            pending = msgspec.json.decode(self._pending.read_bytes(), type=dict[str, str])
+            shown = shown_targets(self.metadata)
+            for path, digest in sorted(pending.items()):
+                target = shown.get(path)
+                if target is not None and target.hashes["sha256"] == digest:
+                    manifest = decode_manifest(self._read(digest))
+                    self._on_release(manifest, digest, self._evaluation(manifest))
+                write_durably(self._pending, msgspec.json.encode({k: v for k, v in pending.items() if k > path}))
+            self._pending.unlink()
+
+    def _fresh(self, upload: VerifiedUpload) -> dict[str, TargetFile]:
+        shown = shown_targets(self.metadata)
+        for path, target in upload.targets.items():
+            before = shown.get(path)
+            if before is not None and (before.hashes, before.length) != (target.hashes, target.length):
+                raise UploadRefused(f"{path!r} is released already with other contents: give it a new version")
+        return {path: target for path, target in upload.targets.items() if path not in shown}
+
+    def _needed(self, fresh: Mapping[str, TargetFile]) -> set[str]:
+        """Digests of all files of the new packages, each of which must be here."""
+        needed: set[str] = set()
+        for path, target in fresh.items():
+            digest = target.hashes["sha256"]
+            manifest = self._manifest(path, digest, target.length)
+            entries = manifest.files.values()
+            needed |= {digest, *(entry.sha256 for entry in entries)}
+            for name, entry in manifest.files.items():
+                blob = self.blobs.find(entry.sha256)
+                if blob is None or blob.stat().st_size != entry.size_bytes:
+                    raise UploadRefused(f"{path}: file {name!r} ({entry.sha256[:12]}) was not uploaded before")
+            self._evaluation(manifest)
+        return needed
+
+    def _manifest(self, path: str, digest: str, length: int) -> Manifest:
+        data = self._read(digest)
+        if len(data) != length:
+            raise UploadRefused(f"{path}: signed with {length} bytes, the file has {len(data)}")
+        try:
+            manifest = decode_manifest(data)
+        except ManifestError as error:
+            raise UploadRefused(f"{path}: {error}") from error
+        if (manifest.name, manifest.version) != parse_target(path):
+            raise UploadRefused(f"{path}: its manifest says {manifest.name} {manifest.version}")
+        return manifest
+
+    def _evaluation(self, manifest: Manifest) -> dict[str, Any]:
+        entry = manifest.files.get(EVALUATION_FILE)
+        if entry is None:
+            return {}
+        try:
+            return msgspec.json.decode(self._read(entry.sha256), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise UploadRefused(f"{manifest.name} {manifest.version}: {EVALUATION_FILE}: {error}") from error
+
+    def _read(self, sha256: str) -> bytes:
+        path = self.blobs.find(sha256)
+        if path is None or path.stat().st_size > _MANIFEST_LIMIT_BYTES:
+            raise UploadRefused(f"file {sha256[:12]} was not uploaded before, or is too large for what it should be")
+        data = path.read_bytes()
+        if digest_of(data) != sha256:
+            raise UploadRefused(f"file {sha256[:12]} is damaged on the server's disk; upload it again")
+        return data
+
+    def _show(self, upload: VerifiedUpload, fresh: Mapping[str, TargetFile]) -> None:
+        pending = {path: target.hashes["sha256"] for path, target in fresh.items()}
+        if self._pending.exists():
+            pending = {**msgspec.json.decode(self._pending.read_bytes(), type=dict[str, str]), **pending}
+        if pending:
+            write_durably(self._pending, msgspec.json.encode(pending))
+        for name, data in upload.files.items():
+            if self.metadata(name) != data:
+                write_durably(self._metadata / name, data)
+
+
+def root_version(root: bytes, repository: str) -> int:
+    """The version of root metadata.
+
+    Raises:
+        ConfigurationError: It is none, or not signed by its own keys.
+    """
+    from tuf.api.exceptions import RepositoryError
+
+    try:
+        metadata = Metadata[Root].from_bytes(root)
+        metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{repository} root metadata: {error}; make it with `shoal keys init`") from error
+    return metadata.signed.version

@@ -1,0 +1,120 @@
+"""HTTP: devices fetch metadata and files, the publisher uploads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response, status
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+
+from edge_agent.contract.errors import MalformedRequest
+from fleet_server.errors import Forbidden, NotFound
+from fleet_server.updates.director import Director
+from fleet_server.updates.errors import UploadRefused
+from fleet_server.updates.image_repository import ImageRepository
+
+_METADATA_LIMIT_BYTES = 32 << 20
+# Signed and versioned, but what is newest must be asked for each time.
+_NO_CACHE = {"Cache-Control": "no-cache"}
+
+
+class MetadataUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of ``POST /api/v1/repository/metadata``: the text of each metadata file by its name."""
+
+    files: dict[str, str]
+
+
+def routes(
+    images: ImageRepository,
+    director: Director,
+    *,
+    require_device: Callable[..., str],
+    require_publisher: Callable[..., Any],
+) -> APIRouter:
+    """The routes of updates.
+
+    Args:
+        require_device: Dependency that gives the name of the device that asks, or refuses.
+        require_publisher: Dependency that refuses who may not upload.
+    """
+    router = APIRouter(tags=["updates"])
+    _for_devices(router, images, director, require_device)
+    _for_publishers(router, images, require_publisher)
+    return router
+
+
+def _for_devices(
+    router: APIRouter, images: ImageRepository, director: Director, require_device: Callable[..., str]
+) -> None:
+    @router.get("/updates/image/{file}", summary="Metadata of the image repository")
+    def image_metadata(file: str) -> Response:
+        return _json(images.metadata(file), file)
+
+    @router.get("/updates/director/{device}/{file}", summary="The director's metadata for one device")
+    def director_metadata(device: str, file: str, caller: Annotated[str, Depends(require_device)]) -> Response:
+        if caller != device:
+            raise Forbidden(f"this is device {caller!r}: it may not see what {device!r} is to install")
+        return _json(director.metadata(device, file), file)
+
+    @router.get("/updates/targets/{sha256}", summary="A file of a package", response_class=FileResponse)
+    def blob(sha256: str, caller: Annotated[str, Depends(require_device)]) -> Response:  # noqa: ARG001 - guards
+        return _file(images.blobs.released(sha256), sha256)
+
+
+def _for_publishers(router: APIRouter, images: ImageRepository, require_publisher: Callable[..., Any]) -> None:
+    guard = [Depends(require_publisher)]
+
+    @router.head("/api/v1/repository/blobs/{sha256}", summary="Whether a file is here already", dependencies=guard)
+    def has_blob(sha256: str) -> Response:
+        return _file(images.blobs.find(sha256), sha256)
+
+    @router.put(
+        "/api/v1/repository/blobs/{sha256}",
+        summary="Upload a file of a package; devices get it once signed metadata names it",
+        status_code=status.HTTP_201_CREATED,
+        dependencies=guard,
+    )
+    async def put_blob(sha256: str, request: Request) -> Response:
+        with images.blobs.receive(sha256) as receiver:
+            async for chunk in request.stream():
+                await run_in_threadpool(receiver.write, chunk)
+        return Response(status_code=status.HTTP_201_CREATED)
+
+    @router.post(
+        "/api/v1/repository/metadata",
+        summary="Upload signed metadata; all of it becomes visible, or nothing",
+        dependencies=guard,
+    )
+    async def post_metadata(request: Request) -> dict[str, list[str]]:
+        files = await _upload(request)
+        return {"released": await run_in_threadpool(images.accept, files)}
+
+
+async def _upload(request: Request) -> dict[str, bytes]:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _METADATA_LIMIT_BYTES:
+            raise UploadRefused(f"the metadata is larger than {_METADATA_LIMIT_BYTES} bytes")
+    try:
+        upload = msgspec.json.decode(bytes(body), type=MetadataUpload)
+    except msgspec.DecodeError as error:
+        raise MalformedRequest(f"the body is not {{'files': {{NAME: TEXT}}}}: {error}") from error
+    return {name: text.encode() for name, text in upload.files.items()}
+
+
+def _json(data: bytes | None, name: str) -> Response:
+    if data is None:
+        raise NotFound(f"there is no metadata file {name!r}")
+    return Response(data, media_type="application/json", headers=_NO_CACHE)
+
+
+def _file(path: Path | None, sha256: str) -> FileResponse:
+    if path is None:
+        raise NotFound(f"there is no file {sha256!r}")
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)
