@@ -1,1 +1,3 @@
-"""The part of Shoal that runs on a device: serves models, watches them, reports, updates itself."""
+"""Shoal on the device: serves models, watches their data, reports, and updates itself."""
+
+__version__ = "0.1.0"

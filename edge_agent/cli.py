@@ -1,0 +1,155 @@
+"""``shoal-agent``: the command on the device."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from edge_agent import __version__
+from edge_agent.config import AgentConfig, prepare_state, read_config, read_identity
+from edge_agent.contract.enrolment import EnrolmentRequest
+from edge_agent.contract.errors import ShoalError
+from edge_agent.enrol import enrol
+
+_state_option = click.option(
+    "--state", type=click.Path(path_type=Path, file_okay=False), help="State folder.  [default: /var/lib/shoal]"
+)
+_config_option = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="TOML file with settings."
+)
+
+
+class _Commands(click.Group):
+    """Errors of ours end the command with one line that says what to do, and an exit code of their own."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ShoalError as error:
+            click.echo(f"shoal-agent: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="shoal-agent")
+def main() -> None:
+    """Runs models on this device, and keeps them right together with the fleet's server.
+
+    \b
+    The first time on a device:
+      shoal-agent enrol --server https://fleet.example:8080 --claim TOKEN --device press-7
+      shoal-agent run
+
+    \b
+    Then applications ask it over the Open Inference Protocol:
+      curl localhost:8500/v2/models/digits
+      curl localhost:8500/v2/models/digits/infer -d '{"inputs": [...]}'
+
+    Exit codes: 2 settings, 3 package, 4 trust, 5 network, 6 this machine (port, disk, permission).
+    """
+
+
+@main.command("enrol")
+@_config_option
+@_state_option
+@click.option("--server", required=True, help="Base URL of the fleet server.")
+@click.option("--claim", required=True, envvar="SHOAL_CLAIM", help="One-time token, from `shoal devices claim`.")
+@click.option("--device", required=True, help="What this device shall be called: a-z, 0-9, '-' and '_'.")
+@click.option("--image-root", type=click.Path(exists=True, path_type=Path), help="Pinned root.json of the packages.")
+@click.option("--director-root", type=click.Path(exists=True, path_type=Path), help="Pinned root.json of the director.")
+def enrol_command(
+    config_path: Path | None,
+    state: Path | None,
+    server: str,
+    claim: str,
+    device: str,
+    image_root: Path | None,
+    director_root: Path | None,
+) -> None:
+    """Join a fleet: exchange a claim token for this device's identity.
+
+    The identity lies in the state folder, readable by its owner alone. Without --image-root and --director-root the
+    server's trust anchors are taken on first use: give them where the network between cannot be trusted.
+    """
+    from edge_agent.monitor.machine import hardware  # imports psutil: only the commands that need it pay for it
+
+    config = _settings(config_path, state)
+    folder = Path(config.state)
+    prepare_state(folder)
+    request = EnrolmentRequest(claim=claim, device=device, hardware=hardware())
+    enrolment = enrol(folder, server, request, image_root=image_root, director_root=director_root)
+    click.echo(f"{enrolment.device} has joined fleet '{enrolment.fleet}'. Next: shoal-agent run --state {folder}")
+
+
+@main.command("run")
+@_config_option
+@_state_option
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="TCP port; 0 takes a free one.  [default: 8500]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True)
+def run_command(
+    config_path: Path | None, state: Path | None, host: str | None, port: int | None, log_level: str
+) -> None:
+    """Serve this device's models until SIGTERM or SIGINT.
+
+    Starts from the state folder alone: the last good model serves even with no network. Once it listens, the file
+    agent.json in the state folder names its address and process.
+    """
+    from edge_agent.agent import Agent
+
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    config = _settings(config_path, state)
+    api = msgspec.structs.replace(
+        config.api,
+        host=config.api.host if host is None else host,
+        port=config.api.port if port is None else port,
+    )
+    Agent(msgspec.structs.replace(config, api=api)).run()
+
+
+@main.command("install")
+@_config_option
+@_state_option
+@click.argument("package", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def install_command(config_path: Path | None, state: Path | None, package: Path) -> None:
+    """Put the model PACKAGE (a folder) on this device by hand, as a factory image does.
+
+    Every digest is verified and the golden samples are answered before it becomes active. Run it while the agent is
+    stopped.
+    """
+    from edge_agent.agent import preinstall
+
+    config = _settings(config_path, state)
+    prepare_state(Path(config.state))
+    manifest = preinstall(config, package)
+    click.echo(f"{manifest.name} {manifest.version} is active. Next: shoal-agent run --state {config.state}")
+
+
+@main.command("status")
+@_config_option
+@_state_option
+def status_command(config_path: Path | None, state: Path | None) -> None:
+    """Show who this device is and which packages it holds, from the state folder (the agent may be stopped)."""
+    from edge_agent.update.slots_file import SlotsFile
+
+    config = _settings(config_path, state)
+    folder = Path(config.state)
+    identity = read_identity(folder)
+    click.echo(f"device  {identity.device} of fleet {identity.fleet} at {identity.server}" if identity else "not enrolled")
+    for model, slot in sorted(SlotsFile(folder).read().items()):
+        click.echo(f"{model}  active {slot.active[:12] or '-'}  last known good {slot.last_known_good[:12] or '-'}  {slot.step.value}  {slot.reason}")
+
+
+def _settings(path: Path | None, state: Path | None) -> AgentConfig:
+    config = read_config(path)
+    return config if state is None else msgspec.structs.replace(config, state=str(state))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Joining a fleet: a one-time claim token is exchanged for this device's identity."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.config import IDENTITY_FILE, read_identity
+from edge_agent.contract.enrolment import Enrolment, EnrolmentRequest
+from edge_agent.contract.errors import ConfigurationError, NetworkError, ServerRefused, TrustError
+from edge_agent.contract.names import is_name
+from edge_agent.durable import write_durably
+
+_TIMEOUT_S = 30.0
+_MAX_REPLY_BYTES = 1 << 20
+
+
+def enrol(
+    state: Path, server: str, request: EnrolmentRequest, *, image_root: Path | None, director_root: Path | None
+) -> Enrolment:
+    """Enrol this device and keep its identity in ``state``, readable by its owner alone.
+
+    Args:
+        server: Base URL of the fleet server.
+        image_root, director_root: Trust anchors that came with the device; without them those that the server sends
+            are trusted on first use.
+    Raises:
+        ConfigurationError: The device has an identity already, or a name or URL is wrong.
+        TrustError: The server's trust anchor is not the one that came with the device.
+        NetworkError: The server cannot be reached, or refuses the claim.
+    """
+    if read_identity(state) is not None:
+        raise ConfigurationError(f"{state / IDENTITY_FILE}: this device has enrolled already; remove the file to enrol anew")
+    if not is_name(request.device):
+        raise ConfigurationError(f"device name {request.device!r}: use 1 to 63 of a-z, 0-9, '-' and '_'")
+    if not server.startswith(("http://", "https://")):
+        raise ConfigurationError(f"server {server!r}: begin it with http:// or https://")
+    reply = _post(f"{server.rstrip('/')}/api/v1/enrol", msgspec.json.encode(request))
+    try:
+        enrolment = msgspec.json.decode(reply, type=Enrolment)
+    except msgspec.DecodeError as error:
+        raise NetworkError(f"{server}: answered the enrolment with something else: {error}") from error
+    for path, sent, what in (
+        (image_root, enrolment.image_root, "image"),
+        (director_root, enrolment.director_root, "director"),
+    ):
+        if path is not None and path.read_text() != sent:
+            raise TrustError(f"{server}: its {what} root is not the one in {path}; do not trust this server")
+    write_durably(state / IDENTITY_FILE, msgspec.json.encode(enrolment), mode=0o600)
+    return enrolment
+
+
+def _post(url: str, body: bytes) -> bytes:
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - scheme checked by enrol
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310
+            return bytes(reply.read(_MAX_REPLY_BYTES))
+    except urllib.error.HTTPError as error:
+        raise ServerRefused(url, status=error.code, detail=error.read(2000).decode(errors="replace")) from error
+    except OSError as error:
+        raise NetworkError(f"{url}: {getattr(error, 'reason', error)}; is the server running and reachable?") from error
