@@ -1,0 +1,1 @@
+"""When training runs are due, and who carries them out."""
