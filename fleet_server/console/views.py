@@ -1,0 +1,266 @@
+"""What the console shows, as plain values: the templates read nothing else, and nothing here reads a database."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+
+class Tone(str, enum.Enum):
+    """How a state is drawn; each has a sign of its own, so that colour is never the only difference."""
+
+    GOOD = "good"
+    BUSY = "busy"
+    WARN = "warn"
+    BAD = "bad"
+    QUIET = "quiet"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Badge:
+    """A state in a word, ``why`` in a sentence (shown as a title)."""
+
+    text: str
+    tone: Tone
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The header's numbers.
+
+    Args:
+        rollout, run: What is under way, in words; empty where nothing is.
+        now_ms: The server's time, which all ages are measured by.
+    """
+
+    fleet: str
+    now_ms: int
+    online: int
+    offline: int
+    alerts: int
+    rollout: str = ""
+    run: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyView:
+    """An accuracy from labels, 0..1, with its one-sided bounds and the labels that it rests on."""
+
+    value: float
+    low: float
+    high: float
+    labels: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRow:
+    """One model on one device; a device without a model has one row too.
+
+    Args:
+        package: Digest of what serves; ``target``: of the package that an update under way is about.
+        accuracy: From labels of this package; ``estimate``: without labels, 0..1.
+        labels_used: Labels that this device gave for the model, all packages together.
+    """
+
+    device: str
+    status: Badge
+    model: str = ""
+    version: str = ""
+    package: str = ""
+    step: Badge | None = None
+    target: str = ""
+    requests_per_s: float | None = None
+    p99_ms: float | None = None
+    drift: Badge | None = None
+    accuracy: AccuracyView | None = None
+    estimate: float | None = None
+    labels_used: int = 0
+    last_seen_ms: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the row in the page, so that a refresh mends it in place."""
+        return f"device-{self.device}-{self.model}"
+
+
+# Bars are drawn to four times the threshold: what lies beyond is drifted beyond doubt, and the number stands beside it.
+_BAR_END = 4.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBar:
+    """One feature's distance from the reference.
+
+    Args:
+        psi: Population stability index; ``threshold``: above which it would be flagged, if significant too.
+    """
+
+    feature: str
+    psi: float
+    threshold: float
+    flagged: bool
+
+    @property
+    def width(self) -> float:
+        """Percent of the bar's room."""
+        return round(min(1.0, self.psi / (self.threshold * _BAR_END)) * 100, 1) if self.threshold > 0 else 0.0
+
+    @property
+    def mark(self) -> float:
+        """Where the threshold stands, in percent of the bar's room."""
+        return 100 / _BAR_END
+
+    @property
+    def clipped(self) -> bool:
+        """Whether the bar would be longer than its room."""
+        return self.psi > self.threshold * _BAR_END
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DriftView:
+    """The newest judged window of one device."""
+
+    device: str
+    model: str
+    verdict: Badge
+    rows: int
+    until_ms: int
+    features: tuple[FeatureBar, ...]
+
+    @property
+    def key(self) -> str:
+        """Names the block in the page."""
+        return f"drift-{self.device}-{self.model}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wave:
+    """One wave of a rollout: its devices and where each is; ``goal``: how much of the fleet has it at the wave's end."""
+
+    number: int
+    state: Badge
+    goal: str
+    devices: tuple[tuple[str, Badge], ...]
+
+    @property
+    def done(self) -> int:
+        """Devices that serve the new package."""
+        return sum(badge.tone is Tone.GOOD for _, badge in self.devices)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutView:
+    """One rollout. ``reason``: why it was begun; ``note``: why it stands where it stands."""
+
+    id: str
+    model: str
+    version: str
+    package: str
+    state: Badge
+    reason: str
+    note: str
+    created_at_ms: int
+    waves: tuple[Wave, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """One training run.
+
+    Args:
+        fraction: How far it is, 0..1; None where it is not under way.
+        champion, challenger: Accuracies on the same held-out data, 0..1.
+    """
+
+    id: str
+    model: str
+    state: Badge
+    trigger: str
+    reason: str
+    stage: str
+    fraction: float | None
+    champion: float | None
+    challenger: float | None
+    version: str
+    reasons: tuple[str, ...]
+    at_ms: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """One thing that happened, wherever it was written down."""
+
+    key: str
+    at_ms: int
+    tone: Tone
+    kind: str
+    where: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line of the chart: a value per time of the chart, or None; ``estimated`` ones are dashed."""
+
+    label: str
+    subject: str
+    estimated: bool
+    values: tuple[float | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A vertical line of the chart: ``drift``, ``retraining`` or ``rollout``."""
+
+    at_ms: int
+    kind: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """Accuracy over time.
+
+    Args:
+        from_ms, until_ms: What the axis spans.
+        times_ms: Ascending; each series has as many values.
+        promised: Accuracy on the reference data of the newest package that serves, 0..1.
+    """
+
+    from_ms: int
+    until_ms: int
+    times_ms: tuple[int, ...]
+    series: tuple[Series, ...]
+    marks: tuple[Mark, ...]
+    promised: float | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(value is not None for one in self.series for value in one.values)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Console:
+    """The whole page at one moment.
+
+    Args:
+        model: The model that chart and drift are about; ``models``: those to choose from.
+        span: Name of the time span of the chart; ``spans``: those to choose from.
+        hidden_devices: Rows left out of the table, because it would be too long.
+    """
+
+    summary: Summary
+    model: str
+    models: Sequence[str]
+    span: str
+    spans: Sequence[str]
+    devices: Sequence[DeviceRow]
+    hidden_devices: int
+    chart: Chart
+    drift: Sequence[DriftView]
+    rollouts: Sequence[RolloutView]
+    runs: Sequence[RunView]
+    events: Sequence[EventView]
