@@ -19,7 +19,7 @@ from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
 from fleet_server.devices import twin_store
 from fleet_server.devices.records import DeviceRecord, EventRecord
-from fleet_server.devices.tables import devices, events, sampling_policies
+from fleet_server.devices.tables import desired_models, devices, events, sampling_policies
 from fleet_server.errors import NotFound
 from fleet_server.upsert import upsert
 
@@ -89,6 +89,13 @@ class DeviceService:
         """Names of the devices that are enrolled and not revoked."""
         living = sa.select(devices.c.name).join(device_secrets, device_secrets.c.device == devices.c.name)
         return connection.scalars(living.where(device_secrets.c.revoked_at_ms.is_(None)).order_by(devices.c.name)).all()
+
+    def without(self, connection: sa.Connection, model: str) -> Sequence[str]:
+        """Names of the active devices that were never told to serve ``model``."""
+        told = sa.select(desired_models.c.device).where(desired_models.c.model == model)
+        living = sa.select(devices.c.name).join(device_secrets, device_secrets.c.device == devices.c.name)
+        query = living.where(device_secrets.c.revoked_at_ms.is_(None), devices.c.name.not_in(told))
+        return connection.scalars(query.order_by(devices.c.name)).all()
 
     def desire_model(self, device: str, model: str, wanted: DesiredModel) -> None:
         """Tell a device what it should serve."""

@@ -1,0 +1,274 @@
+"""Carries rollouts out: looks at the devices once a second, signs and announces what follows from the rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from edge_agent.contract.errors import ShoalError
+from edge_agent.contract.messages import DesiredModel
+from edge_agent.contract.repository import Assignment, target_name
+from fleet_server.clock import Clock, now_ms
+from fleet_server.database import Database
+from fleet_server.devices import twin_store
+from fleet_server.devices.records import DeviceRecord
+from fleet_server.devices.service import DeviceService
+from fleet_server.errors import Conflict
+from fleet_server.models.records import PackageRecord, ReleaseState
+from fleet_server.models.service import ModelService
+from fleet_server.rollouts import state, store
+from fleet_server.rollouts.state import Gate, Rollout, State
+from fleet_server.rollouts.store import RolloutRecord
+
+DEFAULT_WAVES: tuple[int | float, ...] = (1, 0.5, 1.0)
+
+_log = logging.getLogger(__name__)
+
+
+class Director(Protocol):
+    """Signs what each device is to install; :class:`fleet_server.updates.director.Director` is one."""
+
+    def assign(self, device: str, target: str, length: int, sha256: str, assignment: Assignment) -> None:
+        """Name ``target`` for ``device``; the same assignment again changes nothing."""
+
+
+class RolloutService:
+    """Rollouts of all models.
+
+    The director signs before the twin announces, and both before the step is written down: a crash in between repeats
+    the same assignment with the same release counter.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        devices: DeviceService,
+        models: ModelService,
+        director: Director,
+        *,
+        clock: Clock = now_ms,
+    ) -> None:
+        self._db, self._devices, self._models, self._director, self._clock = db, devices, models, director, clock
+        self._lock = threading.RLock()  # a tick and a person's command never work on a rollout at once
+
+    def create(
+        self,
+        model: str,
+        package: str,
+        waves: Sequence[int | float] = DEFAULT_WAVES,
+        reason: str = "",
+        *,
+        gate: Gate | None = None,
+        revert: bool = False,
+        start: bool = True,
+        supersede: bool = False,
+    ) -> str:
+        """Begin to bring a package to the fleet; gives the rollout's identifier.
+
+        Args:
+            package: Version or digest.
+            revert: On a halt, send back the devices that have committed, too.
+            start: Else it stays a draft until :meth:`resume`.
+            supersede: End an active rollout of the model first; its devices go on to this package in its waves.
+        Raises:
+            NotFound: There is no such package.
+            Conflict: It is withdrawn, the waves make no sense, or another rollout of the model is active.
+        """
+        found = self._models.find(model, package)
+        if found.state is ReleaseState.WITHDRAWN:
+            raise Conflict(f"{model} {found.version} is withdrawn ({found.state_reason}); roll out another version")
+        rollout = Rollout(
+            id=f"r-{secrets.token_hex(4)}",
+            model=model,
+            package=found.digest,
+            version=found.version,
+            waves=state.check_waves(waves),
+            gate=gate if gate is not None else Gate(),
+            reason=reason,
+            revert=revert,
+        )
+        if start:
+            rollout = state.move(rollout, State.RUNNING)
+        with self._lock, self._db.write() as connection:
+            for active in store.unsettled(connection, model):
+                self._supersede(connection, active, rollout, allowed=supersede)
+            store.insert(connection, rollout, self._clock())
+        return rollout.id
+
+    def list(self, model: str | None = None, *, limit: int = 50) -> Sequence[RolloutRecord]:
+        """Rollouts, newest first."""
+        with self._db.read() as connection:
+            return [store.record(connection, one) for one in store.newest(connection, model, limit)]
+
+    def get(self, rollout_id: str) -> RolloutRecord:
+        """One rollout.
+
+        Raises:
+            NotFound: There is none of that identifier.
+        """
+        with self._db.read() as connection:
+            return store.record(connection, rollout_id)
+
+    def pause(self, rollout_id: str) -> None:
+        """Assign no further device; those that are assigned go on.
+
+        Raises:
+            NotFound, Conflict: There is none, or it does not run.
+        """
+        self._move(rollout_id, State.PAUSED)
+
+    def resume(self, rollout_id: str) -> None:
+        """Go on with a paused rollout, or begin a draft.
+
+        Raises:
+            NotFound, Conflict: There is none, or it is over.
+        """
+        self._move(rollout_id, State.RUNNING)
+
+    def halt(self, rollout_id: str, reason: str, *, revert: bool | None = None) -> None:
+        """End a rollout: no further device gets the package, those that have not committed to it go back.
+
+        Args:
+            revert: Send back those that have committed, too; None: as the rollout was created.
+        Raises:
+            NotFound, Conflict: There is none, or it is over.
+        """
+        self._move(rollout_id, State.HALTED, reason, revert=revert)
+
+    def withdraw(self, package: PackageRecord, reason: str) -> PackageRecord:
+        """Take a package back: halt its rollout, and never give it to a new device."""
+        with self._lock:
+            with self._db.read() as connection:
+                active = [store.load(connection, one) for one in store.unsettled(connection, package.model)]
+            for rollout in active:
+                if rollout.package == package.digest and State.HALTED in state.ALLOWED[rollout.state]:
+                    self.halt(rollout.id, f"withdrawn: {reason}")
+            with self._db.write() as connection:
+                self._models.set_state(connection, package.digest, ReleaseState.WITHDRAWN, reason)
+                return self._models.package(connection, package.digest)
+
+    def tick(self, now: int) -> None:
+        """Carry every rollout one step on, and give new devices what the fleet has. Call it about once a second."""
+        with self._lock:
+            with self._db.read() as connection:
+                active = store.unsettled(connection)
+            for rollout_id in active:
+                self._step(rollout_id, now)
+            self._welcome()
+
+    def _step(self, rollout_id: str, now: int) -> None:
+        with self._db.write() as connection:
+            before = store.load(connection, rollout_id)
+            rollout = state.join(before, self._devices.active(connection)) if before.state is State.RUNNING else before
+            sights = {one.name: store.sight(one, rollout.model) for one in twin_store.records(connection)}
+            rollout = state.observe(rollout, sights, now)
+            self._save(connection, before, rollout, now)
+        try:
+            for device in state.due(rollout, sights):
+                rollout = self._assign(rollout, device, now)
+            for member in state.to_revert(rollout):
+                rollout = self._send_back(rollout, member, now)
+        except (ShoalError, OSError) as error:
+            _log.exception("rollout %s stands still", rollout_id)
+            stuck = dataclasses.replace(rollout, note=f"cannot be carried on: {error}")
+            with self._db.write() as connection:
+                store.save(connection, rollout, stuck, now)
+
+    def _assign(self, rollout: Rollout, device: str, now: int) -> Rollout:
+        with self._db.read() as connection:
+            package = self._models.package(connection, rollout.package)
+            twin = twin_store.records(connection, [device])[0]
+            wanted = twin.desired.get(rollout.model)
+            previous = self._way_back(connection, twin, package)
+        # Assigned already, and the server fell before it wrote that down: the same release again.
+        again = wanted is not None and wanted.rollout == rollout.id and wanted.package == rollout.package
+        release = (wanted.release if wanted else 0) + (0 if again else 1)
+        self._sign(device, package, release, rollout.id)
+        after = state.assigned(
+            rollout, device, release=release, previous="" if previous == package.digest else previous, now_ms=now
+        )
+        self._announce(device, package, release, before=rollout, after=after, now=now)
+        return after
+
+    def _way_back(self, connection: sa.Connection, twin: DeviceRecord, package: PackageRecord) -> str:
+        """What to send a device back to on a halt: what it proved to run, rather than what it was last told."""
+        actual, told = twin.reported.get(package.model), twin.desired.get(package.model)
+        candidates = [one.package for one in (actual, told) if one is not None and one.package != package.digest]
+        return next((digest for digest in candidates if self._models.is_known(connection, digest)), "")
+
+    def _send_back(self, rollout: Rollout, member: state.Member, now: int) -> Rollout:
+        with self._db.read() as connection:
+            package = self._models.package(connection, member.previous)
+            release = twin_store.release_of(connection, member.device, rollout.model) + 1
+        self._sign(member.device, package, release, rollout.id)
+        after = state.reverted(rollout, member.device)
+        self._announce(member.device, package, release, before=rollout, after=after, now=now)
+        return after
+
+    def _announce(
+        self, device: str, package: PackageRecord, release: int, *, before: Rollout, after: Rollout, now: int
+    ) -> None:
+        wanted = DesiredModel(version=package.version, package=package.digest, release=release, rollout=before.id)
+        with self._db.write() as connection:  # one transaction: no device is told of what the rollout forgot
+            twin_store.set_desired_model(connection, device, package.model, wanted)
+            store.save(connection, before, after, now)
+        self._devices.publish_desired(device)
+
+    def _sign(self, device: str, package: PackageRecord, release: int, rollout: str) -> None:
+        target = target_name(package.model, package.version)
+        assignment = Assignment(device=device, release=release, rollout=rollout)
+        self._director.assign(device, target, package.manifest_bytes, package.digest, assignment)
+
+    def _welcome(self) -> None:
+        """Give devices that enrolled during or after a rollout what the whole fleet has."""
+        with self._db.read() as connection:
+            current = [self._models.current(connection, model) for model in self._models.names(connection)]
+            new = [(one, self._devices.without(connection, one.model)) for one in current if one is not None]
+        for package, devices in new:
+            for device in devices:
+                self._sign(device, package, 1, "")
+                wanted = DesiredModel(version=package.version, package=package.digest, release=1)
+                self._devices.desire_model(device, package.model, wanted)
+
+    def _move(self, rollout_id: str, wanted: State, note: str = "", *, revert: bool | None = None) -> None:
+        now = self._clock()
+        with self._lock, self._db.write() as connection:
+            before = store.load(connection, rollout_id)
+            after = state.move(before, wanted, note)
+            if revert is not None:
+                after = dataclasses.replace(after, revert=revert)
+            self._save(connection, before, after, now)
+
+    def _save(self, connection: sa.Connection, before: Rollout, after: Rollout, now: int) -> None:
+        store.save(connection, before, after, now)
+        if before.state is after.state:
+            return
+        _log.info("rollout %s of %s %s: %s %s", after.id, after.model, after.version, after.state.value, after.note)
+        if after.state is State.DONE:
+            self._models.set_state(connection, after.package, ReleaseState.ROLLED_OUT, f"rollout {after.id}")
+        # A package that was rolled out once stays good: only its way back was stopped.
+        was = self._models.package(connection, after.package).state
+        if after.state is State.HALTED and was is ReleaseState.PUBLISHED:
+            self._models.set_state(connection, after.package, ReleaseState.HALTED, after.note)
+
+    def _supersede(self, connection: sa.Connection, active_id: str, by: Rollout, *, allowed: bool) -> None:
+        active = store.load(connection, active_id)
+        if not allowed:
+            raise Conflict(
+                f"rollout {active.id} of {active.model} {active.version} is {active.state.value}: "
+                "halt it first, or supersede it"
+            )
+        if State.HALTED in state.ALLOWED[active.state]:
+            ended = state.move(active, State.HALTED, f"superseded by {by.id}")
+        else:
+            ended = active
+        # Its package was not found wrong: devices are not sent back, the new rollout's waves bring them on.
+        for member in state.to_revert(ended):
+            ended = state.reverted(ended, member.device)
+        store.save(connection, active, ended, self._clock())
