@@ -1,0 +1,31 @@
+"""What can go wrong while a model is made."""
+
+from __future__ import annotations
+
+from edge_agent.contract.errors import ShoalError
+
+
+class TrainerError(ShoalError):
+    """Something about making a model is wrong; its text says what and what to do."""
+
+
+class RecipeError(TrainerError):
+    """The recipe's folder breaks a rule."""
+
+    exit_code = 2
+
+
+class DatasetError(TrainerError):
+    """The lake lacks what a run needs, or a row is not what the signature says."""
+
+
+class ExportFailed(TrainerError):
+    """The network cannot be brought into ONNX."""
+
+    exit_code = 3
+
+
+class ParityFailed(TrainerError):
+    """The exported model does not answer as the trained one does, on the runtime that devices use."""
+
+    exit_code = 3

@@ -1,0 +1,132 @@
+"""From a trained network to ONNX, and back to weights to start the next training from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.tensors import Datatype
+from edge_agent.runtime.package import Package
+from trainer.errors import ExportFailed
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+STATE_FILE = "state.npz"
+# With an example batch of 1 the exporter takes the axis for a constant and says nothing (measured).
+_EXAMPLE_ROWS = 3
+_EXAMPLE_AXIS = 5
+
+
+def export(network: LightningModule, signature: Signature, folder: Path) -> dict[str, Path]:
+    """Write ``model.onnx`` with its weights beside it, so that a new version differs from the old in one file.
+
+    Args:
+        signature: Names, datatypes and shapes; axes that it leaves open stay open in the model.
+        folder: An empty folder.
+    Returns:
+        The files by name; ``state.npz`` is among them where the graph does not hold all of the network's weights
+        under their own names.
+    Raises:
+        ExportFailed: The network cannot be traced, or its outputs are not those of the signature.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL_FILE
+    example = tuple(_example(spec) for spec in signature.inputs)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of the exporter's own insides
+            _quiet()
+            program = torch.onnx.export(
+                network.eval(),
+                example,
+                dynamo=True,
+                input_names=[spec.name for spec in signature.inputs],
+                output_names=[spec.name for spec in signature.outputs],
+                dynamic_shapes=_dynamic_shapes(signature),
+                verbose=False,
+            )
+        if program is None:
+            raise ExportFailed("torch.onnx.export gave no program")
+        program.save(path, external_data=True)
+    except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+        raise ExportFailed(f"{type(network).__name__} cannot be exported to ONNX: {error}") from error
+    files = {path.name: path for path in sorted(folder.iterdir())}
+    if missing := _not_held(network, path):
+        np.savez(folder / STATE_FILE, allow_pickle=False, **missing)
+        files[STATE_FILE] = folder / STATE_FILE
+    return files
+
+
+def weights_of(package: Package) -> dict[str, NDArray[Any]]:
+    """All initialisers of a package's model, and its ``state.npz``, by name: where the next training starts from.
+
+    Raises:
+        PackageError: The package lacks its model.
+    """
+    weights = _initialisers(package.path(package.manifest.variants["fp32"].model))
+    if STATE_FILE in package.manifest.files:
+        with np.load(package.path(STATE_FILE), allow_pickle=False) as state:
+            weights.update({name: state[name] for name in state.files})
+    return weights
+
+
+def state_from(package: Package, network: LightningModule) -> dict[str, NDArray[Any]] | None:
+    """The package's weights for exactly the network's names and shapes, or None where it has not all of them."""
+    found = weights_of(package)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if any(name not in found or found[name].shape != shape for name, shape in wanted.items()):
+        return None
+    return {name: found[name] for name in wanted}
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    if spec.datatype is Datatype.BYTES:
+        raise ExportFailed(f"input '{spec.name}': text inputs cannot be exported from torch")
+    shape = [_EXAMPLE_ROWS, *(axis or _EXAMPLE_AXIS for axis in spec.shape[1:])]
+    low = spec.constraint.minimum or 0.0
+    high = spec.constraint.maximum if spec.constraint.maximum is not None else low + 1.0
+    values = np.random.default_rng(0).uniform(low, high, size=shape)
+    return torch.from_numpy(values.astype(spec.datatype.numpy))
+
+
+def _dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
+    batch = torch.export.Dim("N")
+    return tuple(
+        {
+            at: batch if at == 0 else torch.export.Dim(f"{spec.name}_{at}")
+            for at, axis in enumerate(spec.shape)
+            if axis is None
+        }
+        for spec in signature.inputs
+    )
+
+
+def _initialisers(path: Path) -> dict[str, NDArray[Any]]:
+    model = onnx.load(str(path))
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def _not_held(network: LightningModule, path: Path) -> dict[str, NDArray[Any]]:
+    """Weights that the exporter folded away or changed: without them the next training could not start warm."""
+    held = _initialisers(path)
+    state = {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
+    return {name: array for name, array in state.items() if name not in held or not np.array_equal(held[name], array)}
+
+
+def _quiet() -> None:
+    for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.onnx._internal.exporter._registration"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,80 @@
+"""The parity gate: on the runtime that devices use, the exported model answers as the trained one at any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_agent.contract.errors import ShoalError
+from edge_agent.contract.signature import Signature
+from edge_agent.runtime.backend import InferenceBackend
+from trainer.errors import ParityFailed
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule
+
+BATCH_SIZES = (1, 2, 7, 32)
+_RTOL, _ATOL = 1e-3, 1e-4
+
+
+def check_parity(
+    network: LightningModule,
+    backend: InferenceBackend,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+) -> float:
+    """Compare the two on real rows.
+
+    Args:
+        inputs: By name; axis 0 is N, at least 1; rows are repeated where a batch is larger.
+    Returns:
+        The largest absolute difference seen (about 1e-6 is usual).
+    Raises:
+        ParityFailed: They differ, or the model refuses a batch size; it names output, batch size and row.
+    """
+    largest = 0.0
+    for size in batch_sizes:
+        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
+        expected = trained_outputs(network, backend.signature, batch)
+        try:
+            found = backend.infer(batch)
+        except ShoalError:
+            raise
+        except Exception as error:
+            # The runtime's exceptions share no base class but this one.
+            raise ParityFailed(
+                f"batch of {size}: the exported model refuses it ({error}); was its batch axis fixed on export?"
+            ) from error
+        for name, array in expected.items():
+            largest = max(largest, _compare(name, size, array, found[name]))
+    return largest
+
+
+def trained_outputs(
+    network: LightningModule, signature: Signature, inputs: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """What the trained network answers, by output name."""
+    with torch.no_grad():
+        found = network.eval()(*(torch.from_numpy(np.array(inputs[spec.name])) for spec in signature.inputs))
+    outputs = found if isinstance(found, tuple) else (found,)
+    if len(outputs) != len(signature.outputs):
+        raise ParityFailed(f"forward gave {len(outputs)} outputs, the signature has {len(signature.outputs)}")
+    return {spec.name: tensor.numpy() for spec, tensor in zip(signature.outputs, outputs, strict=True)}
+
+
+def _compare(name: str, size: int, expected: NDArray[Any], found: NDArray[Any]) -> float:
+    if found.shape != expected.shape:
+        raise ParityFailed(f"output '{name}', batch of {size}: shape {found.shape}, trained {expected.shape}")
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    wrong = ~(difference <= _ATOL + _RTOL * np.abs(expected))  # NaN is wrong too
+    if wrong.any():
+        row = int(np.argwhere(wrong)[0][0])
+        raise ParityFailed(
+            f"output '{name}', batch of {size}, row {row}: off by {np.nanmax(difference):.2g} from the trained model"
+        )
+    return float(difference.max())

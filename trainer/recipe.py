@@ -1,0 +1,158 @@
+"""A recipe: the folder in which a data scientist says what a model is and how it learns.
+
+It is loaded by its path, so that recipes need not be installed; ``docs/recipes.md`` tells how to write one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_agent.contract.manifest import Classification
+from edge_agent.contract.names import is_name
+from edge_agent.contract.signature import Signature
+from trainer.errors import RecipeError
+from trainer.recipe_file import RecipeFile
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule
+
+_FILE = "model.toml"
+_CODE_SUFFIXES = frozenset({".py", ".toml"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe.
+
+    Args:
+        digest: SHA-256 over its Python and TOML files: what the manifest's lineage calls its code.
+    """
+
+    folder: Path
+    file: RecipeFile
+    digest: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Recipe:
+        """The recipe in ``folder``; its Python code is not run yet.
+
+        Raises:
+            RecipeError: The folder or its ``model.toml`` is missing or wrong.
+        """
+        path = folder / _FILE
+        if not path.is_file():
+            raise RecipeError(
+                f"{path}: not found; a recipe is a folder with {_FILE} and model.py (see docs/recipes.md)"
+            )
+        if not (folder / "model.py").is_file():
+            raise RecipeError(f"{folder / 'model.py'}: not found; it holds the LightningModule called Model")
+        try:
+            file = msgspec.convert(tomllib.loads(path.read_text()), RecipeFile)
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            raise RecipeError(f"{path}: {error}") from error
+        if file.name != folder.resolve().name or not is_name(file.name):
+            raise RecipeError(
+                f"{path}: name {file.name!r} must be that of its folder, {folder.resolve().name!r}, "
+                "of a-z, 0-9, '-' and '_'"
+            )
+        return cls(folder=folder.resolve(), file=file, digest=_digest(folder))
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.file.name
+
+    @property
+    def signature(self) -> Signature:
+        """The model's inputs and outputs."""
+        return self.file.signature()
+
+    @property
+    def task(self) -> Classification:
+        """The model's task."""
+        return Classification(output=self.file.task.output, labels=self.file.labels)
+
+    def module(self, name: str) -> ModuleType:
+        """The recipe's own Python module ``NAME.py``; see :func:`load_module`.
+
+        Raises:
+            RecipeError: There is none, or it fails to import.
+        """
+        return load_module(self.folder / f"{name}.py")
+
+    def network(self, *, learning_rate: float, epochs: int) -> LightningModule:
+        """A new, untrained network of the recipe.
+
+        Raises:
+            RecipeError: ``model.py`` has no LightningModule called Model, or it cannot be made.
+        """
+        from pytorch_lightning import LightningModule
+
+        kind: Any = getattr(self.module("model"), "Model", None)
+        if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
+            raise RecipeError(f"{self.folder / 'model.py'}: needs a class Model derived from LightningModule")
+        options, classes = self.file.training.options, len(self.file.labels)
+        try:
+            network = kind(options=options, classes=classes, learning_rate=learning_rate, epochs=epochs)
+        except (TypeError, ValueError, KeyError) as error:
+            raise RecipeError(
+                f"{self.folder / 'model.py'}: Model(options=, classes=, learning_rate=, epochs=) failed: {error}"
+            ) from error
+        return network
+
+
+def find_recipes(folder: Path) -> list[Recipe]:
+    """All recipes below ``folder``, by name.
+
+    Raises:
+        RecipeError: There is none, or one of them is wrong.
+    """
+    found = [Recipe.load(path.parent) for path in sorted(folder.glob(f"*/{_FILE}"))]
+    if not found:
+        raise RecipeError(f"{folder}: no recipe here; a recipe is a folder with {_FILE} and model.py")
+    return found
+
+
+def load_module(path: Path) -> ModuleType:
+    """The Python module in a file, which need not be installed; the same bytes are run once per process.
+
+    Raises:
+        RecipeError: There is no such file, or it fails to import.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: not found, but something asks for it")
+    # The digest in the name keeps two states of one file apart within one process.
+    content = hashlib.sha256(f"{path.resolve()}\n".encode() + path.read_bytes()).hexdigest()
+    qualified = f"shoal_recipe_{path.stem}_{content[:16]}"
+    if qualified in sys.modules:
+        return sys.modules[qualified]
+    spec = importlib.util.spec_from_file_location(qualified, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{path}: cannot be loaded as a Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[qualified] = module  # dataclasses look their module up while it is being run
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        # Whatever the recipe's author wrote may fail in whatever way.
+        del sys.modules[qualified]
+        raise RecipeError(f"{path}: does not import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in _CODE_SUFFIXES and "__pycache__" not in path.parts:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,187 @@
+"""The tables of a recipe's ``model.toml``, checked as they are read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from edge_agent.contract.errors import ManifestError
+from edge_agent.contract.manifest import Objectives, Probation, Resources
+from edge_agent.contract.profile import Projection
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.contract.signature import Constraint, Signature, TensorSpec
+from edge_agent.contract.tensors import Datatype
+
+_DYNAMIC = -1
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table in which a misspelt key is an error."""
+
+
+class TensorTable(_Table, frozen=True, kw_only=True):
+    """``[[inputs]]`` or ``[[outputs]]``.
+
+    Args:
+        shape: Axis sizes; -1 is dynamic; axis 0 is the batch and must be -1.
+    """
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    constraint: Constraint = Constraint()
+    labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.shape or self.shape[0] != _DYNAMIC:
+            raise ValueError(f"{self.name}: shape must begin with -1, the batch, got {list(self.shape)}")
+
+    def spec(self) -> TensorSpec:
+        """The same as the contract writes it."""
+        shape = tuple(None if axis == _DYNAMIC else axis for axis in self.shape)
+        return TensorSpec(
+            name=self.name, datatype=self.datatype, shape=shape, constraint=self.constraint, labels=self.labels
+        )
+
+
+class Dataset(_Table, frozen=True, kw_only=True):
+    """``[dataset]``: which labelled rows are held out, and which of them count as the world of today.
+
+    Args:
+        holdout_share: Share of the groups that is never trained on.
+        current_days: Field rows older than this, counted from the newest, are not of today.
+        current_rows: Held-out rows of today that a comparison needs.
+    """
+
+    holdout_share: float = 0.25
+    current_days: float = 30.0
+    current_rows: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.holdout_share <= 0.5:
+            raise ValueError(f"holdout_share must lie in 0.05..0.5, got {self.holdout_share}")
+
+
+class Training(_Table, frozen=True, kw_only=True):
+    """``[training]``.
+
+    Args:
+        epochs, learning_rate: Of the first model.
+        finetune_epochs, finetune_learning_rate: Of every later one, which starts from the champion's weights.
+        patience: Epochs without a better validation loss after which training stops.
+        base_weight: Weight of an imported row beside the field's rows, in a fine-tune.
+        current_weight: Weight of a row of today's world beside older field rows, in a fine-tune.
+        field_rows: Labelled field rows without which there is nothing to learn from.
+        threads: Threads that the trainer may use.
+        options: What the recipe's own ``Model`` is given besides.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 64
+    finetune_epochs: int
+    finetune_learning_rate: float
+    patience: int = 6
+    base_weight: float = 0.5
+    current_weight: float = 1.5
+    field_rows: int = 40
+    threads: int = 1
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Gates(_Table, frozen=True, kw_only=True):
+    """``[gates]``: what a challenger must show before it is released. Accuracies and differences lie in 0..1.
+
+    Args:
+        min_accuracy: Of the first model on held-out rows.
+        min_improvement: Over the champion on held-out rows of today's world.
+        confidence: Of the interval of the difference, two-sided.
+        max_base_regression: How much may be lost on the imported rows.
+        max_slice_regression: How much may be lost on a slice before evidence of a loss refuses the challenger.
+        slice_rows: Rows that a slice needs before it is judged.
+    """
+
+    min_accuracy: float = 0.5
+    min_improvement: float = 0.01
+    confidence: float = 0.9
+    max_base_regression: float = 0.03
+    max_slice_regression: float = 0.05
+    slice_rows: int = 15
+
+
+class WatchedFeature(_Table, frozen=True, kw_only=True):
+    """``[[monitoring.features]]``: a number per row that devices count.
+
+    Args:
+        tensor: Name of an input or output.
+        index: For ``element``: which one of the flattened row.
+    """
+
+    tensor: str
+    projection: Projection
+    name: str = ""
+    index: int = 0
+
+
+class Monitoring(_Table, frozen=True, kw_only=True):
+    """``[monitoring]``."""
+
+    features: tuple[WatchedFeature, ...]
+
+
+class Task(_Table, frozen=True, kw_only=True):
+    """``[task]``."""
+
+    kind: Literal["classification"]
+    output: str
+
+
+class RecipeFile(_Table, frozen=True, kw_only=True):
+    """All of ``model.toml``.
+
+    Args:
+        name: Name of the model; that of the folder too.
+        title: What it does, in a few words.
+        slices: ``device`` and ``class``: by which the evaluation is broken down.
+    """
+
+    name: str
+    title: str
+    inputs: tuple[TensorTable, ...]
+    outputs: tuple[TensorTable, ...]
+    task: Task
+    training: Training
+    monitoring: Monitoring
+    slices: tuple[Literal["device", "class"], ...] = ("device", "class")
+    dataset: Dataset = Dataset()
+    gates: Gates = Gates()
+    sampling: SamplingPolicy = SamplingPolicy()
+    resources: Resources = Resources()
+    objectives: Objectives = Objectives()
+    probation: Probation = Probation()
+
+    def __post_init__(self) -> None:
+        try:
+            signature = self.signature()
+        except ManifestError as error:
+            raise ValueError(str(error)) from error
+        output = next((spec for spec in signature.outputs if spec.name == self.task.output), None)
+        if output is None or not output.labels:
+            raise ValueError(f"task.output '{self.task.output}' must be an output with labels")
+        tensors = {spec.name for spec in (*signature.inputs, *signature.outputs)}
+        for feature in self.monitoring.features:
+            if feature.tensor not in tensors:
+                raise ValueError(f"monitoring: '{feature.tensor}' is no input or output; there are: {sorted(tensors)}")
+
+    def signature(self) -> Signature:
+        """Inputs and outputs as the contract writes them."""
+        return Signature(
+            inputs=tuple(table.spec() for table in self.inputs), outputs=tuple(table.spec() for table in self.outputs)
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the task's output."""
+        output = next(table for table in self.outputs if table.name == self.task.output)
+        return output.labels or ()

@@ -1,0 +1,208 @@
+"""One training run as a process of its own: ``python -m trainer.run RUNFILE --recipes DIR --work DIR``.
+
+It reads a run file and writes ``WORK/result.json`` and, where the challenger is to be released, ``WORK/package``. It
+says how far it is by JSON lines ``{"stage", "fraction", "message"}`` on standard output; all else goes to standard
+error. It signs and publishes nothing: keys never come near a recipe's code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+import msgspec
+
+from edge_agent.contract.errors import ConfigurationError, ShoalError
+from edge_agent.contract.runs import RunFile, RunResult, RunState
+from edge_agent.runtime.package import Package
+from trainer.recipe import Recipe
+
+if TYPE_CHECKING:
+    from trainer.dataset import Dataset
+
+RESULT_FILE = "result.json"
+PACKAGE_FOLDER = "package"
+_CANDIDATE_FOLDER = "candidate"
+_EXPORT_FOLDER = "export"
+
+Report = Callable[[str, float, str], None]
+
+
+def execute(
+    run: RunFile, recipe: Recipe, work: Path, *, champion: Package | None, version: str, report: Report
+) -> RunResult:
+    """Train a challenger, judge it, and package it where it is better.
+
+    Args:
+        work: An empty folder; ``package`` appears in it where the result is ``released``.
+        champion: The package that ``run.champion`` names; None for the first model.
+        version: What the new package is called.
+        report: Told stage, share of the whole run done (0..1), and a message.
+    Returns:
+        ``released`` (that is: may be), ``refused`` or ``unchanged``.
+    Raises:
+        ShoalError: The dataset, the recipe or the exported model is wrong.
+    """
+    report("dataset", 0.0, "loading the libraries")
+    from trainer.dataset import read_dataset
+
+    dataset = read_dataset(
+        recipe,
+        run.lake,
+        samples_version=run.samples_version,
+        labels_version=run.labels_version,
+        champion=run.champion,
+    )
+    report("dataset", 0.15, f"{len(dataset.rows)} labelled rows, {int(dataset.field.sum())} from the field")
+    if champion is not None and (reason := _nothing_new(recipe, dataset)):
+        return RunResult(
+            fence=run.fence, state=RunState.UNCHANGED, reasons=(reason,), evaluation={"dataset": dataset.summary()}
+        )
+    return _train(run, recipe, dataset, work, champion=champion, version=version, report=report)
+
+
+def _nothing_new(recipe: Recipe, dataset: Dataset) -> str:
+    have, need = int(dataset.current.sum()), recipe.file.training.field_rows
+    if have >= need:
+        return ""
+    return f"nothing to learn from: {have} labelled rows of today's world, the recipe asks for at least {need}"
+
+
+def _train(
+    run: RunFile,
+    recipe: Recipe,
+    dataset: Dataset,
+    work: Path,
+    *,
+    champion: Package | None,
+    version: str,
+    report: Report,
+) -> RunResult:
+    from edge_agent.runtime.onnx import OnnxBackend
+    from trainer.evaluate import evaluate
+    from trainer.export import export, state_from
+    from trainer.fit import fit
+    from trainer.package import Identity, evaluation_json, write_candidate, write_release
+    from trainer.parity import check_parity
+    from trainer.reference import build_reference
+
+    settings = recipe.file.training
+    start = None
+    if champion is not None:
+        blank = recipe.network(learning_rate=settings.learning_rate, epochs=1)
+        start = state_from(champion, blank)
+        if start is None:
+            report("fit", 0.2, "the champion's weights do not fit the recipe's network any more: training from scratch")
+    fitted = fit(
+        recipe,
+        dataset,
+        seed=run.seed,
+        start=start,
+        progress=lambda share, message: report("fit", 0.2 + 0.5 * share, message),
+    )
+    report("export", 0.75, "exporting to ONNX")
+    files = export(fitted.network, recipe.signature, work / _EXPORT_FOLDER)
+    parent = run.champion if fitted.warm else None
+    identity = Identity(version=version, parent=parent, dataset=dataset.digest, seed=run.seed, run=run.run)
+    candidate = write_candidate(work / _CANDIDATE_FOLDER, recipe, identity, files)
+    backend = OnnxBackend(candidate, threads=settings.threads)
+    difference = check_parity(fitted.network, backend, dataset.rows.take(dataset.holdout).inputs)
+    report("evaluate", 0.85, f"the exported model differs by at most {difference:.1g} from the trained one")
+    rival = None if champion is None else OnnxBackend(champion, threads=settings.threads)
+    evaluation = evaluate(recipe, dataset, backend, rival, seed=run.seed)
+    reference = build_reference(recipe, dataset, backend, seed=run.seed)
+    judged = evaluation_json(recipe, dataset, evaluation, reference)
+    if not evaluation.released:
+        return RunResult(fence=run.fence, state=RunState.REFUSED, reasons=evaluation.reasons, evaluation=judged)
+    report("package", 0.95, evaluation.reasons[0])
+    package = write_release(
+        work / PACKAGE_FOLDER,
+        recipe,
+        identity,
+        candidate,
+        backend,
+        dataset=dataset,
+        evaluation=evaluation,
+        reference=reference,
+    )
+    return RunResult(
+        fence=run.fence,
+        state=RunState.RELEASED,
+        reasons=evaluation.reasons,
+        package=package.digest,
+        version=version,
+        evaluation=judged,
+    )
+
+
+def next_version(champion_version: str | None) -> str:
+    """The version after the champion's: versions that this trainer gives are decimal numbers.
+
+    Raises:
+        ConfigurationError: The champion's is none.
+    """
+    if champion_version is None:
+        return "1"
+    if not champion_version.isdecimal():
+        raise ConfigurationError(
+            f"the champion's version {champion_version!r} is no decimal number; give the new one with --version"
+        )
+    return str(int(champion_version) + 1)
+
+
+@click.command()
+@click.argument("runfile", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--recipes", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--work", required=True, type=click.Path(file_okay=False, path_type=Path), help="an empty folder")
+@click.option("--champion", type=click.Path(exists=True, file_okay=False, path_type=Path), help="package folder")
+@click.option("--version", help="of the new package; one after the champion's unless given")
+def main(runfile: Path, recipes: Path, work: Path, champion: Path | None, version: str | None) -> None:
+    """Execute RUNFILE; exit status 0 whatever the verdict, and another where no verdict was reached."""
+    lines = _claim_stdout()
+
+    def report(stage: str, fraction: float, message: str) -> None:
+        line = {"stage": stage, "fraction": round(fraction, 3), "message": message}
+        lines.write(msgspec.json.encode(line).decode() + "\n")
+        lines.flush()
+
+    try:
+        run = msgspec.json.decode(runfile.read_bytes(), type=RunFile)
+        recipe = Recipe.load(recipes / run.model)
+        beaten = _champion(run, champion)
+        work.mkdir(parents=True, exist_ok=True)
+        wanted = version or next_version(run.champion_version)
+        result = execute(run, recipe, work, champion=beaten, version=wanted, report=report)
+    except (ShoalError, msgspec.DecodeError) as error:
+        click.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code if isinstance(error, ShoalError) else 2)
+    (work / RESULT_FILE).write_bytes(msgspec.json.encode(result))
+    report(result.state.value, 1.0, "; ".join(result.reasons))
+
+
+def _champion(run: RunFile, folder: Path | None) -> Package | None:
+    if run.champion is None:
+        return None
+    if folder is None:
+        raise ConfigurationError(f"run {run.run} has a champion, {run.champion[:12]}: give its folder with --champion")
+    package = Package.open(folder, verify=True)
+    if package.digest != run.champion:
+        raise ConfigurationError(
+            f"{folder} is package {package.digest[:12]}, the run's champion is {run.champion[:12]}"
+        )
+    return package
+
+
+def _claim_stdout() -> TextIO:
+    """Standard output for progress alone: whatever a library prints goes to standard error from now on."""
+    sys.stdout.flush()
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lines
+
+
+if __name__ == "__main__":
+    main()
