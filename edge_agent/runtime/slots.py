@@ -10,15 +10,19 @@ import dataclasses
 import functools
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
 
 from edge_agent.contract.errors import ModelLoadFailed, UnknownModel
 from edge_agent.contract.manifest import Manifest
-from edge_agent.contract.profile import ReferenceProfile
+from edge_agent.contract.profile import ReferenceProfile, count_batch
 from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.onnx import OnnxBackend
-from edge_agent.runtime.package import Package
+from edge_agent.runtime.package import Golden, Package
 
 # Slower models go to a thread: a hand-over costs about 50 us, a blocked loop delays every other request.
 INLINE_LIMIT_US = 1000.0
@@ -88,8 +92,10 @@ def load(package: Package, *, variant: str = "fp32", threads: int = 1) -> Loaded
     """
     backend = OnnxBackend(package, variant=variant, threads=threads)
     loaded = LoadedModel(package=package, backend=backend)
-    _ = loaded.reference  # a package without one is refused now, not at the first request
-    loaded.inline = _median_us(loaded) < INLINE_LIMIT_US
+    golden = package.golden()
+    # A profile that does not fit its own model is refused now, not when the first rows are counted.
+    count_batch(loaded.reference.features, _numbers(golden.inputs), _numbers(golden.outputs))
+    loaded.inline = _median_us(loaded, golden) < INLINE_LIMIT_US
     return loaded
 
 
@@ -195,9 +201,13 @@ class Lease:
         self._slots._release(self._loaded)  # noqa: SLF001 - the other half of lease()
 
 
-def _median_us(loaded: LoadedModel, *, runs: int = 15, budget_s: float = 0.5) -> float:
+def _numbers(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in tensors.items() if array.dtype.kind != "O"}
+
+
+def _median_us(loaded: LoadedModel, golden: Golden, *, runs: int = 15, budget_s: float = 0.5) -> float:
     """Median time of one inference of one row, after one to warm up."""
-    row = {name: array[:1] for name, array in loaded.package.golden().inputs.items()}
+    row = {name: array[:1] for name, array in golden.inputs.items()}
     times: list[float] = []
     until = time.monotonic() + budget_s
     for _ in range(runs + 1):

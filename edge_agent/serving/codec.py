@@ -215,7 +215,7 @@ def _read_binary(name: str, datatype: Datatype, shape: tuple[int, ...], data: me
         detail = f"{datatype.value} of shape {list(shape)} needs {expected} bytes, got {len(data)}"
         raise SignatureMismatch(name, rule="shape", detail=detail)
     if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
-        return (np.frombuffer(data, dtype=np.uint8) != 0).reshape(shape)
+        return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
     array = np.frombuffer(data, dtype=dtype).reshape(shape)
     return array if array.flags.aligned else array.copy()  # not every processor reads floats at odd addresses
 

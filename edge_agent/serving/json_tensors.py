@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import MalformedRequest, SignatureMismatch
 from edge_agent.contract.tensors import Datatype
 
-_ELEMENTS: Mapping[str, Any] = {"f": float | None, "i": int, "u": int, "b": bool, "O": str}
+_LISTS: Mapping[str, Any] = {
+    "f": list[float | None],
+    "i": list[int],
+    "u": list[int],
+    "b": list[bool],
+    "O": list[str],
+}
 # Flat lists without nulls, by kind of dtype: what nearly every request sends.
 _FLAT: Mapping[str, msgspec.json.Decoder[Any]] = {
     "f": msgspec.json.Decoder(list[float]),
@@ -84,9 +90,8 @@ def _flatten(name: str, datatype: Datatype, data: msgspec.Raw) -> list[Any]:
     """The slow way, for nested lists and nulls, and to say precisely what is wrong."""
     flat: list[Any] = []
     _collect(name, msgspec.json.decode(data), flat, depth=0)
-    kind = datatype.numpy.kind
     try:
-        values = msgspec.convert(flat, list[_ELEMENTS[kind]])  # type: ignore[misc]  # a type made at run time
+        values: list[Any] = msgspec.convert(flat, _LISTS[datatype.numpy.kind])
     except msgspec.ValidationError as error:
         raise SignatureMismatch(name, rule="datatype", detail=f"{datatype.value}: {error} of the data") from error
     return [math.nan if value is None else value for value in values]

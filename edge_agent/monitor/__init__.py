@@ -1,0 +1,1 @@
+"""What a device learns about its models and itself: counts, latency, samples, labels, health."""

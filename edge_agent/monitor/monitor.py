@@ -1,0 +1,300 @@
+"""Told of every request: counts it, draws samples, remembers it for feedback; reports all of it to the outbox.
+
+``observe`` runs on the serving path and only notes things down (microseconds); ``flush``, called by the agent at each
+report interval, turns them into messages.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from edge_agent.contract.envelope import Message
+from edge_agent.contract.errors import DeviceError, UnknownRequest
+from edge_agent.contract.messages import (
+    Label,
+    LabelBatch,
+    MetricsReport,
+    ModelMetrics,
+    ProfileReport,
+    Sample,
+    SampleBatch,
+)
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.contract.topics import Stream
+from edge_agent.monitor.machine import Machine
+from edge_agent.monitor.predictions import predictions
+from edge_agent.monitor.remembered import Remembered
+from edge_agent.monitor.sampler import Sampler
+from edge_agent.monitor.samples import ROOM_BYTES, counts_in_parts, encoded_bytes, parts
+from edge_agent.monitor.watched import Watched, class_called
+from edge_agent.monitor.window import Window
+from edge_agent.runtime.slots import LoadedModel
+
+log = logging.getLogger(__name__)
+
+REQUESTS_FILE = "requests.db"
+
+# Samples that wait for the disk to take them; beyond it the oldest go, counted.
+_WAITING_BYTES = 16 * 1024 * 1024
+
+
+class OutboxWriter(Protocol):
+    """Where messages are safe once ``append`` has returned."""
+
+    def append(self, stream: Stream, body: Message) -> int:
+        """Keep a message until the server has it; its sequence number.
+
+        Raises:
+            DeviceError: The disk refuses.
+        """
+
+    def size(self) -> tuple[int, int]:
+        """Messages and bytes that wait."""
+
+
+class Monitor:
+    """Watches all models of a device; every method may be called from any thread.
+
+    Args:
+        state: Folder for ``requests.db``, the requests that may still get a label.
+        traffic: Gives the bytes sent up and received down since the agent started.
+        clock: Unix time in seconds; ``steady``: seconds that never go back.
+    Raises:
+        StorageFull, StorageNotWritable: The folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        outbox: OutboxWriter,
+        state: Path,
+        *,
+        traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._outbox, self._traffic = outbox, traffic
+        self._clock, self._steady = clock, steady
+        self._remembered = Remembered(state / REQUESTS_FILE)
+        self._machine = Machine(state)
+        self._watched: dict[str, Watched] = {}
+        self._samplers: dict[str, Sampler] = {}
+        self._policies: dict[str, SamplingPolicy] = {}
+        self._samples: collections.deque[tuple[str, int, Sample]] = collections.deque()  # model, bytes, sample
+        self._sample_bytes = 0
+        self._from_ms = int(clock() * 1000)
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self.samples_lost = 0
+
+    @property
+    def over_budget(self) -> int:
+        """Draws that the budget's hard cap refused."""
+        return sum(sampler.over_budget for sampler in self._samplers.values())
+
+    def observe(
+        self,
+        loaded: LoadedModel,
+        request_id: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        *,
+        latency_us: float,
+        group: str,
+    ) -> bool:
+        """Note an answered request; whether the application is asked for a label."""
+        rows = predictions(outputs[loaded.manifest.task.output])
+        now, now_ms = self._steady(), int(self._clock() * 1000)
+        wanted = False
+        with self._lock:
+            watched = self._watched.get(loaded.digest) or self._watch(loaded)
+            full = watched.window.add(inputs, outputs, len(rows), latency_us)
+            for row, prediction in enumerate(rows):
+                draw = watched.sampler.draw(prediction.margin, now)
+                row_id = request_id if len(rows) == 1 else f"{request_id}/{row}"
+                answered = watched.answered(prediction, draw, now_ms)
+                self._remembered.add(loaded.name, row_id, answered, sampled=draw is not None)
+                if draw is not None:
+                    sample = watched.sample(
+                        row_id, prediction, draw, inputs=inputs, outputs=outputs, row=row, group=group, now_ms=now_ms
+                    )
+                    self._keep(watched.name, sample)
+                    wanted = wanted or draw.label_wanted
+            if full:
+                watched.window.count(watched.features)
+        return wanted
+
+    def refused(self, loaded: LoadedModel) -> None:
+        """Count a request that was wrong."""
+        with self._lock:
+            (self._watched.get(loaded.digest) or self._watch(loaded)).window.refused += 1
+
+    def failed(self, loaded: LoadedModel) -> None:
+        """Count a request that failed though it was right."""
+        with self._lock:
+            (self._watched.get(loaded.digest) or self._watch(loaded)).window.failed += 1
+
+    def set_policy(self, model: str, policy: SamplingPolicy | None) -> None:
+        """Sample this model by another policy from now on; None: by the one in its package again."""
+        with self._lock:
+            if policy == self._policies.get(model):
+                return
+            if policy is None:
+                del self._policies[model]
+            else:
+                self._policies[model] = policy
+            for watched in self._watched.values():
+                if watched.name == model:
+                    used = policy or watched.manifest.sampling
+                    watched.lifetime_ms = int(used.label_lifetime_s * 1000)
+                    watched.sampler.restart(used, watched.sampler.threshold)
+
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
+        """Keep a label for an earlier request; it is in the outbox when this returns.
+
+        Args:
+            loaded: The model now under that name; the request may have been answered by an earlier one.
+            label: A class name, or its index.
+        Raises:
+            UnknownRequest: Nobody remembers the request.
+            MalformedRequest: The model has no such class.
+            DeviceError: The outbox cannot take it.
+        """
+        model, now_ms = loaded.name, int(self._clock() * 1000)
+        answered = self._remembered.find(model, request_id, now_ms)
+        if answered is None:
+            raise UnknownRequest(
+                f"model '{model}' does not remember request '{request_id}': it was never answered here, its time for "
+                "feedback is over, or it had several rows (then name the row)"
+            )
+        with self._lock:
+            watched = self._watched.get(answered.package)
+        text = class_called(label, watched.manifest if watched else loaded.manifest)
+        told = Label(
+            request_id=request_id,
+            package=answered.package,
+            label=text,
+            prediction=answered.prediction,
+            confidence=answered.confidence,
+            inclusion_probability=answered.inclusion_probability,
+            at_ms=answered.at_ms,
+            labelled_at_ms=now_ms,
+            source=source[:64],
+        )
+        self._outbox.append(Stream.LABELS, LabelBatch(model=model, labels=(told,)))
+
+    def flush(self, now: float | None = None) -> None:
+        """Report everything since the last time.
+
+        Args:
+            now: Unix time in seconds; the clock's where None.
+        Raises:
+            DeviceError: The disk refuses; what it did not take is kept, and goes with the next report.
+        """
+        until_ms = int((self._clock() if now is None else now) * 1000)
+        with self._flushing:
+            windows = self._take_windows()
+            try:
+                self._remembered.persist(until_ms)
+                self._send_samples()
+                self._send_windows(windows, until_ms)
+            except DeviceError:
+                self._give_back(windows)
+                raise
+            self._from_ms = until_ms
+
+    def close(self) -> None:
+        """Close the file of remembered requests; flush before."""
+        self._remembered.close()
+
+    def _watch(self, loaded: LoadedModel) -> Watched:
+        policy = self._policies.get(loaded.name, loaded.manifest.sampling)
+        threshold = loaded.reference.margin_threshold
+        sampler = self._samplers.get(loaded.name)
+        if sampler is None:
+            sampler = self._samplers[loaded.name] = Sampler(policy, threshold=threshold)
+        else:
+            sampler.restart(policy, threshold)
+        watched = self._watched[loaded.digest] = Watched.begin(loaded, sampler, policy)
+        return watched
+
+    def _keep(self, model: str, sample: Sample) -> None:
+        size = encoded_bytes(sample)
+        if size > ROOM_BYTES:
+            self.samples_lost += 1
+            log.warning("a sample of %s takes %d bytes, a message holds %d: not sent", model, size, ROOM_BYTES)
+            return
+        self._samples.append((model, size, sample))
+        self._sample_bytes += size
+        while self._sample_bytes > _WAITING_BYTES:
+            _, oldest, _ = self._samples.popleft()
+            self._sample_bytes -= oldest
+            self.samples_lost += 1
+
+    def _take_windows(self) -> dict[str, Window]:
+        with self._lock:
+            taken = {digest: watched.window for digest, watched in self._watched.items()}
+            for watched in self._watched.values():
+                watched.window = Window()
+        for digest, window in taken.items():
+            window.count(self._watched[digest].features)
+        return taken
+
+    def _give_back(self, windows: dict[str, Window]) -> None:
+        with self._lock:
+            for digest, window in windows.items():
+                watched = self._watched[digest]
+                window.merge(watched.window)  # its waiting rows are counted below, in one batch with the next
+                watched.window.count(watched.features)
+                watched.window = window
+
+    def _send_samples(self) -> None:
+        """Append samples in batches; each leaves memory once the outbox has it."""
+        with self._lock:
+            waiting = list(self._samples)
+        by_model: dict[str, list[tuple[str, int, Sample]]] = {}
+        for entry in waiting:
+            by_model.setdefault(entry[0], []).append(entry)
+        for model, entries in by_model.items():
+            for part in parts(entries, [size for _, size, _ in entries]):
+                batch = SampleBatch(model=model, samples=tuple(sample for _, _, sample in part))
+                self._outbox.append(Stream.SAMPLES, batch)
+                sent = {id(entry) for entry in part}
+                with self._lock:
+                    self._samples = collections.deque(entry for entry in self._samples if id(entry) not in sent)
+                    self._sample_bytes = sum(size for _, size, _ in self._samples)
+
+    def _send_windows(self, windows: dict[str, Window], until_ms: int) -> None:
+        """Append counts; what the outbox has is taken out of the windows, so that giving them back doubles nothing."""
+        models: list[ModelMetrics] = []
+        for digest, window in windows.items():
+            manifest = self._watched[digest].manifest
+            rows = window.counted
+            for part in counts_in_parts(window.counts):
+                report = ProfileReport(
+                    model=manifest.name,
+                    package=digest,
+                    from_ms=self._from_ms,
+                    until_ms=until_ms,
+                    rows=rows,
+                    counts=part,
+                )
+                self._outbox.append(Stream.PROFILES, report)
+                window.counts = {name: counts for name, counts in window.counts.items() if name not in part}
+                rows = window.counted = 0  # the rows stand in the first part alone: receivers add them up
+            if window.requests or window.refused or window.failed:
+                models.append(window.metrics(manifest.name, manifest.version, digest))
+        metrics = MetricsReport(
+            from_ms=self._from_ms,
+            until_ms=until_ms,
+            models=tuple(models),
+            machine=self._machine.metrics(outbox=self._outbox.size(), traffic=self._traffic()),
+        )
+        self._outbox.append(Stream.METRICS, metrics)

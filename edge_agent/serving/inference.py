@@ -1,0 +1,120 @@
+"""One inference from body to body: decode, check, run, tell the monitor, encode. Synchronous; runs on any thread."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from edge_agent.contract.errors import CallerError, ShoalError
+from edge_agent.runtime.slots import LoadedModel
+from edge_agent.serving.codec import check_outputs, decode_request, encode_response
+
+log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Who is told of every request that is not a probe; called from several threads."""
+
+    def observe(
+        self,
+        loaded: LoadedModel,
+        request_id: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        *,
+        latency_us: float,
+        group: str,
+    ) -> bool:
+        """A request was answered; whether the application is asked for a label.
+
+        Args:
+            inputs: As the application sent them, missing values not yet filled; not to be changed.
+        """
+
+    def refused(self, loaded: LoadedModel) -> None:
+        """A request was refused because it was wrong."""
+
+    def failed(self, loaded: LoadedModel) -> None:
+        """A request failed though it was right."""
+
+
+class RequestIds:
+    """Identifiers for requests that bring none: unique across restarts, cheap to make."""
+
+    def __init__(self) -> None:
+        self._start = secrets.token_hex(5)
+        self._next = itertools.count(1)
+
+    def new(self) -> str:
+        """A new identifier."""
+        return f"{self._start}-{next(self._next)}"
+
+
+class Inference:
+    """Answers inference requests of one model at a time."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._ids = RequestIds()
+
+    def answer(self, loaded: LoadedModel, body: bytes, json_length: int | None) -> tuple[bytes, int | None]:
+        """The answer's body, and the length of its JSON part where raw tensors follow it.
+
+        Args:
+            loaded: Leased by the caller.
+            json_length: The request's ``Inference-Header-Content-Length``.
+        Raises:
+            CallerError: The request is wrong; counted as refused.
+            ShoalError: The model failed on a right request; counted as failed.
+        """
+        begin = time.perf_counter()
+        monitored = True
+        try:
+            request = decode_request(body, json_length, loaded.signature)
+            monitored = request.monitored
+            check_outputs(request, loaded.signature)
+            inputs = loaded.signature.check(request.inputs)
+            outputs = self._run(loaded, inputs, monitored=monitored)
+        except CallerError:
+            if monitored:
+                self._observer.refused(loaded)
+            raise
+        request_id = request.id or self._ids.new()
+        wanted = False
+        if monitored:
+            latency_us = (time.perf_counter() - begin) * 1e6
+            loaded.count()
+            wanted = self._observer.observe(
+                loaded, request_id, request.inputs, outputs, latency_us=latency_us, group=request.group
+            )
+        return encode_response(
+            request,
+            outputs,
+            model=loaded.name,
+            version=loaded.version,
+            request_id=request_id,
+            parameters={"package": loaded.digest, "label_wanted": wanted},
+        )
+
+    def _run(
+        self, loaded: LoadedModel, inputs: Mapping[str, NDArray[Any]], *, monitored: bool
+    ) -> dict[str, NDArray[Any]]:
+        try:
+            return loaded.backend.infer(inputs)
+        except CallerError:
+            raise
+        except Exception as error:
+            # A runtime may raise anything; whatever it is, this request was right and the model is not.
+            if monitored:
+                loaded.count(failed=True)
+                self._observer.failed(loaded)
+            log.warning("model %s %s failed on a request: %s", loaded.name, loaded.version, error)
+            raise ShoalError(
+                f"model '{loaded.name}' version '{loaded.version}' failed on this input: {error}"
+            ) from error
