@@ -1,0 +1,108 @@
+"""``shoal keys``: make, show and renew the keys that a fleet trusts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import click
+
+from edge_agent.contract.errors import ShoalError
+from trainer.publish.image_signing import ImageSigning, Lifetimes
+from trainer.publish.keys import KeyFolder
+from trainer.publish.server_trust import export_trust
+
+_FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+_KIND = click.option("--kind", type=click.Choice(["ed25519", "ecdsa"]), default="ed25519", show_default=True)
+
+
+_P = ParamSpec("_P")
+
+
+def _plainly(command: Callable[_P, None]) -> Callable[_P, None]:
+    """An error of ours is a sentence and an exit code, not a traceback."""
+
+    @wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ShoalError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+@click.group("keys")
+def keys_commands() -> None:
+    """Make, show and renew the signing keys of a fleet.
+
+    The image repository's keys say which models exist; the director's key, on the server, says which device runs which.
+    Set SHOAL_KEYS_PASSPHRASE to keep private keys encrypted.
+    """
+
+
+@keys_commands.command()
+@_FOLDER
+@click.option("--model", "models", multiple=True, help="A model that gets a key of its own; may be given repeatedly.")
+@_KIND
+@click.option("--root-days", default=365.0, show_default=True, help="Lifetime of the roots.")
+@click.option("--targets-days", default=90.0, show_default=True, help="Lifetime of the targets roles.")
+@click.option("--snapshot-days", default=7.0, show_default=True, help="Lifetime of snapshot and timestamp.")
+@_plainly
+def init(folder: Path, models: tuple[str, ...], kind: str, **days: Any) -> None:
+    """Make all keys in DIR and sign an image repository without packages.
+
+    Then take DIR/offline to a safe place, and give the server its part: shoal keys export DIR DATA
+    """
+    lifetimes = Lifetimes(root=days["root_days"], targets=days["targets_days"], snapshot=days["snapshot_days"])
+    ImageSigning(KeyFolder.from_environment(folder), lifetimes=lifetimes).create(models, kind=kind)
+    click.echo(f"made the keys of a fleet in {folder}; take {folder / 'offline'} to a safe place")
+
+
+@keys_commands.command()
+@_FOLDER
+@_plainly
+def show(folder: Path) -> None:
+    """Show which keys are in DIR, what they have signed and when that expires."""
+    keys = KeyFolder.from_environment(folder)
+    signing = ImageSigning(keys)
+    for name in keys.names():
+        click.echo(f"key      {name}")
+    for model, packages in signing.models().items():
+        click.echo(f"model    {model}: {len(packages)} packages signed{', last ' + packages[-1] if packages else ''}")
+    for role, expires in sorted(signing.expiries().items()):
+        click.echo(f"expires  {expires:%Y-%m-%d %H:%M} UTC  {role}")
+
+
+@keys_commands.command("add-model")
+@_FOLDER
+@click.argument("model")
+@_KIND
+@_plainly
+def add_model(folder: Path, model: str, kind: str) -> None:
+    """Make a key for MODEL. Needs DIR/offline/image-targets.pem."""
+    ImageSigning(KeyFolder.from_environment(folder)).add_model(model, kind=kind)
+    click.echo(f"packages of {model} are signed with {folder / 'publisher' / (model + '.pem')}")
+
+
+@keys_commands.command()
+@_FOLDER
+@_plainly
+def renew(folder: Path) -> None:
+    """Sign roots and targets anew before they expire. Needs DIR/offline."""
+    ImageSigning(KeyFolder.from_environment(folder)).renew()
+    click.echo("signed; publish to bring it to the server, and export the roots to it")
+
+
+@keys_commands.command()
+@_FOLDER
+@click.argument("data", type=click.Path(path_type=Path, file_okay=False))
+@_plainly
+def export(folder: Path, data: Path) -> None:
+    """Copy what the server needs from DIR into DATA/keys: the director's key and both roots."""
+    for path in export_trust(folder, data):
+        click.echo(f"wrote {path}")

@@ -1,0 +1,17 @@
+"""What can go wrong between a finished package and a server that shows it."""
+
+from __future__ import annotations
+
+from trainer.errors import TrainerError
+
+
+class SigningKeyError(TrainerError):
+    """A key is missing, cannot be read, or may not sign what it should."""
+
+    exit_code = 2
+
+
+class PublishRefused(TrainerError):
+    """The package cannot be published under its name and version."""
+
+    exit_code = 3

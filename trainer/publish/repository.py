@@ -1,0 +1,144 @@
+"""Publishing: a package's files and its signed metadata, on their way to the fleet server."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from edge_agent.contract.errors import NetworkError, ServerRefused
+from edge_agent.contract.manifest import MANIFEST_FILE
+from edge_agent.contract.repository import image_metadata_path, target_name
+from edge_agent.runtime.package import Package
+from trainer.publish.errors import SigningKeyError
+from trainer.publish.image_signing import ImageSigning, Lifetimes
+from trainer.publish.keys import KeyFolder, utc_now
+
+_CHUNK_BYTES = 1 << 20
+_ERROR_TEXT = 500
+
+
+class Publisher:
+    """Signs packages and brings them to a server. One at a time per key folder, across processes.
+
+    Args:
+        keys_dir: As ``shoal keys init`` made it; ``offline/`` is not needed.
+        token: Of role trainer.
+        passphrase: Of the keys; None takes ``SHOAL_KEYS_PASSPHRASE`` from the environment, if set.
+    """
+
+    def __init__(
+        self,
+        keys_dir: Path,
+        server_url: str,
+        token: str,
+        *,
+        passphrase: str | None = None,
+        lifetimes: Lifetimes | None = None,
+        now: Callable[[], dt.datetime] = utc_now,
+        timeout_s: float = 60.0,
+    ) -> None:
+        keys = KeyFolder(keys_dir, passphrase=passphrase) if passphrase else KeyFolder.from_environment(keys_dir)
+        self._keys_dir = keys_dir
+        self._signing = ImageSigning(keys, lifetimes=lifetimes, now=now)
+        headers = {"Authorization": f"Bearer {token}"}
+        self._client = httpx.Client(base_url=server_url, headers=headers, timeout=timeout_s)
+
+    def publish(self, package: Package) -> None:
+        """Sign a package and show it on the server; what is there already is not sent again.
+
+        Raises:
+            DigestMismatch, PackageError: The package on disk is damaged.
+            PublishRefused: Its version is taken, or its model has no key here.
+            SigningKeyError: A key is missing.
+            ServerRefused, NetworkError: The server refuses, or is away; publish again.
+        """
+        package.verify()
+        manifest = package.manifest
+        data = (package.folder / MANIFEST_FILE).read_bytes()
+        with self._alone():
+            self._upload_file(package.digest, package.folder / MANIFEST_FILE)
+            for name, entry in manifest.files.items():
+                self._upload_file(entry.sha256, package.path(name))
+            path = target_name(manifest.name, manifest.version)
+            self._signing.add_target(manifest.name, path, len(data), package.digest)
+            self._signing.refresh()
+            self._upload_metadata()
+
+    def refresh(self) -> None:
+        """Sign anew what is about to expire, and bring the server up to date; call it every hour or so.
+
+        Raises:
+            SigningKeyError, ServerRefused, NetworkError: As :meth:`publish`.
+        """
+        with self._alone():
+            self._signing.refresh()
+            self._upload_metadata()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two publishers at once would sign two different metadata of one version."""
+        try:
+            file = (self._keys_dir / ".publishing").open("w")
+        except OSError as error:
+            raise SigningKeyError(f"{self._keys_dir}: {error.strerror}; begin with `shoal keys init`") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _upload_file(self, sha256: str, path: Path) -> None:
+        url = f"/api/v1/repository/blobs/{sha256}"
+        if self._send("HEAD", url, accepted=(200, 404)).status_code == 404:
+            headers = {"Content-Length": str(path.stat().st_size)}
+            self._send("PUT", url, content=_chunks(path), headers=headers)
+
+    def _upload_metadata(self) -> None:
+        files = self._signing.files()
+        shown = self._send("GET", f"{image_metadata_path()}timestamp.json", accepted=(200, 404))
+        if shown.status_code == 200 and shown.content == files["timestamp.json"]:
+            return
+        texts = {name: data.decode() for name, data in files.items()}
+        self._send("POST", "/api/v1/repository/metadata", json={"files": texts})
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        *,
+        accepted: tuple[int, ...] = (200, 201),
+        content: Iterator[bytes] | None = None,
+        json: object = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        try:
+            answer = self._client.request(method, url, content=content, json=json, headers=headers)
+        except httpx.HTTPError as error:
+            where = f"{method} {self._client.base_url.join(url)}"
+            raise NetworkError(f"{where}: {type(error).__name__}: {error}") from error
+        if answer.status_code not in accepted:
+            raise ServerRefused(str(answer.url), status=answer.status_code, detail=answer.text[:_ERROR_TEXT])
+        return answer
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
