@@ -1,0 +1,209 @@
+"""The trainer's commands: ``shoal trainer ...`` and ``shoal keys ...``. What needs torch is imported when it is run."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edge_agent.contract.errors import ShoalError
+from edge_agent.contract.runs import RunFile, RunState
+from trainer.publish.cli import keys_commands
+
+_RECIPES = click.option(
+    "--recipes",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of recipes; those that come with Shoal unless given.",
+)
+_LAKE = click.option("--lake", required=True, help="Folder or URI of the sample lake.")
+_SERVER = click.option("--server", required=True, envvar="SHOAL_SERVER", help="Base URL of the fleet server.")
+_TOKEN = click.option("--token", required=True, envvar="SHOAL_TOKEN", help="A token of role trainer.")
+_KEYS = click.option(
+    "--keys",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of signing keys, as `shoal keys init` made it.",
+)
+
+
+def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Say an error of ours in one line, and end with its exit status."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ShoalError as error:
+            click.echo(f"shoal: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+@click.group()
+def trainer() -> None:
+    r"""Make models: import data, train, judge, publish; or work for the fleet server.
+
+    \b
+    A first model by hand:
+      shoal trainer import digits --lake DATA/lake
+      shoal trainer train digits --lake DATA/lake --out build/digits-1 --version 1
+      shoal trainer publish build/digits-1 --server URL --token T --keys KEYS
+    and from then on, beside the server:
+      shoal trainer work --server URL --token T --keys KEYS
+    """
+
+
+@trainer.command("import")
+@click.argument("model")
+@_LAKE
+@_RECIPES
+@_plainly
+def import_rows(model: str, lake: str, recipes: Path | None) -> None:
+    """Write the base rows of MODEL's recipe into the lake, labels too; rows already there are left alone."""
+    from trainer.lake import import_base
+    from trainer.recipe import Recipe
+
+    recipe = Recipe.load(_recipes(recipes) / model)
+    new = import_base(recipe, lake, now=dt.datetime.now(dt.UTC))
+    click.echo(f"{model}: {new} rows are new in {lake}" if new else f"{model}: all rows are in {lake} already")
+
+
+@trainer.command()
+@click.argument("model")
+@_LAKE
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the package folder shall lie.")
+@click.option("--version", help="Of the new package; one after the champion's unless given.")
+@click.option(
+    "--champion",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Package folder of the model to beat; without it this is the first model.",
+)
+@click.option("--seed", default=0, show_default=True, type=int)
+@_RECIPES
+@_plainly
+def train(
+    *, model: str, lake: str, out: Path, version: str | None, champion: Path | None, seed: int, recipes: Path | None
+) -> None:
+    """Train MODEL by hand on the newest data of the lake, and write its package where it is good enough.
+
+    Exit status 0: the package is there; 7: the model was refused, or there was nothing to learn from.
+    """
+    import tempfile
+
+    from edge_agent.runtime.package import Package
+    from trainer.recipe import Recipe
+    from trainer.run import PACKAGE_FOLDER, execute, next_version
+
+    recipe = Recipe.load(_recipes(recipes) / model)
+    beaten = Package.open(champion, verify=True) if champion else None
+    now = dt.datetime.now(dt.UTC)
+    run = RunFile(
+        run=f"manual-{now:%Y%m%dt%H%M%S}",
+        model=model,
+        trigger="manual",
+        reason="by hand",
+        logical_time=now.isoformat(timespec="seconds"),
+        lake=lake,
+        seed=seed,
+        fence=0,
+        champion=beaten.digest if beaten else None,
+        champion_version=beaten.manifest.version if beaten else None,
+    )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise click.UsageError(f"{out} is there already; remove it, or choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        work = Path(folder)
+        result = execute(
+            run,
+            recipe,
+            work,
+            champion=beaten,
+            version=version or next_version(run.champion_version),
+            report=lambda stage, fraction, message: click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True),
+        )
+        if result.state is RunState.RELEASED:
+            (work / PACKAGE_FOLDER).rename(out)
+    click.echo(f"{result.state.value}: {'; '.join(result.reasons)}")
+    if result.state is not RunState.RELEASED:
+        sys.exit(7)
+    click.echo(f"package {result.package} (version {result.version}) is in {out}")
+
+
+@trainer.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_SERVER
+@_TOKEN
+@_KEYS
+@_plainly
+def publish(folder: Path, server: str, token: str, keys: Path) -> None:
+    """Sign the package in FOLDER and show it on the server."""
+    from edge_agent.runtime.package import Package
+    from trainer.publish.repository import Publisher
+
+    package = Package.open(folder, verify=True)
+    publisher = Publisher(keys, server, token)
+    try:
+        publisher.publish(package)
+    finally:
+        publisher.close()
+    click.echo(f"published {package.manifest.name} version {package.manifest.version}, package {package.digest}")
+
+
+@trainer.command()
+@_SERVER
+@_TOKEN
+@_KEYS
+@click.option("--work", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of its own.")
+@click.option("--once", is_flag=True, help="Take one run if one waits, then end.")
+@click.option("--poll", "poll_s", default=2.0, show_default=True, help="Seconds between questions for work.")
+@_RECIPES
+@_plainly
+def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s: float, recipes: Path | None) -> None:
+    """Work for the fleet server: train what it asks for, publish what is better, report the rest."""
+    from trainer.publish.repository import Publisher
+    from trainer.server_client import ServerClient
+    from trainer.worker import Timing, Worker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    client, publisher = ServerClient(server, token), Publisher(keys, server, token)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    worker = Worker(client, publisher, recipes=_recipes(recipes), work=work, timing=Timing(poll_s=poll_s))
+    try:
+        if not once:
+            worker.work(stop)
+        elif (result := worker.once(stop)) is None:
+            click.echo("no run waits")
+        else:
+            click.echo(msgspec.json.encode(result).decode())
+    finally:
+        client.close()
+        publisher.close()
+
+
+def _recipes(given: Path | None) -> Path:
+    """The folder of recipes: given, beside the checkout, or installed with the trainer."""
+    if given is not None:
+        return given
+    here = Path(__file__).resolve().parent
+    for folder in (here / "recipes", here.parent / "models"):
+        if folder.is_dir():
+            return folder
+    raise click.UsageError(f"no recipes in {here}; give their folder with --recipes")
+
+
+# What `shoal` adds to its own commands (entry point group shoal.commands).
+commands = [trainer, keys_commands]

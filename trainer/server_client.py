@@ -1,0 +1,159 @@
+"""What the worker asks of the fleet server, over its REST API."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from edge_agent.contract.errors import DigestMismatch, NetworkError, ServerRefused
+from edge_agent.contract.manifest import MANIFEST_FILE, decode_manifest, digest_of
+from edge_agent.contract.repository import blob_path
+from edge_agent.contract.runs import RunFile, RunProgress, RunResult
+from edge_agent.runtime.package import Package
+
+_CHUNK_BYTES = 1 << 20
+_CONFLICT = 409
+_NOT_FOUND = 404
+T = TypeVar("T")
+
+
+class LeaseLost(NetworkError):
+    """Another worker has this run now, or it was ended: whatever this one finds is not wanted any more."""
+
+
+class ServerClient:
+    """A connection to the fleet server in the role ``trainer``. Safe to use from several threads.
+
+    Args:
+        token: Of role trainer.
+    """
+
+    def __init__(self, server_url: str, token: str, *, timeout_s: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {token}"}
+        self._client = httpx.Client(base_url=server_url.rstrip("/"), headers=headers, timeout=timeout_s)
+
+    def claim(self, worker: str, models: list[str]) -> RunFile | None:
+        """A run to execute, now under this worker's lease, or None where none waits.
+
+        Raises:
+            ServerRefused, NetworkError: The server refuses, or is away.
+        """
+        reply = self._send("POST", "/api/v1/runs/claim", {"worker": worker, "models": models})
+        if reply.status_code == 204:
+            return None
+        return self._decode(reply, RunFile)
+
+    def progress(self, run: str, progress: RunProgress) -> None:
+        """Say how far a run is, which renews its lease.
+
+        Raises:
+            LeaseLost: The run is not this worker's any more.
+            ServerRefused, NetworkError: The server refuses, or is away.
+        """
+        self._send("POST", f"/api/v1/runs/{run}/progress", progress)
+
+    def result(self, run: str, result: RunResult) -> None:
+        """Say how a run ended.
+
+        Raises:
+            LeaseLost, ServerRefused, NetworkError: As :meth:`progress`.
+        """
+        self._send("POST", f"/api/v1/runs/{run}/result", result)
+
+    def versions(self, model: str) -> set[str]:
+        """The versions of a model that the server knows; empty where it does not know the model.
+
+        Raises:
+            ServerRefused, NetworkError: The server refuses, or is away.
+        """
+        try:
+            reply = self._send("GET", f"/api/v1/models/{model}")
+        except ServerRefused as error:
+            if error.status == _NOT_FOUND:
+                return set()
+            raise
+        return {package.version for package in self._decode(reply, _Model).versions}
+
+    def download(self, digest: str, folder: Path) -> Package:
+        """Bring a package into ``folder``, which appears whole or not at all, with every file's digest verified.
+
+        Raises:
+            DigestMismatch: The server sent other bytes than the digest names.
+            ServerRefused, NetworkError: The server refuses, or is away.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))
+        try:
+            self._blob(digest, building / MANIFEST_FILE)
+            data = (building / MANIFEST_FILE).read_bytes()
+            if digest_of(data) != digest:
+                raise DigestMismatch(MANIFEST_FILE, expected=digest, actual=digest_of(data))
+            for name, entry in decode_manifest(data).files.items():
+                path = building / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._blob(entry.sha256, path)
+            Package.open(building, verify=True)
+            building.chmod(0o755)  # mkdtemp makes it private
+            building.rename(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return Package.open(folder, verify=False)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _blob(self, sha256: str, path: Path) -> None:
+        url = blob_path(sha256)
+        try:
+            with self._client.stream("GET", url) as reply, path.open("wb") as file:
+                if not reply.is_success:
+                    reply.read()
+                    raise ServerRefused(str(reply.url), status=reply.status_code, detail=_detail(reply))
+                for chunk in reply.iter_bytes(_CHUNK_BYTES):
+                    file.write(chunk)
+        except httpx.HTTPError as error:
+            raise NetworkError(f"{self._client.base_url}{url}: {type(error).__name__}: {error}") from error
+
+    def _send(self, method: str, url: str, body: Any = None) -> httpx.Response:
+        content = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        try:
+            reply = self._client.request(method, url, content=content, headers=headers)
+        except httpx.HTTPError as error:
+            raise NetworkError(f"{self._client.base_url}{url}: {type(error).__name__}: {error}") from error
+        if reply.status_code == _CONFLICT:
+            raise LeaseLost(f"{reply.url}: {_detail(reply)}")
+        if not reply.is_success:
+            raise ServerRefused(str(reply.url), status=reply.status_code, detail=_detail(reply))
+        return reply
+
+    def _decode(self, reply: httpx.Response, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(reply.content, type=kind)
+        except msgspec.DecodeError as error:
+            raise NetworkError(f"{reply.url}: the answer is not what was agreed: {error}") from error
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+class _Model(msgspec.Struct):
+    versions: tuple[_Version, ...] = ()
+
+
+def _detail(reply: httpx.Response) -> str:
+    """The error's own sentence, wherever the server has put it."""
+    try:
+        found = reply.json()
+    except ValueError:
+        return reply.text[:300]
+    if isinstance(found, dict):
+        return str(found.get("error") or found.get("detail") or found)[:300]
+    return str(found)[:300]
