@@ -1,0 +1,1 @@
+"""Takes what devices say into the database, each message with effect exactly once."""

@@ -1,0 +1,145 @@
+"""Moves spooled rows into the Delta tables, each exactly once, through crashes at any point.
+
+Three steps, each safe to repeat: give rows a batch number (a transaction of the database: the batch never changes
+again); append the batch with its number as a Delta application transaction (Delta protocol, "Transaction Identifiers");
+delete it from the spool. Whoever finds a numbered batch asks the lake whether it is in there already.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import sqlalchemy as sa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import TableNotFoundError
+
+from edge_agent.contract.lake import LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
+from fleet_server.database import Database
+from fleet_server.samples.tables import lake_batches, lake_spool
+from fleet_server.upsert import upsert
+
+_log = logging.getLogger(__name__)
+
+_ARROW: Mapping[str, pa.DataType] = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "binary": pa.binary(),
+}
+SCHEMAS: Mapping[str, pa.Schema] = {
+    table: pa.schema([pa.field(name, _ARROW[kind]) for name, kind in columns.items()])
+    for table, columns in ((SAMPLES, SAMPLE_COLUMNS), (LABELS, LABEL_COLUMNS))
+}
+_PARTITIONS: Mapping[str, list[str]] = {SAMPLES: ["day"], LABELS: []}
+_BATCH_ROWS = 2000
+
+
+class LakeWriter:
+    """Appends to the lake; one per lake.
+
+    Args:
+        uri: The lake: a folder, or any URI that ``deltalake`` understands; a table is a folder in it.
+        storage: Options for object storage (keys, endpoint), as ``deltalake`` takes them.
+    """
+
+    def __init__(self, db: Database, uri: str, *, storage: Mapping[str, str] | None = None) -> None:
+        self._db, self._uri, self._storage = db, uri.rstrip("/"), dict(storage or {})
+        self._lock = threading.Lock()  # two batches at once would only fight for the same commit
+
+    def prepare(self) -> None:
+        """Make the tables that are not there yet, so that readers find them, empty."""
+        for table, schema in SCHEMAS.items():
+            DeltaTable.create(
+                self.path(table),
+                schema=schema,
+                mode="ignore",
+                partition_by=_PARTITIONS[table] or None,
+                storage_options=self._storage or None,
+            )
+
+    def path(self, table: str) -> str:
+        """Where a table lies."""
+        return f"{self._uri}/{table}"
+
+    def flush(self) -> int:
+        """Move everything that is spooled.
+
+        Returns:
+            How many rows.
+        Raises:
+            deltalake.exceptions.DeltaError, OSError: The lake refuses; the rows stay in the spool.
+        """
+        moved = 0
+        with self._lock:
+            for table in SCHEMAS:
+                while rows := self._flush_batch(table):
+                    moved += rows
+        return moved
+
+    def compact(self) -> None:
+        """Merge small files; old versions stay readable."""
+        with self._lock:
+            for table in SCHEMAS:
+                self._open(table).optimize.compact()
+
+    def _flush_batch(self, table: str) -> int:
+        number, app_id = self._number_batch(table)
+        if number is None:
+            return 0
+        this = (lake_spool.c.lake_table == table) & (lake_spool.c.batch == number)
+        with self._db.read() as connection:
+            packed = (
+                connection.execute(sa.select(lake_spool.c.row).where(this).order_by(lake_spool.c.id)).scalars().all()
+            )
+        if (self._last_in_lake(table, app_id) or 0) < number:
+            self._append(table, [msgspec.msgpack.decode(row) for row in packed], app_id, number)
+        else:
+            _log.info("batch %d of %s is in the lake already: a crash came between", number, table)
+        with self._db.write() as connection:
+            connection.execute(sa.delete(lake_spool).where(this))
+        return len(packed)
+
+    def _number_batch(self, table: str) -> tuple[int | None, str]:
+        """The oldest batch under way, or a new one; None where nothing waits."""
+        waiting = lake_spool.c.lake_table == table
+        with self._db.write() as connection:
+            upsert(connection, lake_batches, {"lake_table": table}, {}, first={"app_id": uuid.uuid4().hex, "last": 0})
+            select = sa.select(lake_batches).where(lake_batches.c.lake_table == table).with_for_update()
+            state = connection.execute(select).one()
+            app_id = f"shoal-{state.app_id}"
+            oldest = connection.execute(sa.select(sa.func.min(lake_spool.c.batch)).where(waiting)).scalar()
+            if oldest is not None:
+                return int(oldest), app_id
+            fresh = waiting & lake_spool.c.batch.is_(None)
+            newest = sa.select(lake_spool.c.id).where(fresh).order_by(lake_spool.c.id).limit(_BATCH_ROWS)
+            number = state.last + 1
+            numbered = sa.update(lake_spool).where(lake_spool.c.id.in_(newest)).values(batch=number)
+            if connection.execute(numbered).rowcount == 0:
+                return None, app_id
+            connection.execute(sa.update(lake_batches).where(lake_batches.c.lake_table == table).values(last=number))
+            return int(number), app_id
+
+    def _append(self, table: str, rows: list[dict[str, Any]], app_id: str, number: int) -> None:
+        write_deltalake(
+            self.path(table),
+            pa.Table.from_pylist(rows, schema=SCHEMAS[table]),
+            mode="append",
+            partition_by=_PARTITIONS[table] or None,
+            storage_options=self._storage or None,
+            commit_properties=CommitProperties(app_transactions=[Transaction(app_id=app_id, version=number)]),
+        )
+
+    def _last_in_lake(self, table: str, app_id: str) -> int | None:
+        try:
+            return self._open(table).transaction_version(app_id)
+        except TableNotFoundError:
+            return None
+
+    def _open(self, table: str) -> DeltaTable:
+        return DeltaTable(self.path(table), storage_options=self._storage or None)
