@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response, status
@@ -50,18 +50,21 @@ def routes(
 def _for_devices(
     router: APIRouter, images: ImageRepository, director: Director, require_device: Callable[..., str]
 ) -> None:
+    # A default, not an annotation: those are resolved where only the module's names are known.
+    asks = Depends(require_device)
+
     @router.get("/updates/image/{file}", summary="Metadata of the image repository")
     def image_metadata(file: str) -> Response:
         return _json(images.metadata(file), file)
 
     @router.get("/updates/director/{device}/{file}", summary="The director's metadata for one device")
-    def director_metadata(device: str, file: str, caller: Annotated[str, Depends(require_device)]) -> Response:
+    def director_metadata(device: str, file: str, caller: str = asks) -> Response:
         if caller != device:
             raise Forbidden(f"this is device {caller!r}: it may not see what {device!r} is to install")
         return _json(director.metadata(device, file), file)
 
-    @router.get("/updates/targets/{sha256}", summary="A file of a package", response_class=FileResponse)
-    def blob(sha256: str, caller: Annotated[str, Depends(require_device)]) -> Response:  # noqa: ARG001 - guards
+    @router.get("/updates/targets/{sha256}", summary="A file of a package", dependencies=[asks])
+    def blob(sha256: str) -> Response:
         return _file(images.blobs.released(sha256), sha256)
 
 

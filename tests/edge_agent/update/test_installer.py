@@ -1,0 +1,251 @@
+"""Updates that go well, and those that the package spoils."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.contract.errors import DigestMismatch, SelfTestFailed
+from edge_agent.contract.manifest import Probation
+from edge_agent.contract.messages import EventKind, UpdateStep
+from edge_agent.contract.repository import blob_path
+from edge_agent.runtime.package import Package
+from edge_agent.runtime.slots import Slots, load
+from edge_agent.update.installer import Installer
+from tests.edge_agent.update.conftest import NewDevice
+from tests.fakes.packages import make_package
+from tests.fakes.update_server import UpdateServer
+from tests.fakes.updating_device import UpdatingDevice
+
+
+def test_an_update_goes_through_every_step_and_commits_after_probation(
+    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package
+) -> None:
+    desired = server.assign(second)
+    before = device.infer()
+    device.events.clear()
+    assert not device.apply(desired)  # on probation
+    assert device.version == "2"
+    assert device.reported.step is UpdateStep.PROBATION
+    assert device.installer._journal.get("digits").last_known_good == first.digest
+    assert not np.allclose(before, device.infer())
+    device.pass_probation()
+    assert device.apply(desired)
+    assert device.reported.step is UpdateStep.COMMITTED
+    assert (device.reported.package, device.reported.release, device.reported.rollout) == (
+        second.digest, 2, "rollout-1",
+    )  # fmt: skip
+    steps = [event.detail["step"] for event in device.told(EventKind.UPDATE_STEP)]
+    assert steps == ["resolved", "downloading", "verified", "staged", "self-tested", "probation"]
+    assert device.told(EventKind.UPDATE_COMMITTED)[0].package == second.digest
+    assert device.packages() == {second.digest}, "the replaced package and the parts of downloads are gone"
+
+
+def test_an_update_that_is_there_already_asks_the_server_nothing(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    device.update(desired)
+    server.line.requests.clear()
+    assert device.apply(desired)
+    assert server.line.requests == []
+
+
+def test_files_that_another_package_has_are_linked_instead_of_downloaded(
+    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package
+) -> None:
+    shared = first.manifest.files.keys() & second.manifest.files.keys()
+    same = [name for name in shared if first.manifest.files[name] == second.manifest.files[name]]
+    assert same
+    server.line.requests.clear()
+    device.apply(server.assign(second))
+    for name in same:
+        assert server.line.asked(blob_path(second.manifest.files[name].sha256)) == []
+        assert os.path.samefile(
+            device.state / "packages" / first.digest / name, device.state / "packages" / second.digest / name
+        )
+
+
+def test_a_package_that_fails_its_self_test_is_refused_and_not_tried_again_for_that_release(
+    server: UpdateServer, device: UpdatingDevice, tmp_path: Path, first: Package
+) -> None:
+    bad = make_package(tmp_path / "built/bad", version="3", seed=3, golden_is_wrong=True)
+    server.publisher.publish(bad)
+    desired = server.assign(bad)
+    assert device.apply(desired)
+    assert device.version == "1"
+    assert device.reported.step is UpdateStep.FAILED
+    assert "output 'probabilities', row 3" in device.reported.reason
+    assert device.told(EventKind.UPDATE_FAILED)[0].package == bad.digest
+    assert device.packages() == {first.digest}
+    server.line.requests.clear()
+    assert device.apply(desired)
+    assert server.line.requests == []
+    again = server.assign(bad, release=7)
+    assert device.apply(again)
+    assert server.line.requests, "a newer release tries again"
+
+
+def test_a_model_that_fails_on_probation_is_rolled_back_and_the_old_one_answers_as_before(
+    server: UpdateServer, device: UpdatingDevice, second: Package, first: Package
+) -> None:
+    before = device.infer()
+    desired = server.assign(second)
+    device.apply(desired)
+    loaded = device.slots.get("digits")
+    for failed in (False, False, True):
+        loaded.count(failed=failed)
+    device.installer.watch()
+    assert device.version == "1"
+    np.testing.assert_array_equal(device.infer(), before)
+    assert device.reported.step is UpdateStep.FAILED
+    assert "1 of 3 requests failed" in device.reported.reason
+    assert device.told(EventKind.ROLLED_BACK)[0].detail["to"] == first.digest
+    assert device.apply(desired), "the same release is not tried again"
+    assert device.version == "1"
+
+
+def test_after_a_roll_back_the_same_package_may_come_with_a_newer_release(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    device.slots.get("digits").count(failed=True)
+    device.installer.watch()
+    assert device.version == "1"
+    device.update(server.assign(second, release=9))
+    assert (device.version, device.reported.step) == ("2", UpdateStep.COMMITTED)
+
+
+def test_the_server_can_go_back_to_an_older_version_with_a_newer_release(
+    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package
+) -> None:
+    device.update(server.assign(second))
+    device.update(server.assign(first))
+    assert device.version == "1"
+
+
+def test_the_probation_lasts_as_long_as_the_manifest_says(
+    server: UpdateServer, device: UpdatingDevice, tmp_path: Path
+) -> None:
+    package = make_package(tmp_path / "built/3", version="3", probation=Probation(seconds=60))
+    server.publisher.publish(package)
+    device.apply(server.assign(package))
+    device.installer.watch(device.now_s + 59)
+    assert device.reported.step is UpdateStep.PROBATION
+    device.installer.watch(device.now_s + 61)
+    assert device.reported.step is UpdateStep.COMMITTED
+
+
+def test_a_restart_without_network_serves_what_was_active(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.update(server.assign(second))
+    answer = device.infer()
+    device.close()
+    server.stop()
+    restarted = new_device()
+    np.testing.assert_array_equal(restarted.infer(), answer)
+    assert restarted.version == "2"
+
+
+def test_a_start_needs_no_network_and_no_fresh_metadata_and_falls_back_when_the_active_package_is_damaged(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package, second: Package
+) -> None:
+    device.apply(server.assign(second))  # on probation: version 1 is the last known good one
+    device.close()
+    server.stop()
+    (device.state / "packages" / second.digest / "model.onnx").write_bytes(b"rotten")
+    shutil.rmtree(device.state / "trust")
+    restarted = new_device()
+    assert restarted.version == "1"
+    assert restarted.told(EventKind.ROLLED_BACK)[0].package == second.digest
+
+
+def test_a_package_that_kills_the_agent_twice_on_probation_is_rolled_back(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    assert new_device().version == "2", "once may be the power plug"
+    third_start = new_device()
+    assert third_start.version == "1"
+    assert "died 2 times" in third_start.told(EventKind.ROLLED_BACK)[0].reason
+
+
+def test_orderly_restarts_on_probation_are_no_crashes(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    device.installer.close()
+    for _ in range(4):
+        restarted = new_device()
+        assert restarted.version == "2"
+        restarted.installer.close()
+
+
+def test_a_factory_image_serves_without_server_and_does_not_replace_what_is_installed(
+    tmp_path: Path, first: Package, second: Package
+) -> None:
+    device = UpdatingDevice(tmp_path / "state", None)
+    assert device.installer.preinstall(first.folder) == first.digest
+    assert device.installer.preinstall(second.folder) == first.digest
+    device.close()
+    restarted = UpdatingDevice(tmp_path / "state", None)
+    assert restarted.version == "1"
+    restarted.close()
+
+
+def test_a_damaged_factory_image_is_refused(tmp_path: Path, first: Package) -> None:
+    (first.folder / "card.md").write_text("other")
+    device = UpdatingDevice(tmp_path / "state", None)
+    with pytest.raises(DigestMismatch):
+        device.installer.preinstall(first.folder)
+    bad = make_package(tmp_path / "built/bad", golden_is_wrong=True)
+    with pytest.raises(SelfTestFailed):
+        device.installer.preinstall(bad.folder)
+    assert device.installer.reported() == {}
+    device.close()
+
+
+def test_a_damaged_journal_is_set_aside_and_said(tmp_path: Path, first: Package) -> None:
+    (tmp_path / "slots.json").write_bytes(b'{"models": 3}')
+    events: list[EventKind] = []
+    installer = Installer(tmp_path, None, Slots(), lambda event: events.append(event.kind), load)
+    installer.start()
+    assert events == [EventKind.STORAGE]
+    assert (tmp_path / "slots.damaged").exists()
+
+
+def test_a_full_disk_fails_the_update_with_its_reason_and_the_old_model_serves_on(
+    server: UpdateServer, device: UpdatingDevice, second: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desired = server.assign(second)
+    usage = shutil.disk_usage(device.state)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=100))
+        assert not device.apply(desired), "it is tried again later"
+        assert not device.apply(desired)
+    assert device.version == "1"
+    assert (device.reported.step, device.reported.release) == (UpdateStep.FAILED, 2)
+    assert "needs" in device.reported.reason
+    assert len(device.told(EventKind.UPDATE_FAILED)) == 1, "the same failure is told once"
+    device.update(desired)
+    assert device.version == "2"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_state_folder_that_cannot_be_written_fails_the_update_and_the_old_model_serves_on(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    device.state.chmod(0o500)
+    try:
+        assert not device.apply(desired)
+        assert device.version == "1"
+        assert device.reported.step is UpdateStep.FAILED
+        assert "not writable" in device.reported.reason
+    finally:
+        device.state.chmod(0o700)
