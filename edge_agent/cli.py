@@ -37,7 +37,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="shoal-agent")
 def main() -> None:
-    """Runs models on this device, and keeps them right together with the fleet's server.
+    r"""Runs models on this device, and keeps them right together with the fleet's server.
 
     \b
     The first time on a device:
@@ -62,6 +62,7 @@ def main() -> None:
 @click.option("--image-root", type=click.Path(exists=True, path_type=Path), help="Pinned root.json of the packages.")
 @click.option("--director-root", type=click.Path(exists=True, path_type=Path), help="Pinned root.json of the director.")
 def enrol_command(
+    *,
     config_path: Path | None,
     state: Path | None,
     server: str,
@@ -136,14 +137,19 @@ def install_command(config_path: Path | None, state: Path | None, package: Path)
 @_state_option
 def status_command(config_path: Path | None, state: Path | None) -> None:
     """Show who this device is and which packages it holds, from the state folder (the agent may be stopped)."""
-    from edge_agent.update.slots_file import SlotsFile
+    from edge_agent.update.slots_file import SLOTS_FILE, SlotsFile
 
     config = _settings(config_path, state)
     folder = Path(config.state)
     identity = read_identity(folder)
-    click.echo(f"device  {identity.device} of fleet {identity.fleet} at {identity.server}" if identity else "not enrolled")
-    for model, slot in sorted(SlotsFile(folder).read().items()):
-        click.echo(f"{model}  active {slot.active[:12] or '-'}  last known good {slot.last_known_good[:12] or '-'}  {slot.step.value}  {slot.reason}")
+    click.echo(
+        f"device  {identity.device} of fleet {identity.fleet} at {identity.server}" if identity else "not enrolled"
+    )
+    for model, slot in sorted(SlotsFile(folder / SLOTS_FILE).models().items()):
+        good = slot.last_known_good[:12] or "-"
+        click.echo(
+            f"{model}  active {slot.active[:12] or '-'}  last known good {good}  {slot.step.value}  {slot.reason}"
+        )
 
 
 def _settings(path: Path | None, state: Path | None) -> AgentConfig:

@@ -33,7 +33,9 @@ def enrol(
         NetworkError: The server cannot be reached, or refuses the claim.
     """
     if read_identity(state) is not None:
-        raise ConfigurationError(f"{state / IDENTITY_FILE}: this device has enrolled already; remove the file to enrol anew")
+        raise ConfigurationError(
+            f"{state / IDENTITY_FILE}: this device has enrolled already; remove the file to enrol anew"
+        )
     if not is_name(request.device):
         raise ConfigurationError(f"device name {request.device!r}: use 1 to 63 of a-z, 0-9, '-' and '_'")
     if not server.startswith(("http://", "https://")):

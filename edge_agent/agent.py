@@ -1,0 +1,187 @@
+"""The agent: builds the device's parts, hands them to each other, runs them and stops them in order."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from edge_agent import __version__
+from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
+from edge_agent.contract.errors import ConfigurationError, DeviceError
+from edge_agent.contract.manifest import Manifest
+from edge_agent.contract.messages import Desired, Event, EventKind, Reported
+from edge_agent.contract.topics import Stream
+from edge_agent.durable import write_durably
+from edge_agent.link.link import Link
+from edge_agent.monitor.machine import hardware
+from edge_agent.monitor.monitor import Monitor
+from edge_agent.outbox.outbox import Outbox
+from edge_agent.reporter import Reporter
+from edge_agent.runtime.package import Package
+from edge_agent.runtime.slots import LoadedModel, Slots, load
+from edge_agent.serving.app import InferenceApp
+from edge_agent.serving.http_server import HttpServer
+from edge_agent.update.installer import Installer
+from edge_agent.update.update_thread import UpdateThread
+
+_log = logging.getLogger(__name__)
+
+# Under these names a device that has not enrolled numbers its messages; they wait until it has.
+_NO_FLEET, _NO_DEVICE = "none", "none"
+
+
+class Agent:
+    """All parts of one device.
+
+    Raises:
+        AddressInUse: Another program listens where the API should; found before anything else is started.
+        StorageFull, StorageNotWritable: The state folder cannot be used.
+        ConfigurationError: Another agent runs on the same state folder.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._state = Path(config.state)
+        prepare_state(self._state)
+        self._lock = _lock(self._state)
+        self._enrolment = read_identity(self._state)
+        self._started_at_ms = _now_ms()
+        self._desired_revision = 0
+        self._hardware = hardware()
+        self._slots = Slots()
+        identity = self._enrolment
+        self._outbox = Outbox(
+            self._state / "outbox.db",
+            fleet=identity.fleet if identity else _NO_FLEET,
+            device=identity.device if identity else _NO_DEVICE,
+            limit_bytes=config.report.outbox_limit_mib << 20,
+        )
+        self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
+        self._installer = Installer(
+            self._state, identity, self._slots, self._tell, lambda package: _load(package, config)
+        )
+        self._updates = UpdateThread(self._installer)
+        self._monitor = Monitor(self._outbox, self._state, traffic=self._traffic)
+        app = InferenceApp(self._slots, self._monitor, self._monitor, agent_version=__version__)
+        self._http = HttpServer(app, host=config.api.host, port=config.api.port, uds=config.api.unix_socket)
+        self._reporter = Reporter(
+            flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=config.report.interval_s
+        )
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM, then stop every part in order."""
+        self._installer.start()
+        self._tell(Event(kind=EventKind.AGENT_STARTED, at_ms=_now_ms(), detail={"version": __version__}))
+        self._updates.start()
+        self._reporter.start()
+        if self._link is not None:
+            self._link.start()
+        else:
+            _log.warning("this device has not enrolled: it serves what it holds, and reports to nobody")
+        address = {"api": self._http.address, "pid": os.getpid(), "version": __version__}
+        write_durably(self._state / ADDRESS_FILE, msgspec.json.encode(address))
+        served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
+        _log.info("listening on %s, serving %s", self._http.address, served)
+        try:
+            self._http.run()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop: first what makes messages, then what sends them."""
+        (self._state / ADDRESS_FILE).unlink(missing_ok=True)
+        self._updates.stop()
+        self._reporter.stop()
+        if self._link is not None:
+            self._link.stop()
+        self._slots.close()
+        self._monitor.close()
+        self._outbox.close()
+        self._lock.close()
+
+    def _take_desired(self, desired: Desired) -> None:
+        """Called in the link's thread: nothing here waits."""
+        for model, policy in desired.sampling.items():
+            self._monitor.set_policy(model, policy)
+        if desired.report_interval_s is not None:
+            self._reporter.set_interval(desired.report_interval_s)
+        self._desired_revision = max(self._desired_revision, desired.revision)
+        self._updates.submit(desired)
+
+    def _tell(self, event: Event) -> None:
+        _log.info("%s %s %s %s", event.kind.value, event.model, event.package[:12], event.reason or event.detail)
+        try:
+            self._outbox.append(Stream.EVENTS, event)
+        except DeviceError as error:  # counted as dropped by the outbox, which reports it once there is room
+            _log.warning("event %s could not be kept: %s", event.kind.value, error)
+
+    def _traffic(self) -> tuple[int, int]:
+        """Bytes sent and received over the network since the start."""
+        up, down = (self._link.bytes_up, self._link.bytes_down) if self._link is not None else (0, 0)
+        return up, down + self._installer.bytes_down
+
+    def _reported(self) -> Reported:
+        return Reported(
+            agent_version=__version__,
+            started_at_ms=self._started_at_ms,
+            desired_revision=self._desired_revision,
+            hardware=self._hardware,
+            models=self._installer.reported(),
+            api=self._http.address,
+        )
+
+    def _publish(self, reported: Reported) -> None:
+        if self._link is not None:
+            self._link.report(reported)
+
+
+def preinstall(config: AgentConfig, folder: Path) -> Manifest:
+    """Install the package in ``folder`` on this device while no agent runs, as a factory image does.
+
+    Returns:
+        The manifest of the package that is active for the model afterwards.
+    Raises:
+        PackageError, DigestMismatch: The package is wrong, or fails its self-test.
+        ConfigurationError: An agent runs on this state folder.
+    """
+    state = Path(config.state)
+    lock = _lock(state)
+    slots = Slots()
+    installer = Installer(
+        state, None, slots, lambda event: _log.info("%s", event), lambda package: _load(package, config)
+    )
+    try:
+        installer.preinstall(folder)
+        name = Package.open(folder, verify=False).manifest.name
+        installer.start()
+        return slots.get(name).manifest
+    finally:
+        slots.close()
+        installer.close()
+        lock.close()
+
+
+def _load(package: Package, config: AgentConfig) -> LoadedModel:
+    return load(package, threads=config.runtime.threads)
+
+
+def _lock(state: Path) -> IO[bytes]:
+    """Hold the state folder: two agents would number messages and write slots against each other."""
+    file = (state / "agent.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ConfigurationError(
+            f"{state}: another agent runs on this state folder; stop it, or give --state"
+        ) from error
+    return file
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,93 @@
+"""The thread that reports: what the monitor has counted, at the fleet's pace, and the twin whenever it changes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from edge_agent.contract.errors import DeviceError
+from edge_agent.contract.messages import Reported
+
+_log = logging.getLogger(__name__)
+_LOOK_S = 0.5
+# Request counters alone change all the time: they are worth a message at this pace, a changed step at once.
+_COUNTERS_S = 2.0
+
+
+class Reporter:
+    """Calls ``flush`` at an interval and publishes the twin when it has changed.
+
+    Args:
+        flush: Hands what was counted to the outbox.
+        twin: What the device is now.
+        publish: Sends a twin.
+        interval_s: Seconds between flushes, until :meth:`set_interval`.
+    """
+
+    def __init__(
+        self,
+        *,
+        flush: Callable[[], None],
+        twin: Callable[[], Reported],
+        publish: Callable[[Reported], None],
+        interval_s: float,
+    ) -> None:
+        self._flush, self._twin, self._publish, self._interval_s = flush, twin, publish, interval_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        self._published: Reported | None = None
+        self._published_at = 0.0
+        self._trouble = ""
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def set_interval(self, interval_s: float) -> None:
+        """Report at another pace from the next flush on."""
+        self._interval_s = interval_s
+
+    def stop(self) -> None:
+        """Flush a last time, and end."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._flush_safely()
+
+    def _run(self) -> None:
+        due = time.monotonic() + self._interval_s
+        while not self._stopping.wait(_LOOK_S):
+            now = time.monotonic()
+            if now >= due:
+                self._flush_safely()
+                due = now + self._interval_s
+            self._publish_if_changed(now)
+
+    def _flush_safely(self) -> None:
+        try:
+            self._flush()
+        except DeviceError as error:  # the disk is full, say: serving goes on, the next flush may succeed
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                _log.warning("nothing is reported: %s", error)
+        else:
+            self._trouble = ""
+
+    def _publish_if_changed(self, now: float) -> None:
+        twin = self._twin()
+        if twin == self._published:
+            return
+        soon = now - self._published_at < _COUNTERS_S
+        if soon and self._published is not None and _without_counters(twin) == _without_counters(self._published):
+            return
+        self._publish(twin)
+        self._published, self._published_at = twin, now
+
+
+def _without_counters(twin: Reported) -> Reported:
+    still = {name: msgspec.structs.replace(model, requests=0, failed=0) for name, model in twin.models.items()}
+    return msgspec.structs.replace(twin, models=still)

@@ -1,0 +1,100 @@
+"""What the demo found, as a table for a person and as ``report.json`` for a program."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+
+
+@dataclasses.dataclass(kw_only=True)
+class DeviceReport:
+    """One device: accuracy is over held-out digits, as its camera saw them at that time."""
+
+    id: str
+    accuracy_before: float
+    accuracy_drifted: float
+    accuracy_recovered: float = 0.0
+    labels_used: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    requests: int = 0
+    requests_failed: int = 0
+    requests_failed_in_swap: int = 0
+    package: str = ""
+
+    @property
+    def recovered(self) -> bool:
+        """Whether at least two thirds of what was lost came back; a device that lost nothing has nothing to mend."""
+        lost = self.accuracy_before - self.accuracy_drifted
+        return self.accuracy_recovered - self.accuracy_drifted >= 2 / 3 * lost
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+    """The whole demo.
+
+    Args:
+        lost: Answered requests, samples and labels that the server lacks in the end; ``duplicated``: that it has twice.
+        problems: Why ``ok`` is false, in words.
+    """
+
+    ok: bool
+    wall_s: float
+    requests_failed: int
+    lost: int
+    duplicated: int
+    devices: list[DeviceReport]
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def judge(devices: list[DeviceReport], *, lost: int, duplicated: int, wall_s: float) -> Report:
+    """The verdict: every request answered, nothing lost or doubled, and every device right again."""
+    failed = sum(device.requests_failed for device in devices)
+    problems = [f"{failed} requests failed"] * bool(failed)
+    problems += [f"{lost} records were lost"] * bool(lost)
+    problems += [f"{duplicated} records came twice"] * bool(duplicated)
+    for device in devices:
+        if device.accuracy_drifted >= device.accuracy_before - 0.05:
+            problems.append(f"{device.id}: the changed world did no harm, so that nothing was shown")
+        if not device.recovered:
+            problems.append(
+                f"{device.id}: accuracy {device.accuracy_before:.3f} fell to {device.accuracy_drifted:.3f} "
+                f"and only came back to {device.accuracy_recovered:.3f}"
+            )
+    return Report(
+        ok=not problems, wall_s=round(wall_s, 1), requests_failed=failed, lost=lost, duplicated=duplicated,
+        devices=devices, problems=problems,
+    )  # fmt: skip
+
+
+def write(report: Report, path: Path) -> None:
+    """Write ``report.json``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+
+
+def table(report: Report) -> Table:
+    """The table at the end."""
+    found = Table(title="The fleet", title_justify="left")
+    found.add_column("device")
+    for name in ("before", "drifted", "recovered", "labels", "requests", "failed", "in swap", "KiB up", "KiB down"):
+        found.add_column(name, justify="right")
+    found.add_column("package")
+    for device in report.devices:
+        found.add_row(
+            device.id,
+            f"{device.accuracy_before:.3f}",
+            f"[red]{device.accuracy_drifted:.3f}",
+            f"[{'green' if device.recovered else 'red'}]{device.accuracy_recovered:.3f}",
+            str(device.labels_used),
+            str(device.requests),
+            str(device.requests_failed),
+            str(device.requests_failed_in_swap),
+            f"{device.bytes_up / 1024:.0f}",
+            f"{device.bytes_down / 1024:.0f}",
+            device.package[:12],
+        )
+    return found
