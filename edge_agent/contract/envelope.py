@@ -90,7 +90,8 @@ def decode(data: bytes, kind: type[M]) -> M:
         message: M = _decoder(kind).decode(data)
     except UnknownSchemaVersion:
         raise
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ShoalError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, ShoalError) as error:
+        # TypeError: older msgspec's word for a map key that is a map itself.
         raise MessageError(f"{kind.__name__}: {error}") from error
     return msgspec.structs.replace(message, unknown=unknown) if unknown else message
 

@@ -257,7 +257,8 @@ def _edges_between(distinct: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):
         first = distinct[0] - max(reach_low, np.spacing(abs(distinct[0])))
         last = distinct[-1] + max(reach_high, np.spacing(abs(distinct[-1])))
-    edges: NDArray[np.float64] = np.clip([first, *middle, last], -largest, largest)
+    # Unique: above the largest float there is no edge, so it shares a bin with its neighbour.
+    edges: NDArray[np.float64] = np.unique(np.clip([first, *middle, last], -largest, largest))
     return edges
 
 

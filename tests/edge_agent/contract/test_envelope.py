@@ -12,7 +12,7 @@ from edge_agent.contract.envelope import SCHEMA, Envelope, decode, encode
 from edge_agent.contract.errors import MessageError, NetworkError, UnknownSchemaVersion
 from edge_agent.contract.messages import Ack, Event, MetricsReport, ProfileReport, SampleBatch, Status
 from edge_agent.contract.topics import Stream
-from tests.edge_agent.contract.golden_files import BODIES, ENVELOPES, messages
+from tests.edge_agent.contract.golden_files import BODIES, ENVELOPES, messages, remade
 from tests.edge_agent.contract.strategies import envelopes, events, fast, sample_batches, unknown_fields
 
 STATUS: dict[str, Any] = {"schema": "1.0", "online": True, "at_ms": 5}
@@ -168,9 +168,9 @@ def test_an_envelope_that_no_receiver_could_store_is_refused(changes: dict[str, 
 
 def test_an_envelope_that_runs_backwards_or_is_empty_cannot_even_be_made() -> None:
     with pytest.raises(MessageError, match="sequence 3 does not come after previous 7"):
-        msgspec.structs.replace(ENVELOPES[Stream.METRICS], sequence=3, previous=7)
+        remade(ENVELOPES[Stream.METRICS], sequence=3, previous=7)
     with pytest.raises(MessageError, match="body is empty"):
-        msgspec.structs.replace(ENVELOPES[Stream.METRICS], body=msgspec.Raw(b""))
+        remade(ENVELOPES[Stream.METRICS], body=msgspec.Raw(b""))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +209,6 @@ def test_a_watermark_of_a_stream_that_we_do_not_know_is_kept() -> None:
 def test_a_profile_of_a_billion_rows_stays_exact() -> None:
     report = BODIES[Stream.PROFILES]
     assert isinstance(report, ProfileReport)
-    counts = msgspec.structs.replace(report.counts["confidence"], bins=(2**53 + 1, 2**62))
-    report = msgspec.structs.replace(report, counts={"confidence": counts})
+    counts = remade(report.counts["confidence"], bins=(2**53 + 1, 2**62))
+    report = remade(report, counts={"confidence": counts})
     assert decode(encode(report), ProfileReport) == report

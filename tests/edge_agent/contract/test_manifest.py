@@ -19,14 +19,14 @@ from edge_agent.contract.manifest import (
 from edge_agent.contract.repository import parse_target, target_name
 from edge_agent.contract.signature import Constraint, Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
-from tests.edge_agent.contract.golden_files import MANIFEST
+from tests.edge_agent.contract.golden_files import MANIFEST, remade
 from tests.edge_agent.contract.strategies import fast, texts
 
 ENTRY = FileEntry(sha256="a1" * 32, size_bytes=1)
 
 
 def changed(**changes: Any) -> Manifest:
-    return msgspec.structs.replace(MANIFEST, **changes)
+    return remade(MANIFEST, **changes)
 
 
 def with_path(path: str) -> Manifest:
@@ -95,7 +95,7 @@ def test_a_manifest_that_breaks_a_rule_is_refused_when_it_is_made_and_when_it_is
 def test_probabilities_are_floats_per_row_and_class(datatype: Datatype, shape: tuple[int | None, ...]) -> None:
     output = TensorSpec(name="probabilities", datatype=datatype, shape=shape)
     with pytest.raises(ManifestError, match=r"probabilities are floats of shape \[N, classes\]"):
-        changed(signature=msgspec.structs.replace(MANIFEST.signature, outputs=(output,)))
+        changed(signature=remade(MANIFEST.signature, outputs=(output,)))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_equal_manifests_have_one_digest_whatever_the_order_and_however_numbers_
 
 def test_a_manifest_that_could_not_be_read_back_is_not_written() -> None:
     with pytest.raises(ManifestError, match=r"`\$\.probation\.max_error_rate`"):
-        encode_manifest(changed(probation=msgspec.structs.replace(MANIFEST.probation, max_error_rate=2.0)))
+        encode_manifest(changed(probation=remade(MANIFEST.probation, max_error_rate=2.0)))
 
 
 def test_size_is_that_of_all_files() -> None:
@@ -162,8 +162,8 @@ def test_size_is_that_of_all_files() -> None:
 def test_a_manifest_comes_back_as_it_was(word: str, size: int) -> None:
     manifest = changed(
         slices=(word,),
-        lineage=msgspec.structs.replace(MANIFEST.lineage, run=word),
-        files={**MANIFEST.files, "a": msgspec.structs.replace(ENTRY, size_bytes=size)},
+        lineage=remade(MANIFEST.lineage, run=word),
+        files={**MANIFEST.files, "a": remade(ENTRY, size_bytes=size)},
     )
     assert decode_manifest(encode_manifest(manifest)) == manifest
 

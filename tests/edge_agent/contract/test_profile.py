@@ -24,7 +24,7 @@ from edge_agent.contract.profile import (
     project,
     quantile_edges,
 )
-from tests.edge_agent.contract.golden_files import PROFILE
+from tests.edge_agent.contract.golden_files import PROFILE, remade
 from tests.edge_agent.contract.strategies import counts_in, fast
 
 any_float = st.floats(width=64)
@@ -205,10 +205,17 @@ def test_quantile_edges_ascend_and_hold_every_finite_value(rows: NDArray[np.floa
 
 
 @fast
-@given(st.lists(any_float.filter(math.isfinite), min_size=1, max_size=12, unique=True), st.integers(12, 32))
+@given(st.lists(st.floats(-1e308, 1e308), min_size=1, max_size=12, unique=True), st.integers(12, 32))
 def test_few_distinct_values_get_a_bin_each(distinct: list[float], bins: int) -> None:
     edges = quantile_edges(np.repeat(np.array(distinct), 3), bins)
     assert count(feature(edges=edges), np.array(distinct)).bins == (1,) * len(set(distinct))
+
+
+def test_the_largest_floats_still_get_ascending_edges() -> None:
+    largest = np.finfo(np.float64).max
+    for extremes in ([largest], [-largest, largest], [np.nextafter(largest, 0), largest], [-largest]):
+        edges = quantile_edges(np.array(extremes))
+        assert sum(count(feature(edges=edges), np.array(extremes)).bins) == len(extremes)
 
 
 def test_quantile_bins_share_the_values_out_evenly() -> None:
@@ -232,18 +239,18 @@ def test_a_feature_needs_ascending_finite_edges(edges: tuple[float, ...]) -> Non
 
 def test_a_feature_has_a_side_and_no_negative_index() -> None:
     with pytest.raises(PackageError, match="side is 'inside'"):
-        msgspec.structs.replace(feature(), side="inside")
+        remade(feature(), side="inside")
     with pytest.raises(PackageError, match="index -1 is negative"):
         feature(index=-1)
 
 
 def test_a_profile_whose_parts_disagree_is_refused() -> None:
     with pytest.raises(PackageError, match="differ"):
-        msgspec.structs.replace(PROFILE, counts={})
+        remade(PROFILE, counts={})
     with pytest.raises(PackageError, match="feature confidence: 3 counts for 2 bins"):
-        msgspec.structs.replace(PROFILE, counts={**PROFILE.counts, "confidence": FeatureCounts(bins=(1, 2, 3))})
+        remade(PROFILE, counts={**PROFILE.counts, "confidence": FeatureCounts(bins=(1, 2, 3))})
     with pytest.raises(PackageError, match="do not ascend"):
-        msgspec.structs.replace(PROFILE, calibration=((0.5, 0.1), (0.5, 0.2)))
+        remade(PROFILE, calibration=((0.5, 0.1), (0.5, 0.2)))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", b"\x81\xa1\xff\x00", b"\x91" * 100_000, encode_profile(PROFILE)[:-1]])
