@@ -206,7 +206,7 @@ def _check_values(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
     if missing is None or limits.fill is None:
         return array
     fill = limits.fill.encode() if isinstance(limits.fill, str) else limits.fill
-    filled = array.copy()
+    filled: NDArray[Any] = array.copy()
     filled[missing] = np.array(fill, dtype=array.dtype)
     return filled
 
