@@ -1,0 +1,331 @@
+"""The local API over real sockets: routes, errors, limits, feedback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_agent.contract.errors import AddressInUse, ConfigurationError
+from edge_agent.contract.messages import LabelBatch, MetricsReport, SampleBatch
+from edge_agent.contract.topics import Stream
+from edge_agent.runtime.slots import Slots, load
+from edge_agent.serving.app import InferenceApp
+from edge_agent.serving.http_server import HttpServer
+from tests.edge_agent.serving.conftest import Device
+from tests.fakes.packages import answer, make_package, model_weights, reference_images
+
+_INFER = "/v2/models/digits/infer"
+
+
+def _body(pixels: float | None = None, **changes: Any) -> dict[str, Any]:
+    data = reference_images(1).ravel().tolist() if pixels is None else [pixels] * 64
+    tensor = {"name": "image", "shape": [1, 64], "datatype": "FP32", "data": data}
+    return {"inputs": [{**tensor, **changes}]}
+
+
+def test_server_metadata_and_health_have_the_keys_that_clients_read(device: Device) -> None:
+    status, server = device.ask_json("GET", "/v2")
+    assert status == 200
+    assert server == {
+        "name": "shoal-agent",
+        "version": "1.2.3",
+        "extensions": ["binary_tensor_data", "model_repository"],
+    }
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/health/ready?verbose=1"):
+        assert device.ask_json("GET", path) == (200, {"live": True, "ready": True})
+    device.slots.close()
+    assert device.ask_json("GET", "/v2/health/ready") == (503, {"live": True, "ready": False})
+    assert device.ask_json("GET", "/v2/health/live") == (200, {"live": True, "ready": False})
+
+
+@pytest.mark.parametrize("path", ["/v2/models/digits", "/v2/models/digits/versions/1", "/v2/models/digits/?a=b"])
+def test_model_metadata_tells_names_datatypes_and_shapes(device: Device, path: str) -> None:
+    assert device.ask_json("GET", path) == (
+        200,
+        {
+            "name": "digits",
+            "versions": ["1"],
+            "platform": "onnx_onnxv1",
+            "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 64]}],
+            "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}],
+        },
+    )
+
+
+def test_model_readiness_and_the_repository_index(device: Device) -> None:
+    for path in ("/v2/models/digits/ready", "/v2/models/digits/versions/1/ready"):
+        assert device.ask_json("GET", path) == (200, {"name": "digits", "ready": True})
+    index = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("digits", "echo")]
+    assert device.ask_json("POST", "/v2/repository/index", b"") == (200, index)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "text"),
+    [
+        ("GET", "/", 404, "no such path: /; the API begins at /v2"),
+        ("GET", "/v3/models", 404, "no such path"),
+        ("GET", "/v2/models/digits/config/x", 404, "no such path"),
+        ("GET", "/v2/models/cats", 404, "model 'cats' is not served here; served are: digits, echo"),
+        ("GET", "/v2/models/digits/versions/9", 404, "no version '9' here; it is at version '1'"),
+        ("POST", "/v2/models/cats/infer", 404, "model 'cats' is not served here"),
+        ("POST", "/v2/models/digits/versions/9/infer", 404, "no version '9'"),
+        ("GET", "/v2/models/digits/infer", 405, "takes POST, not GET"),
+        ("POST", "/v2/health/live", 405, "takes GET, not POST"),
+        ("GET", "/v2/repository/index", 405, "takes POST, not GET"),
+        ("DELETE", "/v2/models/digits", 405, "takes GET, not DELETE"),
+    ],
+)
+def test_paths_and_methods_that_do_not_exist_get_the_protocols_error(
+    device: Device, method: str, path: str, status: int, text: str
+) -> None:
+    found, body = device.ask_json(method, path, b"{}" if method == "POST" else None)
+    assert found == status
+    assert set(body) == {"error"}
+    assert text in body["error"]
+    if status == 405:
+        assert device.ask(method, path)[1]["allow"] in {"GET", "POST"}
+
+
+def test_an_inference_answers_with_package_and_request_id(device: Device) -> None:
+    status, body = device.ask_json("POST", f"{_INFER}?x=1", {**_body(), "id": "mine"})
+    assert status == 200
+    assert (body["model_name"], body["model_version"], body["id"]) == ("digits", "1", "mine")
+    assert body["parameters"] == {"package": device.slots.get("digits").digest, "label_wanted": True}
+    (output,) = body["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("probabilities", "FP32", [1, 10])
+    expected = answer(*model_weights(), reference_images(1))
+    np.testing.assert_allclose(np.reshape(output["data"], (1, 10)), expected, atol=1e-6)
+    fresh = {device.ask_json("POST", _INFER, _body())[1]["id"] for _ in range(3)}
+    assert len(fresh) == 3
+    assert all(fresh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"name": "picture"}, "input 'picture': name: the model has no such input; it has: image"),
+        ({"shape": [1, 32], "data": [0.5] * 32}, "input 'image': shape: expected [-1, 64], got [1, 32]"),
+        ({"datatype": "FP64"}, "input 'image': datatype: expected FP32, got FP64"),
+        ({"data": [0.5] * 10 + [2.0] * 54}, "row 0: range: value 2.0 at [0, 10] is above the maximum 1"),
+        ({"data": [None] * 64}, "is not nullable"),
+        ({"data": [0.5] * 63}, "needs 64 elements, data has 63"),
+    ],
+)
+def test_a_request_that_breaks_the_signature_gets_a_precise_400(
+    device: Device, changes: dict[str, Any], text: str
+) -> None:
+    status, body = device.ask_json("POST", _INFER, _body(**changes))
+    assert status == 400
+    assert text in body["error"]
+    device.monitor.flush()
+    (report,) = device.sent(Stream.METRICS, MetricsReport)
+    (metrics,) = report.models
+    assert (metrics.requests, metrics.refused, metrics.failed) == (0, 1, 0)
+    assert device.slots.get("digits").failed == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "text"),
+    [
+        (b"", {}, "the request's JSON"),
+        (b'{"inputs": [', {}, "the request's JSON"),
+        (json.dumps(_body()).encode()[:200], {}, "the request's JSON"),
+        (b"{}", {}, "missing required field `inputs`"),
+        (b"[]", {}, "the request's JSON"),
+        (b"{}", {"Inference-Header-Content-Length": "99"}, "but the body has 2 bytes: truncated?"),
+        (b"{}", {"Inference-Header-Content-Length": "-1"}, "must be a length in bytes, got '-1'"),
+        (b"{}", {"Inference-Header-Content-Length": "two"}, "must be a length in bytes"),
+        (b"{}", {"Content-Encoding": "gzip"}, "content-encoding 'gzip' is not supported"),
+        (b'{"inputs": []}', {}, "input 'image': name: the request lacks this input"),
+    ],
+)
+def test_bytes_that_are_no_request_get_a_precise_400(
+    device: Device, body: bytes, headers: dict[str, str], text: str
+) -> None:
+    status, _, data = device.ask("POST", _INFER, body, headers)
+    assert status == 400
+    assert text in json.loads(data)["error"]
+
+
+def test_a_body_over_the_limit_is_refused_announced_or_not(device: Device) -> None:
+    status, body = device.ask_json("POST", _INFER, b"x" * 1_000_001)
+    assert status == 413
+    assert "limit of 1000000 bytes" in body["error"]
+    with socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as raw:
+        raw.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(11):
+            raw.sendall(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+def test_an_application_that_hangs_up_midway_leaves_no_trace(device: Device) -> None:
+    with socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as raw:
+        raw.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 500\r\n\r\n{")
+    assert device.ask_json("POST", _INFER, _body())[0] == 200
+    assert device.slots.get("digits").requests == 1
+
+
+def test_a_model_that_fails_is_a_500_and_counted_as_failed(device: Device) -> None:
+    status, body = device.ask_json("POST", _INFER, _body(pixels=0.99))
+    assert status == 500
+    assert "model 'digits' version '1' failed on this input" in body["error"]
+    assert device.ask_json("POST", _INFER, {**_body(pixels=0.99), "parameters": {"monitor": False}})[0] == 500
+    loaded = device.slots.get("digits")
+    assert (loaded.requests, loaded.failed) == (1, 1)
+    device.monitor.flush()
+    (report,) = device.sent(Stream.METRICS, MetricsReport)
+    assert (report.models[0].requests, report.models[0].failed) == (0, 1)
+
+
+def test_a_probe_is_answered_but_neither_counted_nor_sampled(device: Device) -> None:
+    status, body = device.ask_json("POST", _INFER, {**_body(), "id": "probe", "parameters": {"monitor": False}})
+    assert (status, body["parameters"]["label_wanted"]) == (200, False)
+    device.monitor.flush()
+    (report,) = device.sent(Stream.METRICS, MetricsReport)
+    assert report.models == ()
+    assert device.sent(Stream.SAMPLES, SampleBatch) == []
+    assert device.slots.get("digits").requests == 0
+
+
+@pytest.mark.parametrize("label", ["7", 7])
+def test_feedback_becomes_a_label_of_the_earlier_request(device: Device, label: str | int) -> None:
+    device.ask_json("POST", _INFER, {**_body(), "id": "r1"})
+    told = {"request_id": "r1", "label": label, "source": "operator"}
+    status, body = device.ask_json("POST", "/v2/models/digits/feedback", told)
+    assert (status, body) == (200, {"model_name": "digits", "request_id": "r1", "accepted": True})
+    (batch,) = device.sent(Stream.LABELS, LabelBatch)
+    (kept,) = batch.labels
+    assert (kept.request_id, kept.label, kept.source) == ("r1", "7", "operator")
+    assert kept.package == device.slots.get("digits").digest
+    assert kept.prediction == str(answer(*model_weights(), reference_images(1)).argmax())
+    assert 0 < kept.inclusion_probability <= 1
+
+
+def test_feedback_on_several_rows_names_the_row(device: Device) -> None:
+    images = reference_images(2)
+    device.ask_json("POST", _INFER, {"id": "two", **_body(shape=[2, 64], data=images.ravel().tolist())})
+    status, body = device.ask_json("POST", "/v2/models/digits/feedback", {"request_id": "two", "label": 1})
+    assert status == 404
+    assert "name the row" in body["error"]
+    told = {"request_id": "two", "label": 1, "row": 1}
+    assert device.ask_json("POST", "/v2/models/digits/feedback", told)[0] == 200
+    (batch,) = device.sent(Stream.LABELS, LabelBatch)
+    assert batch.labels[0].request_id == "two/1"
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "text"),
+    [
+        ({"request_id": "never", "label": "7"}, 404, "does not remember request 'never'"),
+        ({"request_id": "r1", "label": "cat"}, 400, "no such class; it has: 0, 1, 2"),
+        ({"request_id": "r1", "label": 10}, 400, "no such class"),
+        ({"request_id": "r1", "label": -1}, 400, "no such class"),
+        ({"request_id": "r1", "label": 1.5}, 400, "label"),
+        ({"request_id": "r1"}, 400, "missing required field `label`"),
+        ({"request_id": "r1", "label": 1, "lable": 2}, 400, "unknown field `lable`"),
+    ],
+)
+def test_wrong_feedback_is_refused_and_keeps_nothing(
+    device: Device, told: dict[str, Any], status: int, text: str
+) -> None:
+    device.ask_json("POST", _INFER, {**_body(), "id": "r1"})
+    found, body = device.ask_json("POST", "/v2/models/digits/feedback", told)
+    assert found == status
+    assert text in body["error"]
+    assert device.sent(Stream.LABELS, LabelBatch) == []
+
+
+def test_text_travels_as_json_and_as_binary(device: Device) -> None:
+    tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": ["né", "b"]}
+    status, body = device.ask_json("POST", "/v2/models/echo/infer", {"inputs": [tensor]})
+    assert status == 200
+    assert body["outputs"][0] == {"name": "echo", "datatype": "BYTES", "shape": [2, 1], "data": ["né", "b"]}
+    head = {"inputs": [{**tensor, "parameters": {"binary_data_size": 12}}], "parameters": {"binary_data_output": True}}
+    del head["inputs"][0]["data"]  # type: ignore[index]
+    text = json.dumps(head).encode()
+    raw = b"\x03\0\0\0n\xc3\xa9\x01\0\0\0b"
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    status, answered, data = device.ask("POST", "/v2/models/echo/infer", text + raw, headers)
+    assert (status, answered["content-type"]) == (200, "application/octet-stream")
+    assert data[int(answered["inference-header-content-length"]) :].startswith(raw)
+
+
+def test_text_that_is_no_utf8_is_the_callers_fault(device: Device) -> None:
+    size = {"binary_data_size": 5}
+    head = {"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "parameters": size}]}
+    text = json.dumps(head).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    status, _, data = device.ask("POST", "/v2/models/echo/infer", text + b"\x01\0\0\0\xff", headers)
+    assert status == 400
+    assert "no UTF-8 text" in json.loads(data)["error"]
+
+
+def test_a_taken_port_is_known_before_anything_starts(device: Device) -> None:
+    app = InferenceApp(device.slots, device.monitor, device.monitor, agent_version="1")
+    with pytest.raises(AddressInUse, match=rf"127\.0\.0\.1:{device.server.port}: already in use"):
+        HttpServer(app, port=device.server.port)
+    with pytest.raises(ConfigurationError, match=r"cannot listen there|no such address"):
+        HttpServer(app, host="192.0.2.1")
+    assert device.ask_json("GET", "/v2")[0] == 200
+
+
+def test_a_unix_socket_serves_and_one_left_by_a_killed_agent_is_taken_over(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(path))
+    dead.close()
+    server = HttpServer(InferenceApp(device.slots, device.monitor, device.monitor, agent_version="1"), uds=str(path))
+    server.start()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+    with pytest.raises(AddressInUse):
+        HttpServer(InferenceApp(device.slots, device.monitor, device.monitor, agent_version="1"), uds=str(path))
+    server.stop()
+    assert not path.exists()
+
+
+def test_models_are_swapped_under_load_with_no_failed_request(device: Device, tmp_path: Path) -> None:
+    packages = [make_package(tmp_path / f"swap{n}", version=str(n), seed=n) for n in (2, 3)]
+    rows = {"1": 0, "2": 2, "3": 3}
+    images = reference_images(1)
+    expected = {version: answer(*model_weights(seed), images)[0] for version, seed in rows.items()}
+    body = json.dumps(_body()).encode()
+    failures: list[str] = []
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def apply() -> None:
+        while not done.is_set():
+            status, _, data = device.ask("POST", _INFER, body)
+            answered = json.loads(data)
+            if status != 200:
+                failures.append(answered["error"])
+                continue
+            version = answered["model_version"]
+            seen.add(version)
+            if not np.allclose(answered["outputs"][0]["data"], expected[version], atol=1e-5):
+                failures.append(f"version {version} gave another version's answer")
+
+    def slow(slots: Slots, turn: int) -> None:
+        loaded = load(packages[turn % 2])
+        loaded.inline = turn % 3 != 0  # some on the loop's thread, some in the executor
+        slots.install(loaded)
+
+    threads = [threading.Thread(target=apply) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(40):
+        slow(device.slots, turn)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert {"2", "3"} <= seen
