@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 
 NOTHING = "\N{EN DASH}"
 
@@ -59,5 +59,5 @@ def iso(at_ms: int) -> str:
     return f"{_at(at_ms):%Y-%m-%dT%H:%M:%S}Z"
 
 
-def _at(at_ms: int) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(at_ms / 1000, datetime.timezone.utc)
+def _at(at_ms: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC)

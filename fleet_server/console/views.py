@@ -7,7 +7,7 @@ import enum
 from collections.abc import Sequence
 
 
-class Tone(str, enum.Enum):
+class Tone(enum.StrEnum):
     """How a state is drawn; each has a sign of its own, so that colour is never the only difference."""
 
     GOOD = "good"
@@ -137,7 +137,7 @@ class DriftView:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
-    """One wave of a rollout: its devices and where each is; ``goal``: how much of the fleet has it at the wave's end."""
+    """One wave of a rollout: its devices and where each is; ``goal``: how much of the fleet it reaches."""
 
     number: int
     state: Badge

@@ -3,7 +3,7 @@
 
 const shoalChart = (() => {
   const COLOURS = 8;
-  const MARKS = { drift: ["--bad", "D"], retraining: ["--series-4", "T"], rollout: ["--busy", "R"] };
+  const MARKS = { drift: ["--bad", "D"], harm: ["--warn", "H"], retraining: ["--series-4", "T"], rollout: ["--busy", "R"] };
   const hidden = new Set(); // subjects that the viewer switched off; kept across refreshes
   let plot = null;
   let shape = ""; // what the present plot was built for: another set of lines needs another plot

@@ -1,0 +1,65 @@
+"""The console's templates: escaped everywhere, strict about names that are not there."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import urlencode
+
+import jinja2
+
+from fleet_server.console import formats
+from fleet_server.console.accuracy import as_json
+from fleet_server.console.assets import Assets
+from fleet_server.console.views import Console
+
+REFRESH_S = 2
+
+# What an empty page teaches.
+TEACH = {
+    "claim": "shoal devices claim --device camera-1\nshoal-agent enrol --help",
+    "feedback": "POST /v2/models/MODEL/feedback",
+    "rollout": "shoal rollouts create MODEL VERSION",
+    "worker": "shoal trainer --help",
+    "run": "shoal runs request MODEL",
+}
+
+
+class Pages:
+    """Renders the page and its live part."""
+
+    def __init__(self, assets: Assets) -> None:
+        self._environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("fleet_server.console"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._environment.globals.update(asset=assets.url, refresh_s=REFRESH_S, teach=TEACH)
+        names = ("percent", "digest", "rate", "milliseconds", "ago", "utc", "clock", "iso")
+        self._environment.filters.update({name: getattr(formats, name) for name in names})
+
+    def page(self, console: Console) -> str:
+        """The whole page."""
+        return self._render("page.html", console)
+
+    def live(self, console: Console) -> str:
+        """What changes: the inside of the page's main part."""
+        return self._render("live.html", console)
+
+    def _render(self, template: str, console: Console) -> str:
+        def page_url(**changed: str) -> str:
+            return "/" + _query({"model": console.model, "span": console.span} | changed)
+
+        return self._environment.get_template(template).render(
+            console=console,
+            chart_json=json.dumps(as_json(console.chart), separators=(",", ":")),
+            page_url=page_url,
+            live_url="/console/live" + _query({"model": console.model, "span": console.span}),
+        )
+
+
+def _query(values: dict[str, str]) -> str:
+    given = {name: value for name, value in values.items() if value and value != "auto"}
+    return "?" + urlencode(given) if given else ""

@@ -1,0 +1,199 @@
+"""Gathers what the console shows from the other features; it reads and never writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_agent.contract.runs import RunState
+from fleet_server.clock import Clock, now_ms
+from fleet_server.console import accuracy, present, queries
+from fleet_server.console.accuracy import LabelPoint
+from fleet_server.console.queries import Alert, Readings
+from fleet_server.console.views import AccuracyView, Console, DeviceRow, EventView, Summary
+from fleet_server.database import Database
+from fleet_server.devices.records import DeviceRecord
+from fleet_server.devices.service import DeviceService
+from fleet_server.models.service import ModelService
+from fleet_server.monitoring.harm import LabelledRow, estimate_accuracy
+from fleet_server.monitoring.settings import DriftRule
+from fleet_server.rollouts.service import RolloutService
+from fleet_server.rollouts.state import State
+from fleet_server.rollouts.store import RolloutRecord
+from fleet_server.schedules.service import RunService
+
+MOST_ROWS = 200
+_ROLLOUTS_SHOWN, _RUNS_SHOWN, _EVENTS_SHOWN, _HISTORY = 4, 5, 60, 50
+_FRESH_MS = 1_000
+_CONFIDENCE = 0.95
+_DRIFT_RULE = DriftRule()
+
+
+class ConsoleService:
+    """Reads one :class:`Console` after another.
+
+    Several viewers of the same page within a second share one reading, so that watching costs the server little.
+
+    Args:
+        drift_rule: The one that monitoring judges by: where the drift panel draws its thresholds.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        fleet: str,
+        devices: DeviceService,
+        models: ModelService,
+        rollouts: RolloutService,
+        runs: RunService,
+        drift_rule: DriftRule = _DRIFT_RULE,
+        clock: Clock = now_ms,
+    ) -> None:
+        self._rule = drift_rule
+        self._db, self._fleet, self._clock = db, fleet, clock
+        self._devices, self._models, self._rollouts, self._runs = devices, models, rollouts, runs
+        self._lock = threading.Lock()
+        self._latest: dict[tuple[str, str], Console] = {}
+
+    def read(self, model: str = "", span: str = "") -> Console:
+        """The console now.
+
+        Args:
+            model: Which one chart and drift are about; the first there is where it is empty or unknown.
+            span: A key of :data:`fleet_server.console.accuracy.SPANS_MS`; ``auto`` where it is none.
+        """
+        now = self._clock()
+        with self._lock:
+            found = self._latest.get((model, span))
+            if found is None or not 0 <= now - found.summary.now_ms < _FRESH_MS:
+                # Others wait for this one reading; what nobody asks for any more is forgotten.
+                self._latest = {
+                    key: one for key, one in self._latest.items() if 0 <= now - one.summary.now_ms < _FRESH_MS
+                }
+                found = self._latest[model, span] = self._read(
+                    model, span if span in accuracy.SPANS_MS else "auto", now
+                )
+        return found
+
+    def _read(self, model: str, span: str, now: int) -> Console:
+        devices = self._devices.list()
+        rollouts = self._rollouts.list(limit=_HISTORY)
+        runs = self._runs.list(limit=_HISTORY)
+        names = self._model_names(devices, runs)
+        chosen = model if model in names else next(iter(names), "")
+        serving = {(one.name, model): reported.package for one in devices for model, reported in one.reported.items()}
+        since = now - accuracy.SPANS_MS[span]
+        with self._db.read() as connection:
+            readings = queries.readings(
+                connection, chosen, serving=serving, rule=self._rule, now_ms=now, since_ms=since
+            )
+        rows = _device_rows(devices, readings)
+        return Console(
+            summary=self._summary(devices, rollouts, runs, readings.alerts, now),
+            model=chosen,
+            models=names,
+            span=span,
+            spans=tuple(accuracy.SPANS_MS),
+            devices=rows[:MOST_ROWS],
+            hidden_devices=max(0, len(rows) - MOST_ROWS),
+            chart=accuracy.draw(
+                readings.labels,
+                readings.estimates,
+                present.marks(rollouts, runs, readings.alerts, chosen),
+                span=span,
+                now_ms=now,
+                promised=self._promised(chosen),
+            ),
+            drift=readings.drift,
+            rollouts=[present.rollout_view(one) for one in rollouts[:_ROLLOUTS_SHOWN]],
+            runs=[present.run_view(one) for one in runs[:_RUNS_SHOWN]],
+            events=self._events(rollouts, runs, readings.alerts),
+        )
+
+    def _model_names(self, devices: Sequence[DeviceRecord], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+        with self._db.read() as connection:
+            names = set(self._models.names(connection))
+        names |= {model for device in devices for model in device.reported}
+        return sorted(names | {run["model"] for run in runs})
+
+    def _summary(
+        self,
+        devices: Sequence[DeviceRecord],
+        rollouts: Sequence[RolloutRecord],
+        runs: Sequence[Mapping[str, Any]],
+        alerts: Sequence[Alert],
+        now: int,
+    ) -> Summary:
+        living = [device for device in devices if not device.revoked]
+        active = [one for one in rollouts if one.state in {State.RUNNING, State.PAUSED}]
+        under_way = [run for run in runs if run["state"] in {RunState.QUEUED.value, RunState.RUNNING.value}]
+        return Summary(
+            fleet=self._fleet,
+            now_ms=now,
+            online=sum(device.online for device in living),
+            offline=sum(not device.online for device in living),
+            alerts=sum(alert.open for alert in alerts),
+            rollout="; ".join(present.rollout_line(one) for one in active),
+            run="; ".join(present.run_line(run) for run in under_way),
+        )
+
+    def _promised(self, model: str) -> float | None:
+        """The accuracy that the champion showed on its reference data."""
+        champion = self._models.champion(model) if model else None
+        if champion is None:
+            return None
+        with self._db.read() as connection:
+            value = self._models.package(connection, champion[0]).evaluation.get("accuracy")
+        return float(value) if isinstance(value, int | float) else None
+
+    def _events(
+        self, rollouts: Sequence[RolloutRecord], runs: Sequence[Mapping[str, Any]], alerts: Sequence[Alert]
+    ) -> list[EventView]:
+        found = [present.device_event(one) for one in self._devices.events(limit=_EVENTS_SHOWN)]
+        for rollout in rollouts:
+            found += present.rollout_events(rollout)
+        for run in runs:
+            found += present.run_events(run)
+        for alert in alerts:
+            found += present.alert_events(alert)
+        return sorted(found, key=lambda one: (-one.at_ms, one.key))[:_EVENTS_SHOWN]
+
+
+def _device_rows(devices: Sequence[DeviceRecord], readings: Readings) -> list[DeviceRow]:
+    rows = []
+    for device in devices:
+        base = DeviceRow(device=device.name, status=present.status_badge(device), last_seen_ms=device.last_seen_ms)
+        rows += [_model_row(base, device, model, readings) for model in sorted(device.reported)] or [base]
+    return rows
+
+
+def _model_row(base: DeviceRow, device: DeviceRecord, model: str, readings: Readings) -> DeviceRow:
+    reported, key = device.reported[model], (device.name, model)
+    speed = readings.speeds.get(key) if device.online else None  # else it would be an old one
+    return dataclasses.replace(
+        base,
+        model=model,
+        version=reported.version,
+        package=reported.package,
+        step=present.step_badge(reported),
+        target=reported.target if reported.target != reported.package else "",
+        requests_per_s=speed.requests_per_s if speed else None,
+        p99_ms=speed.p99_ms if speed else None,
+        drift=readings.verdicts.get(key),
+        accuracy=_accuracy(readings.recent_labels.get((device.name, reported.package), ())),
+        estimate=readings.newest_estimates.get(key),
+        labels_used=readings.labels_used.get(key, 0),
+    )
+
+
+def _accuracy(labels: Sequence[LabelPoint]) -> AccuracyView | None:
+    """Of the newest labels of the package that serves: the same rows as the chart's last point."""
+    newest = sorted(labels, key=lambda one: one.at_ms)[-accuracy.WINDOW :]
+    rows = [LabelledRow(one.device, one.correct, one.probability) for one in newest]
+    found = estimate_accuracy(rows, confidence=_CONFIDENCE)
+    if found.value is None:
+        return None
+    return AccuracyView(value=found.value, low=found.low, high=found.high, labels=found.labels)
