@@ -58,6 +58,17 @@ class Guard:
             )
         return device
 
+    def require_download(self, request: Request, bearer: Bearer) -> str:
+        """A dependency for what devices and trainers fetch: gives the device's name, or "" for a trainer or better.
+
+        Raises:
+            NotAuthenticated, Forbidden: Neither a device's secret nor such a token.
+        """
+        device = self.service.device_of(bearer.credentials) if bearer is not None else None
+        if device is None:
+            self.require(Role.TRAINER)(request, bearer)
+        return device or ""
+
     def role_of(self, request: Request, bearer: HTTPAuthorizationCredentials | None) -> Role | None:
         """The role of the request's token or session cookie, or None.
 

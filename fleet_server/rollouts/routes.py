@@ -20,12 +20,12 @@ from fleet_server.rollouts.store import RolloutRecord
 class GateRequest(BaseModel):
     """When a wave counts as healthy; what is left out keeps the server's default."""
 
-    soak_s: float | None = Field(None, ge=0, description="How long the wave must be healthy before the next begins.")
-    min_requests: int | None = Field(None, ge=0, description="Requests a device must have answered since the swap.")
-    max_failed_rate: float | None = Field(None, ge=0, le=1, description="Share of its requests that may fail.")
-    max_failures: int | None = Field(None, ge=0, description="Devices that may fail before the rollout halts.")
-    device_timeout_s: float | None = Field(None, gt=0, description="Time for a connected device to commit.")
-    offline_timeout_s: float | None = Field(None, gt=0, description="Time after which an offline device is skipped.")
+    soak_s: float | None = Field(default=None, ge=0, description="Time that a wave must be healthy for.")
+    min_requests: int | None = Field(default=None, ge=0, description="Requests a device must answer first.")
+    max_failed_rate: float | None = Field(default=None, ge=0, le=1, description="Share of its requests that may fail.")
+    max_failures: int | None = Field(default=None, ge=0, description="Devices that may fail before the rollout halts.")
+    device_timeout_s: float | None = Field(default=None, gt=0, description="Time for a connected device to commit.")
+    offline_timeout_s: float | None = Field(default=None, gt=0, description="Time until an offline one is skipped.")
 
 
 class RolloutRequest(BaseModel):
@@ -34,23 +34,23 @@ class RolloutRequest(BaseModel):
     model: str = Field(examples=["digits"])
     package: str = Field(description="Version or package digest.", examples=["20260101-0300"])
     waves: list[int | float | str] | None = Field(
-        None,
+        default=None,
         description="How much of the fleet has the package at the end of each wave: whole numbers count devices, "
         "fractions and percentages are shares; the last must be all.",
         examples=[[1, "50%", "100%"]],
     )
-    reason: str = Field("", max_length=500, examples=["retrained on smudged digits"])
-    gate: GateRequest = GateRequest()
-    revert: bool = Field(False, description="On a halt, send back the devices that have committed, too.")
-    start: bool = Field(True, description="Else it stays a draft until it is resumed.")
-    supersede: bool = Field(False, description="End an active rollout of the model first.")
+    reason: str = Field(default="", max_length=500, examples=["retrained on smudged digits"])
+    gate: GateRequest = Field(default_factory=GateRequest)
+    revert: bool = Field(default=False, description="On a halt, send back the devices that have committed, too.")
+    start: bool = Field(default=True, description="Else it stays a draft until it is resumed.")
+    supersede: bool = Field(default=False, description="End an active rollout of the model first.")
 
 
 class Halt(BaseModel):
     """Why a rollout is halted."""
 
     reason: str = Field(min_length=1, max_length=500, examples=["complaints from line 3"])
-    revert: bool | None = Field(None, description="Send back committed devices; null: as the rollout was created.")
+    revert: bool | None = Field(default=None, description="Send back committed devices; null: as created.")
 
 
 def routes(service: RolloutService, guard: Guard, *, waves: tuple[int | float, ...], gate: Gate) -> APIRouter:

@@ -35,14 +35,21 @@ class Director(Protocol):
     """Signs what each device is to install; :class:`fleet_server.updates.director.Director` is one."""
 
     def assign(self, device: str, target: str, length: int, sha256: str, assignment: Assignment) -> None:
-        """Name ``target`` for ``device``; the same assignment again changes nothing."""
+        """Name ``target`` for ``device``; the same assignment again changes nothing.
+
+        Raises:
+            Conflict: The release is not above the last one.
+        """
+
+    def release_of(self, device: str, model: str) -> int:
+        """The last release signed for a device and model; 0 where there was none."""
 
 
 class RolloutService:
     """Rollouts of all models.
 
-    The director signs before the twin announces, and both before the step is written down: a crash in between repeats
-    the same assignment with the same release counter.
+    The director signs first, the twin announces after it is written down: a crash in between signs the same package
+    again, under a higher release counter.
     """
 
     def __init__(
@@ -184,12 +191,8 @@ class RolloutService:
         with self._db.read() as connection:
             package = self._models.package(connection, rollout.package)
             twin = twin_store.records(connection, [device])[0]
-            wanted = twin.desired.get(rollout.model)
             previous = self._way_back(connection, twin, package)
-        # Assigned already, and the server fell before it wrote that down: the same release again.
-        again = wanted is not None and wanted.rollout == rollout.id and wanted.package == rollout.package
-        release = (wanted.release if wanted else 0) + (0 if again else 1)
-        self._sign(device, package, release, rollout.id)
+        release = self._sign(device, package, rollout.id)
         after = state.assigned(
             rollout, device, release=release, previous="" if previous == package.digest else previous, now_ms=now
         )
@@ -205,8 +208,7 @@ class RolloutService:
     def _send_back(self, rollout: Rollout, member: state.Member, now: int) -> Rollout:
         with self._db.read() as connection:
             package = self._models.package(connection, member.previous)
-            release = twin_store.release_of(connection, member.device, rollout.model) + 1
-        self._sign(member.device, package, release, rollout.id)
+        release = self._sign(member.device, package, rollout.id)
         after = state.reverted(rollout, member.device)
         self._announce(member.device, package, release, before=rollout, after=after, now=now)
         return after
@@ -220,10 +222,14 @@ class RolloutService:
             store.save(connection, before, after, now)
         self._devices.publish_desired(device)
 
-    def _sign(self, device: str, package: PackageRecord, release: int, rollout: str) -> None:
+    def _sign(self, device: str, package: PackageRecord, rollout: str) -> int:
+        with self._db.read() as connection:
+            announced = twin_store.release_of(connection, device, package.model)
+        release = max(announced, self._director.release_of(device, package.model)) + 1
         target = target_name(package.model, package.version)
         assignment = Assignment(device=device, release=release, rollout=rollout)
         self._director.assign(device, target, package.manifest_bytes, package.digest, assignment)
+        return release
 
     def _welcome(self) -> None:
         """Give devices that enrolled during or after a rollout what the whole fleet has."""
@@ -232,8 +238,8 @@ class RolloutService:
             new = [(one, self._devices.without(connection, one.model)) for one in current if one is not None]
         for package, devices in new:
             for device in devices:
-                self._sign(device, package, 1, "")
-                wanted = DesiredModel(version=package.version, package=package.digest, release=1)
+                release = self._sign(device, package, "")
+                wanted = DesiredModel(version=package.version, package=package.digest, release=release)
                 self._devices.desire_model(device, package.model, wanted)
 
     def _move(self, rollout_id: str, wanted: State, note: str = "", *, revert: bool | None = None) -> None:

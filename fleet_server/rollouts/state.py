@@ -263,7 +263,7 @@ def _look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member
 
 def _patience(gate: Gate, member: Member, sight: Sight, now_ms: int) -> Member:
     """An assigned device that has not ended its update yet."""
-    waited_s = (now_ms - (member.assigned_at_ms or now_ms)) / 1000
+    waited_s = (now_ms - member.assigned_at_ms) / 1000 if member.assigned_at_ms is not None else 0.0
     if not sight.online and waited_s > gate.offline_timeout_s:
         return dataclasses.replace(member, progress=Progress.SKIPPED, reason="offline; it catches up later")
     if sight.online and waited_s > gate.device_timeout_s:
@@ -278,12 +278,14 @@ def _refused(rollout: Rollout, member: Member, sight: Sight) -> bool:
 
 
 def _advance(rollout: Rollout, sights: Mapping[str, Sight], now_ms: int) -> Rollout:
+    if not rollout.members:
+        return move(rollout, State.DONE, "the fleet has no devices yet; those that enrol get it at once")
     waits_for = _waits_for(rollout, sights)
     if waits_for:
         return dataclasses.replace(rollout, healthy_since_ms=None, note=waits_for)
     since = rollout.healthy_since_ms if rollout.healthy_since_ms is not None else now_ms
     left_s = rollout.gate.soak_s - (now_ms - since) / 1000
-    if left_s > 0 and rollout.members:
+    if left_s > 0:
         note = f"healthy; {math.ceil(left_s)} s of soak time left"
         return dataclasses.replace(rollout, healthy_since_ms=since, note=note)
     if rollout.wave == len(rollout.waves) - 1:
@@ -294,8 +296,6 @@ def _advance(rollout: Rollout, sights: Mapping[str, Sight], now_ms: int) -> Roll
 
 def _waits_for(rollout: Rollout, sights: Mapping[str, Sight]) -> str:
     """What stands between this wave and the next, in words; empty where nothing does."""
-    if not rollout.members:
-        return ""
     if due(rollout, sights):
         return "devices of this wave are to be assigned"
     pending = sorted(member.device for member in rollout.members.values() if member.progress is Progress.ASSIGNED)
@@ -326,7 +326,9 @@ def _with(rollout: Rollout, member: Member) -> Rollout:
 
 def wave_size(wave: float, fleet: int) -> int:
     """How many of ``fleet`` devices are assigned at the end of ``wave``."""
-    return min(fleet, math.ceil(wave * fleet - 1e-9)) if isinstance(wave, float) else min(fleet, wave)
+    if isinstance(wave, int):
+        return min(fleet, wave)
+    return min(fleet, math.ceil(wave * fleet - 1e-9))
 
 
 def _online(sights: Mapping[str, Sight], device: str) -> bool:

@@ -1,0 +1,116 @@
+"""``shoal devices``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fleet_server.commands.rest import Rest, connects
+from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
+
+
+@click.group("devices")
+def devices_group() -> None:
+    """See the fleet's devices, let new ones in, shut others out.
+
+    \b
+    A new device:
+      shoal devices claim --device press-7       here; prints a one-time token
+      shoal-agent enrol --claim TOKEN ...        there
+    """
+
+
+@devices_group.command("list")
+@as_json
+@connects
+def list_devices(rest: Rest, *, json_: bool) -> None:
+    """List all devices: connected or not, what they serve, what they are asked to."""
+    found = rest.get("devices")
+    if json_:
+        show_json(found)
+        return
+    rows = [(one["name"], _status(one), ago(one["last_seen_ms"]), _models(one)) for one in found]
+    show_table(("device", "status", "seen", "models"), rows, empty="no device has enrolled: shoal devices claim")
+
+
+@devices_group.command("show")
+@click.argument("device")
+@as_json
+@connects
+def show_device(rest: Rest, device: str, *, json_: bool) -> None:
+    """Show one device with its latest events."""
+    one = rest.get(f"devices/{device}")
+    events = rest.get(f"devices/{device}/events", limit=10)
+    if json_:
+        show_json({**one, "events": events})
+        return
+    hardware = one["hardware"]
+    behind = one["desired_revision"] - one["reported_revision"]
+    show_fields(
+        [
+            ("device", one["name"]),
+            ("status", f"{_status(one)}, seen {ago(one['last_seen_ms'])}"),
+            ("enrolled", when(one["enrolled_at_ms"])),
+            ("hardware", f"{hardware['system']} {hardware['architecture']}, {hardware.get('accelerator', 'cpu')}"),
+            ("agent", one["agent_version"]),
+            ("local API", one["api"]),
+            ("twin", "acted on" if behind <= 0 else f"{behind} changes behind"),
+        ]
+    )
+    click.echo()
+    rows = [_model_row(one, model) for model in sorted({*one["desired"], *one["reported"]})]
+    show_table(("model", "serves", "asked for", "step", "reason"), rows, empty="no models")
+    click.echo()
+    rows = [(when(event["received_at_ms"]), event["kind"], event["model"], event["reason"]) for event in events]
+    show_table(("when", "event", "model", "reason"), rows, empty="no events")
+
+
+@devices_group.command("claim")
+@click.option("--device", help="Only a device of this name may use the token; needed to enrol an old name anew.")
+@click.option(
+    "--ttl", "ttl_s", type=click.FloatRange(min=1), default=3600.0, show_default=True, help="Seconds it is valid."
+)
+@as_json
+@connects
+def claim_device(rest: Rest, device: str | None, ttl_s: float, *, json_: bool) -> None:
+    """Print a one-time token with which a device enrols."""
+    created = rest.post("claims", {"device": device, "ttl_s": ttl_s})
+    show_json(created) if json_ else click.echo(created["claim"])
+
+
+@devices_group.command("revoke")
+@click.argument("device")
+@connects
+def revoke_device(rest: Rest, device: str) -> None:
+    """Ignore a device from now on, for instance a stolen one."""
+    rest.post(f"devices/{device}/revoke")
+    click.echo(f"{device} is revoked; `shoal devices claim --device {device}` lets it come back")
+
+
+def _status(one: dict[str, Any]) -> str:
+    if one["revoked"]:
+        return "revoked"
+    return "online" if one["online"] else "offline"
+
+
+def _models(one: dict[str, Any]) -> str:
+    parts = []
+    for model in sorted({*one["desired"], *one["reported"]}):
+        wanted, actual = one["desired"].get(model), one["reported"].get(model)
+        text = f"{model} {actual['version'] or 'none' if actual else 'none'}"
+        if wanted is not None and (actual is None or actual["package"] != wanted["package"]):
+            text += f" -> {wanted['version']}" + (f" ({actual['step']})" if actual is not None else "")
+        parts.append(text)
+    return ", ".join(parts) or "-"
+
+
+def _model_row(one: dict[str, Any], model: str) -> tuple[object, ...]:
+    wanted, actual = one["desired"].get(model), one["reported"].get(model)
+    return (
+        model,
+        actual["version"] if actual else None,
+        wanted["version"] if wanted else None,
+        actual["step"] if actual else None,
+        actual["reason"] if actual else None,
+    )

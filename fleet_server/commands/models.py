@@ -1,0 +1,97 @@
+"""``shoal models``."""
+
+from __future__ import annotations
+
+import click
+
+from fleet_server.commands.rest import Rest, connects
+from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
+
+
+@click.group("models")
+def models_group() -> None:
+    """See the released models and take bad ones back."""
+
+
+@models_group.command("list")
+@as_json
+@connects
+def list_models(rest: Rest, *, json_: bool) -> None:
+    """List all models and their champions: what a new device gets, and what the next version must beat."""
+    found = rest.get("models")
+    if json_:
+        show_json(found)
+        return
+    rows = [
+        (one["name"], one["champion_version"], len(one["versions"]), ago(one["versions"][0]["published_at_ms"]))
+        for one in found
+    ]
+    show_table(
+        ("model", "champion", "versions", "newest"), rows, empty="nothing is published yet: shoal trainer --help"
+    )
+
+
+@models_group.command("show")
+@click.argument("model")
+@click.argument("version", required=False)
+@as_json
+@connects
+def show_model(rest: Rest, model: str, version: str | None, *, json_: bool) -> None:
+    """Show a model's versions, or one VERSION (or package digest) with its evaluation."""
+    if version is not None:
+        _show_version(rest, model, version, json_=json_)
+        return
+    found = rest.get(f"models/{model}")
+    if json_:
+        show_json(found)
+        return
+    rows = [
+        (
+            one["version"] + (" *" if one["digest"] == found["champion"] else ""),
+            one["digest"][:12],
+            one["state"],
+            when(one["published_at_ms"]),
+            f"{one['size_bytes'] / 1e6:.2f} MB",
+        )
+        for one in found["versions"]
+    ]
+    show_table(("version", "package", "state", "published", "size"), rows, empty="no versions")
+    click.echo("\n* the champion")
+
+
+@models_group.command("withdraw")
+@click.argument("model")
+@click.argument("version")
+@click.option("--reason", required=True, help="Why, for whoever reads it later.")
+@connects
+def withdraw(rest: Rest, model: str, version: str, reason: str) -> None:
+    """Take a version back: its rollout is halted and no new device gets it.
+
+    Devices that run it go on until another version is rolled out: shoal rollouts create MODEL OLDER_VERSION
+    """
+    one = rest.post(f"models/{model}/versions/{version}/withdraw", {"reason": reason})
+    click.echo(f"{model} {one['version']} is withdrawn")
+
+
+def _show_version(rest: Rest, model: str, version: str, *, json_: bool) -> None:
+    one = rest.get(f"models/{model}/versions/{version}")
+    if json_:
+        show_json(one)
+        return
+    lineage = one["lineage"]
+    show_fields(
+        [
+            ("model", f"{one['model']} {one['version']}"),
+            ("package", one["digest"]),
+            ("state", f"{one['state']} since {when(one['state_at_ms'])} {one['state_reason']}".strip()),
+            ("parent", one["parent"]),
+            ("published", when(one["published_at_ms"])),
+            ("size", f"{one['size_bytes']} bytes"),
+            ("labels", ", ".join(one["labels"])),
+            ("trained", f"{lineage['trained_at']}, run {lineage['run']}, seed {lineage['seed']}"),
+            ("dataset", lineage["dataset"]),
+        ]
+    )
+    if one["evaluation"]:
+        click.echo("\nevaluation")
+        show_json(one["evaluation"])

@@ -1,0 +1,168 @@
+"""Builds the features and ties them to each other; no socket is opened and no thread begun here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from edge_agent.contract.errors import PackageError
+from edge_agent.contract.manifest import REFERENCE_FILE, Manifest
+from edge_agent.contract.profile import ReferenceProfile, decode_profile
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.contract.topics import Stream
+from fleet_server.access.service import AccessService
+from fleet_server.config import RolloutSettings, ServerConfig
+from fleet_server.console.service import ConsoleService
+from fleet_server.data_folder import DataFolder
+from fleet_server.database import Database
+from fleet_server.devices.service import DeviceService, Publish
+from fleet_server.errors import NotFound
+from fleet_server.ingest.receiver import Receiver
+from fleet_server.ingest.service import IngestService
+from fleet_server.labels.handler import on_labels
+from fleet_server.models.service import ModelService
+from fleet_server.monitoring.service import MonitoringService
+from fleet_server.rollouts.service import RolloutService
+from fleet_server.rollouts.state import State
+from fleet_server.samples.handler import on_samples
+from fleet_server.samples.lake_writer import LakeWriter
+from fleet_server.samples.service import SampleService
+from fleet_server.schedules.service import RunService
+from fleet_server.updates.director import Director, load_signer
+from fleet_server.updates.image_repository import ImageRepository
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """The server's features, built and tied together."""
+
+    access: AccessService
+    devices: DeviceService
+    models: ModelService
+    rollouts: RolloutService
+    director: Director
+    images: ImageRepository
+    runs: RunService
+    monitoring: MonitoringService
+    lake: LakeWriter
+    samples: SampleService
+    ingest: IngestService
+    receiver: Receiver
+    console: ConsoleService
+
+
+def build_features(config: ServerConfig, folder: DataFolder, db: Database, publish: Publish) -> Features:
+    """All features on one database.
+
+    Raises:
+        ConfigurationError: A key or root of trust cannot be used.
+    """
+    devices = DeviceService(db, publish, config.fleet, report_interval_s=config.report_interval_s)
+    models = ModelService(db)
+    director = Director(
+        folder.repository,
+        root=folder.director_root.read_bytes(),
+        signer=load_signer(folder.director_key, os.environ.get("SHOAL_KEYS_PASSPHRASE")),
+    )
+    images = _image_repository(folder, models)
+    access = AccessService(
+        db, fleet=config.fleet, roots=lambda: (images.root, director.root), on_enrolled=devices.enrolled
+    )
+    rollouts = RolloutService(db, devices, models, director)
+    lake_uri = config.lake or str(folder.lake.resolve())
+    samples = SampleService(db, lake_uri)
+    runs = RunService(
+        db,
+        lake=lake_uri,
+        lake_versions=lambda: _versions(samples),
+        champion=models.champion,
+        on_released=lambda model, digest, reason: _roll_out(rollouts, config.rollouts, model, digest, reason),
+        settings=config.runs,
+    )
+    monitoring = MonitoringService(
+        db,
+        lambda digest: _reference(models, images, digest),
+        set_sampling=devices.desire_sampling,
+        request_run=runs.request,
+        base_sampling=lambda model: _sampling(models, model),
+        hold=lambda model: _hold(rollouts, model),
+        settings=config.monitoring,
+    )
+    ingest = IngestService(
+        db,
+        {
+            Stream.EVENTS: devices.on_event,
+            Stream.LABELS: on_labels,
+            Stream.METRICS: monitoring.on_metrics,
+            Stream.PROFILES: monitoring.on_profile,
+            Stream.SAMPLES: on_samples,
+        },
+        accepts=access.is_active,
+    )
+    return Features(
+        access=access,
+        devices=devices,
+        models=models,
+        rollouts=rollouts,
+        director=director,
+        images=images,
+        runs=runs,
+        monitoring=monitoring,
+        lake=LakeWriter(db, lake_uri),
+        samples=samples,
+        ingest=ingest,
+        receiver=Receiver(
+            config.fleet,
+            ingest,
+            publish=publish,
+            on_reported=devices.on_reported,
+            on_status=devices.on_status,
+            accepts=access.is_active,
+        ),
+        console=ConsoleService(db, fleet=config.fleet, devices=devices, models=models, rollouts=rollouts, runs=runs),
+    )
+
+
+def _image_repository(folder: DataFolder, models: ModelService) -> ImageRepository:
+    def on_release(manifest: Manifest, digest: str, evaluation: dict[str, object]) -> None:
+        blob = images.blobs.released(digest)
+        models.register(manifest, digest, evaluation, manifest_bytes=blob.read_bytes() if blob else None)
+
+    images = ImageRepository(folder.repository, root=folder.image_root.read_bytes(), on_release=on_release)
+    return images
+
+
+def _roll_out(rollouts: RolloutService, settings: RolloutSettings, model: str, digest: str, reason: str) -> None:
+    """A training run has released a package. It may be told twice: the second time there is a rollout already."""
+    if not settings.automatic or any(one.package == digest for one in rollouts.list(model)):
+        return
+    rollouts.create(
+        model, digest, settings.waves, reason[:500], gate=settings.gate, revert=settings.revert, supersede=True
+    )
+
+
+def _versions(samples: SampleService) -> tuple[int | None, int | None]:
+    found = samples.versions()
+    return found["samples"], found["labels"]
+
+
+def _reference(models: ModelService, images: ImageRepository, digest: str) -> ReferenceProfile:
+    try:
+        entry = models.manifest(digest).files.get(REFERENCE_FILE)
+    except NotFound as error:
+        raise PackageError(str(error)) from error
+    blob = images.blobs.released(entry.sha256) if entry is not None else None
+    if blob is None:
+        raise PackageError(f"package {digest[:12]} has no {REFERENCE_FILE}")
+    return decode_profile(blob.read_bytes())
+
+
+def _sampling(models: ModelService, model: str) -> SamplingPolicy:
+    champion = models.champion(model)
+    return models.manifest(champion[0]).sampling if champion is not None else SamplingPolicy()
+
+
+def _hold(rollouts: RolloutService, model: str) -> str | None:
+    """While a rollout is under way the labels still speak of the old package; another run would learn nothing new."""
+    active = [one for one in rollouts.list(model, limit=5) if one.state in {State.RUNNING, State.PAUSED}]
+    return f"rollout {active[0].id} of {active[0].version} is {active[0].state.value}" if active else None
