@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -63,18 +64,35 @@ class Device:
         return [decode(bytes(decode(message.payload, Envelope).body), kind) for message in waiting]
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[Device]:
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Device]:
+    """A device that serves the models "digits" (which fails on pixels above 0.95) and "echo"."""
     slots = Slots()
-    slots.install(load(make_package(tmp_path / "digits", sampling=EVERYTHING, fails_above=0.95)))
-    slots.install(load(make_text_package(tmp_path / "echo")))
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    monitor = Monitor(outbox, tmp_path)
+    slots.install(load(make_package(folder / "digits", sampling=EVERYTHING, fails_above=0.95)))
+    slots.install(load(make_text_package(folder / "echo")))
+    outbox = Outbox(folder / "outbox.db", fleet="fleet", device="device")
+    monitor = Monitor(outbox, folder)
     app = InferenceApp(slots, monitor, monitor, agent_version="1.2.3", body_limit_bytes=1_000_000)
     server = HttpServer(app)
     server.start()
-    yield Device(slots, monitor, outbox, server, tmp_path)
-    server.stop()
-    slots.close()
-    monitor.close()
-    outbox.close()
+    try:
+        yield Device(slots, monitor, outbox, server, folder)
+    finally:
+        server.stop()
+        slots.close()
+        monitor.close()
+        outbox.close()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    """A device of the test's own."""
+    with serving(tmp_path) as device:
+        yield device
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """One for all tests of a module that neither change its models nor look at its counts."""
+    with serving(tmp_path_factory.mktemp("shared")) as device:
+        yield device

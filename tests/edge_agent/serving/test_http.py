@@ -45,8 +45,8 @@ def test_server_metadata_and_health_have_the_keys_that_clients_read(device: Devi
 
 
 @pytest.mark.parametrize("path", ["/v2/models/digits", "/v2/models/digits/versions/1", "/v2/models/digits/?a=b"])
-def test_model_metadata_tells_names_datatypes_and_shapes(device: Device, path: str) -> None:
-    assert device.ask_json("GET", path) == (
+def test_model_metadata_tells_names_datatypes_and_shapes(shared: Device, path: str) -> None:
+    assert shared.ask_json("GET", path) == (
         200,
         {
             "name": "digits",
@@ -58,11 +58,11 @@ def test_model_metadata_tells_names_datatypes_and_shapes(device: Device, path: s
     )
 
 
-def test_model_readiness_and_the_repository_index(device: Device) -> None:
+def test_model_readiness_and_the_repository_index(shared: Device) -> None:
     for path in ("/v2/models/digits/ready", "/v2/models/digits/versions/1/ready"):
-        assert device.ask_json("GET", path) == (200, {"name": "digits", "ready": True})
+        assert shared.ask_json("GET", path) == (200, {"name": "digits", "ready": True})
     index = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("digits", "echo")]
-    assert device.ask_json("POST", "/v2/repository/index", b"") == (200, index)
+    assert shared.ask_json("POST", "/v2/repository/index", b"") == (200, index)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_model_readiness_and_the_repository_index(device: Device) -> None:
     ],
 )
 def test_paths_and_methods_that_do_not_exist_get_the_protocols_error(
-    device: Device, method: str, path: str, status: int, text: str
+    shared: Device, method: str, path: str, status: int, text: str
 ) -> None:
-    found, body = device.ask_json(method, path, b"{}" if method == "POST" else None)
+    found, body = shared.ask_json(method, path, b"{}" if method == "POST" else None)
     assert found == status
     assert set(body) == {"error"}
     assert text in body["error"]
     if status == 405:
-        assert device.ask(method, path)[1]["allow"] in {"GET", "POST"}
+        assert shared.ask(method, path)[1]["allow"] in {"GET", "POST"}
 
 
 def test_an_inference_answers_with_package_and_request_id(device: Device) -> None:
@@ -146,18 +146,18 @@ def test_a_request_that_breaks_the_signature_gets_a_precise_400(
     ],
 )
 def test_bytes_that_are_no_request_get_a_precise_400(
-    device: Device, body: bytes, headers: dict[str, str], text: str
+    shared: Device, body: bytes, headers: dict[str, str], text: str
 ) -> None:
-    status, _, data = device.ask("POST", _INFER, body, headers)
+    status, _, data = shared.ask("POST", _INFER, body, headers)
     assert status == 400
     assert text in json.loads(data)["error"]
 
 
-def test_a_body_over_the_limit_is_refused_announced_or_not(device: Device) -> None:
-    status, body = device.ask_json("POST", _INFER, b"x" * 1_000_001)
+def test_a_body_over_the_limit_is_refused_announced_or_not(shared: Device) -> None:
+    status, body = shared.ask_json("POST", _INFER, b"x" * 1_000_001)
     assert status == 413
     assert "limit of 1000000 bytes" in body["error"]
-    with socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as raw:
+    with socket.create_connection(("127.0.0.1", shared.server.port), timeout=30) as raw:
         raw.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(11):
             raw.sendall(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
@@ -241,9 +241,9 @@ def test_wrong_feedback_is_refused_and_keeps_nothing(
     assert device.sent(Stream.LABELS, LabelBatch) == []
 
 
-def test_text_travels_as_json_and_as_binary(device: Device) -> None:
+def test_text_travels_as_json_and_as_binary(shared: Device) -> None:
     tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": ["né", "b"]}
-    status, body = device.ask_json("POST", "/v2/models/echo/infer", {"inputs": [tensor]})
+    status, body = shared.ask_json("POST", "/v2/models/echo/infer", {"inputs": [tensor]})
     assert status == 200
     assert body["outputs"][0] == {"name": "echo", "datatype": "BYTES", "shape": [2, 1], "data": ["né", "b"]}
     head = {"inputs": [{**tensor, "parameters": {"binary_data_size": 12}}], "parameters": {"binary_data_output": True}}
@@ -251,43 +251,43 @@ def test_text_travels_as_json_and_as_binary(device: Device) -> None:
     text = json.dumps(head).encode()
     raw = b"\x03\0\0\0n\xc3\xa9\x01\0\0\0b"
     headers = {"Inference-Header-Content-Length": str(len(text))}
-    status, answered, data = device.ask("POST", "/v2/models/echo/infer", text + raw, headers)
+    status, answered, data = shared.ask("POST", "/v2/models/echo/infer", text + raw, headers)
     assert (status, answered["content-type"]) == (200, "application/octet-stream")
     assert data[int(answered["inference-header-content-length"]) :].startswith(raw)
 
 
-def test_text_that_is_no_utf8_is_the_callers_fault(device: Device) -> None:
+def test_text_that_is_no_utf8_is_the_callers_fault(shared: Device) -> None:
     size = {"binary_data_size": 5}
     head = {"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "parameters": size}]}
     text = json.dumps(head).encode()
     headers = {"Inference-Header-Content-Length": str(len(text))}
-    status, _, data = device.ask("POST", "/v2/models/echo/infer", text + b"\x01\0\0\0\xff", headers)
+    status, _, data = shared.ask("POST", "/v2/models/echo/infer", text + b"\x01\0\0\0\xff", headers)
     assert status == 400
     assert "no UTF-8 text" in json.loads(data)["error"]
 
 
-def test_a_taken_port_is_known_before_anything_starts(device: Device) -> None:
-    app = InferenceApp(device.slots, device.monitor, device.monitor, agent_version="1")
-    with pytest.raises(AddressInUse, match=rf"127\.0\.0\.1:{device.server.port}: already in use"):
-        HttpServer(app, port=device.server.port)
+def test_a_taken_port_is_known_before_anything_starts(shared: Device) -> None:
+    app = InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1")
+    with pytest.raises(AddressInUse, match=rf"127\.0\.0\.1:{shared.server.port}: already in use"):
+        HttpServer(app, port=shared.server.port)
     with pytest.raises(ConfigurationError, match=r"cannot listen there|no such address"):
         HttpServer(app, host="192.0.2.1")
-    assert device.ask_json("GET", "/v2")[0] == 200
+    assert shared.ask_json("GET", "/v2")[0] == 200
 
 
-def test_a_unix_socket_serves_and_one_left_by_a_killed_agent_is_taken_over(device: Device, tmp_path: Path) -> None:
+def test_a_unix_socket_serves_and_one_left_by_a_killed_agent_is_taken_over(shared: Device, tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(str(path))
     dead.close()
-    server = HttpServer(InferenceApp(device.slots, device.monitor, device.monitor, agent_version="1"), uds=str(path))
+    server = HttpServer(InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1"), uds=str(path))
     server.start()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
     with pytest.raises(AddressInUse):
-        HttpServer(InferenceApp(device.slots, device.monitor, device.monitor, agent_version="1"), uds=str(path))
+        HttpServer(InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1"), uds=str(path))
     server.stop()
     assert not path.exists()
 

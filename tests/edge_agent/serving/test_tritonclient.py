@@ -15,8 +15,8 @@ from tests.fakes.packages import answer, model_weights, reference_images
 
 
 @pytest.fixture
-def client(device: Device) -> Iterator[Any]:
-    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{device.server.port}")
+def client(shared: Device) -> Iterator[Any]:
+    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{shared.server.port}")
     yield client
     client.close()
 

@@ -1,0 +1,276 @@
+"""The monitor: exact counts, samples that carry what they may, labels that survive, reports that are never doubled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, decode, encode
+from edge_agent.contract.errors import StorageFull, UnknownRequest
+from edge_agent.contract.messages import LabelBatch, MetricsReport, ProfileReport, SampleBatch
+from edge_agent.contract.profile import count_batch, merge
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.contract.signature import Sensitivity
+from edge_agent.contract.topics import Stream
+from edge_agent.monitor.machine import Machine, hardware
+from edge_agent.monitor.monitor import Monitor
+from edge_agent.monitor.predictions import predictions
+from edge_agent.monitor.samples import parts
+from edge_agent.outbox.outbox import Outbox
+from edge_agent.runtime.slots import LoadedModel, load
+from tests.fakes.packages import INPUT, OUTPUT, make_package, reference_images
+
+EVERYTHING = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=1e6, uniform_share=1.0)
+M = TypeVar("M", bound=Message)
+
+
+class FillingDisk:
+    """A real outbox on a disk that is full when told so; the writer's side of it."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self.full_for: set[Stream] = set()
+
+    def append(self, stream: Stream, body: Message) -> int:
+        if stream in self.full_for:
+            raise StorageFull("no space left")
+        return self._outbox.append(stream, body)
+
+    def size(self) -> tuple[int, int]:
+        return self._outbox.size()
+
+
+@dataclasses.dataclass
+class Watching:
+    """A monitor with its parts and a clock that stands still."""
+
+    monitor: Monitor
+    outbox: Outbox
+    disk: FillingDisk
+    folder: Path
+    now: float = 1_700_000_000.0
+
+    def observe(self, loaded: LoadedModel, images: NDArray[Any], request_id: str = "r", group: str = "") -> bool:
+        outputs = loaded.backend.infer({INPUT: images})
+        return self.monitor.observe(loaded, request_id, {INPUT: images}, outputs, latency_us=100.0, group=group)
+
+    def sent(self, stream: Stream, kind: type[M]) -> list[M]:
+        waiting = self.outbox.pending(stream, after=0, limit=10_000)
+        return [decode(bytes(decode(message.payload, Envelope).body), kind) for message in waiting]
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[Watching]:
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    disk = FillingDisk(outbox)
+    clock = [1_700_000_000.0]
+    monitor = Monitor(disk, tmp_path, clock=lambda: clock[0], traffic=lambda: (7, 9))
+    yield Watching(monitor, outbox, disk, tmp_path)
+    monitor.close()
+    outbox.close()
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> LoadedModel:
+    return load(make_package(tmp_path / "package", sampling=EVERYTHING))
+
+
+def test_counts_are_exactly_those_of_all_rows_however_they_came(watching: Watching, loaded: LoadedModel) -> None:
+    images = reference_images(1500, seed=8)
+    for at in range(700):
+        watching.observe(loaded, images[at : at + 1])
+    for at in range(700, 1500, 100):
+        watching.observe(loaded, images[at : at + 100])
+    watching.monitor.flush(1_700_000_010.0)
+    (profile,) = watching.sent(Stream.PROFILES, ProfileReport)
+    outputs = loaded.backend.infer({INPUT: images})
+    expected = count_batch(loaded.reference.features, {INPUT: images}, outputs)
+    assert profile.rows == 1500
+    assert (profile.from_ms, profile.until_ms) == (1_700_000_000_000, 1_700_000_010_000)
+    assert {name: counts.bins for name, counts in profile.counts.items()} == {
+        name: counts.bins for name, counts in expected.items()
+    }
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    (metrics,) = report.models
+    assert (metrics.requests, metrics.rows, metrics.version) == (708, 1500, "1")
+    assert sum(metrics.latency_counts) == 708
+    assert (report.machine.bytes_up, report.machine.bytes_down) == (7, 9)
+
+
+def test_an_idle_device_still_reports_itself(watching: Watching) -> None:
+    watching.monitor.flush()
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    assert report.models == ()
+    assert (report.machine.disk_free_bytes or 0) > 0
+    assert watching.sent(Stream.PROFILES, ProfileReport) == []
+
+
+def test_missing_values_are_counted_as_they_came(watching: Watching, loaded: LoadedModel) -> None:
+    images = reference_images(2)
+    outputs = loaded.backend.infer({INPUT: images})
+    images[0, 0] = np.nan
+    watching.monitor.observe(loaded, "r", {INPUT: images}, outputs, latency_us=1.0, group="")
+    watching.monitor.flush()
+    (profile,) = watching.sent(Stream.PROFILES, ProfileReport)
+    assert (profile.counts["image.mean"].nan, profile.counts["image.mean"].rows) == (1, 2)
+
+
+def test_a_sample_is_the_row_with_its_answer(watching: Watching, loaded: LoadedModel) -> None:
+    images = reference_images(3)
+    assert watching.observe(loaded, images, "req", group="specimen-1")
+    watching.monitor.flush()
+    (batch,) = watching.sent(Stream.SAMPLES, SampleBatch)
+    assert [sample.request_id for sample in batch.samples] == ["req/0", "req/1", "req/2"]
+    outputs = loaded.backend.infer({INPUT: images})[OUTPUT]
+    for row, sample in enumerate(batch.samples):
+        np.testing.assert_array_equal(sample.inputs[INPUT].array(), images[row])
+        np.testing.assert_array_equal(sample.outputs[OUTPUT].array(), outputs[row])
+        assert sample.prediction == str(outputs[row].argmax())
+        assert sample.confidence == pytest.approx(outputs[row].max())
+        assert (sample.package, sample.group, sample.label_wanted) == (loaded.digest, "specimen-1", True)
+
+
+@pytest.mark.parametrize("sensitivity", [Sensitivity.DEVICE_ONLY, Sensitivity.MASKED])
+def test_what_may_not_leave_the_device_is_counted_but_never_sampled(
+    watching: Watching, tmp_path: Path, sensitivity: Sensitivity
+) -> None:
+    loaded = load(make_package(tmp_path / "secret", sampling=EVERYTHING, sensitivity=sensitivity))
+    images = reference_images(1)
+    watching.observe(loaded, images)
+    watching.monitor.flush()
+    (batch,) = watching.sent(Stream.SAMPLES, SampleBatch)
+    assert batch.samples[0].inputs == {}
+    assert set(batch.samples[0].outputs) == {OUTPUT}
+    assert images.tobytes() not in encode(batch)
+    assert watching.sent(Stream.PROFILES, ProfileReport)[0].counts["image.mean"].rows == 1
+
+
+def test_many_samples_are_split_into_messages_any_broker_takes(watching: Watching, loaded: LoadedModel) -> None:
+    watching.observe(loaded, reference_images(900), "many")
+    watching.monitor.flush()
+    payloads = watching.outbox.pending(Stream.SAMPLES, after=0, limit=100)
+    assert len(payloads) > 1
+    assert all(len(message.payload) <= MAX_PAYLOAD_BYTES for message in payloads)
+    ids = [sample.request_id for batch in watching.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    assert ids == [f"many/{row}" for row in range(900)]
+
+
+@pytest.mark.parametrize("stream", [Stream.SAMPLES, Stream.PROFILES, Stream.METRICS])
+def test_a_full_disk_delays_a_report_but_neither_loses_nor_doubles_it(
+    watching: Watching, loaded: LoadedModel, stream: Stream
+) -> None:
+    watching.observe(loaded, reference_images(4, seed=1), "before")
+    watching.disk.full_for = {stream}
+    with pytest.raises(StorageFull):
+        watching.monitor.flush(1_700_000_010.0)
+    watching.observe(loaded, reference_images(3, seed=2), "after")
+    watching.disk.full_for = set()
+    watching.monitor.flush(1_700_000_020.0)
+    profiles = watching.sent(Stream.PROFILES, ProfileReport)
+    total = profiles[0].counts
+    for profile in profiles[1:]:
+        total = merge(total, profile.counts)
+    assert sum(profile.rows for profile in profiles) == 7
+    assert {counts.rows for counts in total.values()} == {7}
+    models = [metrics for report in watching.sent(Stream.METRICS, MetricsReport) for metrics in report.models]
+    assert (sum(m.requests for m in models), sum(m.rows for m in models)) == (2, 7)
+    ids = [sample.request_id for batch in watching.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    assert ids == [*(f"before/{row}" for row in range(4)), *(f"after/{row}" for row in range(3))]
+
+
+def test_two_versions_in_one_window_are_reported_apart(watching: Watching, loaded: LoadedModel, tmp_path: Path) -> None:
+    other = load(make_package(tmp_path / "other", version="2", seed=2))
+    watching.observe(loaded, reference_images(1))
+    watching.observe(other, reference_images(2))
+    watching.monitor.refused(other)
+    watching.monitor.failed(other)
+    watching.monitor.flush()
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    assert [(m.version, m.requests, m.rows, m.refused, m.failed) for m in report.models] == [
+        ("1", 1, 1, 0, 0),
+        ("2", 1, 2, 1, 1),
+    ]
+
+
+def test_a_label_carries_the_request_it_is_for(watching: Watching, loaded: LoadedModel) -> None:
+    watching.observe(loaded, reference_images(1), "r1")
+    watching.monitor.feedback(loaded, "r1", "3", "operator")
+    (batch,) = watching.sent(Stream.LABELS, LabelBatch)
+    (label,) = batch.labels
+    outputs = loaded.backend.infer({INPUT: reference_images(1)})[OUTPUT]
+    assert (batch.model, label.request_id, label.label, label.source) == ("digits", "r1", "3", "operator")
+    assert (label.package, label.prediction) == (loaded.digest, str(outputs.argmax()))
+    assert label.inclusion_probability == 1.0
+
+
+def test_a_volunteered_label_has_no_inclusion_probability(watching: Watching, loaded: LoadedModel) -> None:
+    watching.monitor.set_policy("digits", SamplingPolicy(samples_per_minute=0))
+    assert watching.observe(loaded, reference_images(1), "r1") is False
+    watching.monitor.feedback(loaded, "r1", 3, "operator")
+    assert watching.sent(Stream.LABELS, LabelBatch)[0].labels[0].inclusion_probability == 0.0
+    watching.monitor.flush()
+    assert watching.sent(Stream.SAMPLES, SampleBatch) == []
+
+
+def test_a_policy_may_be_withdrawn(watching: Watching, loaded: LoadedModel) -> None:
+    watching.observe(loaded, reference_images(1))
+    watching.monitor.set_policy("digits", SamplingPolicy(samples_per_minute=0))
+    assert watching.observe(loaded, reference_images(1)) is False
+    watching.monitor.set_policy("digits", None)
+    assert watching.observe(loaded, reference_images(1)) is True
+
+
+def test_sampled_requests_are_remembered_over_a_restart_until_their_time_is_over(
+    watching: Watching, loaded: LoadedModel
+) -> None:
+    watching.observe(loaded, reference_images(1), "sampled")
+    watching.monitor.flush()
+    watching.monitor.close()
+    now = [watching.now]
+    again = Monitor(watching.outbox, watching.folder, clock=lambda: now[0])
+    again.feedback(loaded, "sampled", "1", "operator")
+    assert watching.sent(Stream.LABELS, LabelBatch)[0].labels[0].inclusion_probability == 1.0
+    now[0] += EVERYTHING.label_lifetime_s + 1
+    with pytest.raises(UnknownRequest, match="its time for feedback is over"):
+        again.feedback(loaded, "sampled", "1", "operator")
+    again.flush()
+    again.close()
+
+
+def test_a_damaged_memory_of_requests_is_set_aside(watching: Watching, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "requests.db").write_bytes(b"this is no database" * 100)
+    Monitor(watching.outbox, folder).close()
+    assert (folder / "requests.db.damaged").exists()
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 10), (3, 1), (1, 1), (50, 10), (2, 500), (5, 1)])
+def test_predictions_are_the_largest_and_the_gap_to_the_second(rows: int, classes: int) -> None:
+    probabilities = np.random.default_rng(rows).random((rows, classes)).astype(np.float32)
+    for found, row in zip(predictions(probabilities), probabilities, strict=True):
+        ranked = np.sort(row)[::-1]
+        assert found.best == row.argmax()
+        assert found.confidence == pytest.approx(float(ranked[0]))
+        assert found.margin == pytest.approx(float(ranked[0] - (ranked[1] if classes > 1 else 0.0)), abs=1e-6)
+
+
+def test_parts_keep_order_and_room() -> None:
+    assert list(parts([1, 2, 3, 4], [5, 5, 5, 9], room_bytes=10)) == [[1, 2], [3], [4]]
+    assert list(parts([], [])) == []
+
+
+def test_the_machine_tells_what_it_is(tmp_path: Path) -> None:
+    made_of = hardware()
+    assert made_of.cpus >= 1
+    assert made_of.memory_bytes > 0
+    assert set(made_of.runtimes) == {"onnxruntime", "python"}
+    state = Machine(tmp_path).metrics(outbox=(3, 4), traffic=(5, 6))
+    assert (state.outbox_messages, state.outbox_bytes, state.bytes_up, state.bytes_down) == (3, 4, 5, 6)
+    assert (state.resident_bytes or 0) > 0
