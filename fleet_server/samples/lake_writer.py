@@ -85,6 +85,7 @@ class LakeWriter:
     def compact(self) -> None:
         """Merge small files; old versions stay readable."""
         with self._lock:
+            self.prepare()
             for table in SCHEMAS:
                 self._open(table).optimize.compact()
 
