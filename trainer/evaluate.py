@@ -145,14 +145,7 @@ def decide(
             f"it forgets: on {base.rows} held-out imported rows {base.challenger:.1%} against {base.champion:.1%}, "
             f"a loss of more than {gates.max_base_regression:.1%}"
         )
-    for name, parts in slices.items():
-        for value, part in parts.items():
-            lost = part.difference is not None and part.difference < -gates.max_slice_regression
-            if lost and part.rows >= gates.slice_rows and part.high is not None and part.high < 0:
-                faults.append(
-                    f"{name} '{value}' gets worse: {part.challenger:.1%} against {part.champion:.1%} on {part.rows} "
-                    f"rows, a loss of more than {gates.max_slice_regression:.1%}, and not by chance"
-                )
+    faults.extend(_lost_slices(slices, gates))
     if faults:
         return "worse", faults
     if current.low > 0 and current.difference >= gates.min_improvement:
@@ -163,6 +156,27 @@ def decide(
         else f"the gate asks for at least {gates.min_improvement:+.1%}"
     )
     return "undecided", [f"not shown to be better: {facts}; {why}"]
+
+
+def _lost_slices(slices: Mapping[str, Mapping[str, Comparison]], gates: Gates) -> list[str]:
+    """The slices that clearly got worse, in words.
+
+    A slice is small and there are many: by the interval alone one of a dozen would look worse by chance. So each needs
+    McNemar's exact test at the gate's confidence, shared out over the slices that are judged (Bonferroni).
+    """
+    judged = [
+        (name, value, part)
+        for name, parts in slices.items()
+        for value, part in parts.items()
+        if part.rows >= gates.slice_rows and part.difference is not None and part.p_value is not None
+    ]
+    return [
+        f"{name} '{value}' gets worse: {part.challenger:.1%} against {part.champion:.1%} on {part.rows} rows, a loss "
+        f"of more than {gates.max_slice_regression:.1%}, and not by chance (p = {part.p_value:.2g})"
+        for name, value, part in judged
+        if (part.difference or 0.0) < -gates.max_slice_regression
+        and (part.p_value or 0.0) * len(judged) <= 1 - gates.confidence
+    ]
 
 
 def _judge_first(current: Comparison, gates: Gates) -> tuple[str, list[str]]:

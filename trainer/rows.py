@@ -46,7 +46,7 @@ class Rows:
         columns = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "inputs"}
         return Rows(inputs={name: array[mask] for name, array in self.inputs.items()}, **columns)
 
-    def weights(self, *, largest: float = 10.0) -> NDArray[np.float64]:
+    def weights(self, *, largest: float = 5.0) -> NDArray[np.float64]:
         """Inverse inclusion probabilities (Hajek 1971) of mean 1, float64[N]; clipped, so that no single row rules."""
         if not len(self):
             return np.empty(0)

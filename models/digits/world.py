@@ -41,7 +41,7 @@ class World:
         """
         seen = images.astype(np.float64)
         if self.rotation_deg:
-            seen = ndimage.rotate(seen, self.rotation_deg, axes=(-1, -2), reshape=False, order=1, mode="constant")
+            seen = ndimage.rotate(seen, self.rotation_deg, axes=(-1, -2), reshape=False, order=1, mode="grid-constant")
         if self.blur:
             seen = ndimage.gaussian_filter(seen, sigma=(0, 0, self.blur, self.blur), mode="constant")
         seen = seen * self.contrast + (1.0 - self.contrast) * FULL / 2
@@ -53,7 +53,7 @@ class World:
 CLEAR = World()
 # Three cameras after the world has changed, each in its own way and degree.
 DRIFTED: Mapping[str, World] = {
-    "cam-a": World(contrast=0.45, blur=0.35, rotation_deg=14.0, noise=0.4),
-    "cam-b": World(contrast=0.6, blur=0.25, rotation_deg=-22.0, noise=0.4),
-    "cam-c": World(contrast=0.4, blur=0.2, rotation_deg=18.0, noise=0.3),
+    "cam-a": World(contrast=0.38, blur=0.4, rotation_deg=17.0, noise=0.35),
+    "cam-b": World(contrast=0.36, blur=0.35, rotation_deg=20.0, noise=0.3),
+    "cam-c": World(contrast=0.34, blur=0.3, rotation_deg=23.0, noise=0.3),
 }
