@@ -98,6 +98,7 @@ class UpdateServer:
     """Keys, image repository, director and HTTP on a free port of loopback.
 
     Args:
+        folder: Empty, or what an earlier server left there.
         utc_now: The server's and the publisher's clock.
     """
 
@@ -108,7 +109,8 @@ class UpdateServer:
         self.keys_folder = folder / "keys"
         self.keys = KeyFolder(self.keys_folder)
         self.signing = ImageSigning(self.keys, now=now)
-        self.signing.create(models)
+        if not self.keys.names():
+            self.signing.create(models)
         self.releases: list[Release] = []
         self.images = ImageRepository(
             folder / "repository",

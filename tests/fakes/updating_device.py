@@ -61,7 +61,6 @@ class UpdatingDevice:
     def version(self) -> str:
         return self.slots.get("digits").version
 
-    @property
     def reported(self) -> ReportedModel:
         return self.installer.reported()["digits"]
 

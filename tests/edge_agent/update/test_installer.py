@@ -30,13 +30,13 @@ def test_an_update_goes_through_every_step_and_commits_after_probation(
     device.events.clear()
     assert not device.apply(desired)  # on probation
     assert device.version == "2"
-    assert device.reported.step is UpdateStep.PROBATION
+    assert device.reported().step is UpdateStep.PROBATION
     assert device.installer._journal.get("digits").last_known_good == first.digest
     assert not np.allclose(before, device.infer())
     device.pass_probation()
     assert device.apply(desired)
-    assert device.reported.step is UpdateStep.COMMITTED
-    assert (device.reported.package, device.reported.release, device.reported.rollout) == (
+    assert device.reported().step is UpdateStep.COMMITTED
+    assert (device.reported().package, device.reported().release, device.reported().rollout) == (
         second.digest, 2, "rollout-1",
     )  # fmt: skip
     steps = [event.detail["step"] for event in device.told(EventKind.UPDATE_STEP)]
@@ -65,9 +65,8 @@ def test_files_that_another_package_has_are_linked_instead_of_downloaded(
     device.apply(server.assign(second))
     for name in same:
         assert server.line.asked(blob_path(second.manifest.files[name].sha256)) == []
-        assert os.path.samefile(
-            device.state / "packages" / first.digest / name, device.state / "packages" / second.digest / name
-        )
+        packages = device.state / "packages"
+        assert (packages / first.digest / name).samefile(packages / second.digest / name)
 
 
 def test_a_package_that_fails_its_self_test_is_refused_and_not_tried_again_for_that_release(
@@ -78,8 +77,8 @@ def test_a_package_that_fails_its_self_test_is_refused_and_not_tried_again_for_t
     desired = server.assign(bad)
     assert device.apply(desired)
     assert device.version == "1"
-    assert device.reported.step is UpdateStep.FAILED
-    assert "output 'probabilities', row 3" in device.reported.reason
+    assert device.reported().step is UpdateStep.FAILED
+    assert "output 'probabilities', row 3" in device.reported().reason
     assert device.told(EventKind.UPDATE_FAILED)[0].package == bad.digest
     assert device.packages() == {first.digest}
     server.line.requests.clear()
@@ -102,8 +101,8 @@ def test_a_model_that_fails_on_probation_is_rolled_back_and_the_old_one_answers_
     device.installer.watch()
     assert device.version == "1"
     np.testing.assert_array_equal(device.infer(), before)
-    assert device.reported.step is UpdateStep.FAILED
-    assert "1 of 3 requests failed" in device.reported.reason
+    assert device.reported().step is UpdateStep.FAILED
+    assert "1 of 3 requests failed" in device.reported().reason
     assert device.told(EventKind.ROLLED_BACK)[0].detail["to"] == first.digest
     assert device.apply(desired), "the same release is not tried again"
     assert device.version == "1"
@@ -117,7 +116,7 @@ def test_after_a_roll_back_the_same_package_may_come_with_a_newer_release(
     device.installer.watch()
     assert device.version == "1"
     device.update(server.assign(second, release=9))
-    assert (device.version, device.reported.step) == ("2", UpdateStep.COMMITTED)
+    assert (device.version, device.reported().step) == ("2", UpdateStep.COMMITTED)
 
 
 def test_the_server_can_go_back_to_an_older_version_with_a_newer_release(
@@ -135,9 +134,9 @@ def test_the_probation_lasts_as_long_as_the_manifest_says(
     server.publisher.publish(package)
     device.apply(server.assign(package))
     device.installer.watch(device.now_s + 59)
-    assert device.reported.step is UpdateStep.PROBATION
+    assert device.reported().step is UpdateStep.PROBATION
     device.installer.watch(device.now_s + 61)
-    assert device.reported.step is UpdateStep.COMMITTED
+    assert device.reported().step is UpdateStep.COMMITTED
 
 
 def test_a_restart_without_network_serves_what_was_active(
@@ -198,11 +197,12 @@ def test_a_factory_image_serves_without_server_and_does_not_replace_what_is_inst
     restarted.close()
 
 
-def test_a_damaged_factory_image_is_refused(tmp_path: Path, first: Package) -> None:
-    (first.folder / "card.md").write_text("other")
+def test_a_damaged_factory_image_is_refused(tmp_path: Path) -> None:
+    damaged = make_package(tmp_path / "built/damaged")
+    (damaged.folder / "card.md").write_text("other")
     device = UpdatingDevice(tmp_path / "state", None)
     with pytest.raises(DigestMismatch):
-        device.installer.preinstall(first.folder)
+        device.installer.preinstall(damaged.folder)
     bad = make_package(tmp_path / "built/bad", golden_is_wrong=True)
     with pytest.raises(SelfTestFailed):
         device.installer.preinstall(bad.folder)
@@ -229,8 +229,8 @@ def test_a_full_disk_fails_the_update_with_its_reason_and_the_old_model_serves_o
         assert not device.apply(desired), "it is tried again later"
         assert not device.apply(desired)
     assert device.version == "1"
-    assert (device.reported.step, device.reported.release) == (UpdateStep.FAILED, 2)
-    assert "needs" in device.reported.reason
+    assert (device.reported().step, device.reported().release) == (UpdateStep.FAILED, 2)
+    assert "needs" in device.reported().reason
     assert len(device.told(EventKind.UPDATE_FAILED)) == 1, "the same failure is told once"
     device.update(desired)
     assert device.version == "2"
@@ -245,7 +245,7 @@ def test_a_state_folder_that_cannot_be_written_fails_the_update_and_the_old_mode
     try:
         assert not device.apply(desired)
         assert device.version == "1"
-        assert device.reported.step is UpdateStep.FAILED
-        assert "not writable" in device.reported.reason
+        assert device.reported().step is UpdateStep.FAILED
+        assert "not writable" in device.reported().reason
     finally:
         device.state.chmod(0o700)
