@@ -40,8 +40,9 @@ class Envelope(Message, frozen=True, kw_only=True):
     Args:
         epoch: Identifier of the device's outbox; a new outbox (a wiped disk) begins a new epoch at sequence 1.
         sequence: Position in the stream, from 1, increasing.
-        previous: Sequence of the message before this one in the stream, 0 for the first; what lies between was
-            dropped by the device at its limit. The server takes the message if ``previous <= watermark < sequence``.
+        previous: Sequence of the message before this one that the device still holds, 0 if it holds none; what lies
+            between is acknowledged, or was dropped at the device's limit. The server takes the message if
+            ``previous <= watermark < sequence``.
         sent_at_ms: Unix time of the device's clock when the message was made.
         body: msgpack of one of the bodies in :mod:`edge_agent.contract.messages`, by ``stream``.
     """
