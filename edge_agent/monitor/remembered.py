@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import sqlite3
 import threading
@@ -138,7 +137,6 @@ class Remembered:
         return database
 
     def _storage_error(self, error: sqlite3.OperationalError) -> DeviceError:
-        with contextlib.suppress(sqlite3.Error):
-            if "full" in str(error):
-                return StorageFull(f"{self._path}: no space left on the device; free some")
-        return StorageNotWritable(f"{self._path}: {error}; is it writable by this user?")
+        if "full" in str(error):  # SQLITE_FULL; Python 3.10 has no error codes on its exceptions
+            return StorageFull(f"{self._path}: no space left on the device; free some")
+        return StorageNotWritable(f"{self._path}: {error}; make it writable by this user")
