@@ -15,7 +15,7 @@ class DriftRule:
         min_rows: Rows that an evaluation window gathers before it is judged.
         alpha: False discovery rate across a device's features (Benjamini-Hochberg).
         effect_floor: PSI, less what chance alone gives, under which a difference is too small to matter; with many
-            rows everything is significant. 0.1 to 0.25 is commonly called a moderate shift.
+            rows everything is significant. 0.1 to 0.25 is commonly called a moderate shift, more a major one.
         persistence: Consecutive windows in which a feature must be flagged; as many quiet ones end the drift.
         cells: Cells that the bins are pooled to; fewer cells, more power against smooth shifts.
         quorum: Drifted devices that a fleet alert needs (all of them in a smaller fleet).
@@ -26,7 +26,7 @@ class DriftRule:
 
     min_rows: int = 200
     alpha: float = 0.05
-    effect_floor: float = 0.2
+    effect_floor: float = 0.25
     persistence: int = 2
     cells: int = 10
     quorum: int = 2

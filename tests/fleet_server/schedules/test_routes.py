@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import msgspec
+import pytest
+from fastapi import FastAPI, Header
+
+from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
+from fleet_server.database import Database
+from fleet_server.errors import Forbidden
+from fleet_server.http_errors import install
+from fleet_server.schedules.routes import routes
+from fleet_server.schedules.service import RunService
+from tests.fakes.served_app import served
+from tests.fleet_server.schedules.conftest import Clock
+
+ADMIN, TRAINER, VIEWER = {"role": "admin"}, {"role": "trainer"}, {"role": "viewer"}
+NIGHTLY = {"model": "digits", "expression": "0 3 * * *"}
+
+
+def require_admin(role: str = Header("")) -> None:
+    if role != "admin":
+        raise Forbidden("this needs the role admin")
+
+
+def require_trainer(role: str = Header("")) -> None:
+    if role != "trainer":
+        raise Forbidden("this needs the role trainer")
+
+
+def require_viewer(role: str = Header("")) -> None:
+    if not role:
+        raise Forbidden("this needs the role viewer")
+
+
+@pytest.fixture
+def client(db: Database, clock: Clock) -> Iterator[httpx.Client]:
+    service = RunService(
+        db, lake="/data/lake", lake_versions=lambda: (None, None), champion=lambda _model: None, clock=clock
+    )
+    app = FastAPI()
+    install(app)
+    app.include_router(
+        routes(service, require_trainer=require_trainer, require_viewer=require_viewer, require_admin=require_admin)
+    )
+    with served(app) as client:
+        yield client
+
+
+def claim(client: httpx.Client) -> RunFile:
+    answer = client.post("/api/v1/runs/claim", json={"worker": "w1", "models": ["digits"]}, headers=TRAINER)
+    assert answer.status_code == 200
+    return msgspec.json.decode(answer.content, type=RunFile)
+
+
+def test_a_worker_claims_reports_and_ends_a_run_that_a_person_asked_for(client: httpx.Client) -> None:
+    assert client.post("/api/v1/runs/claim", json={"worker": "w1"}, headers=TRAINER).status_code == 204
+    asked = client.post("/api/v1/runs", json={"model": "digits", "reason": "new lens"}, headers=ADMIN)
+    assert asked.status_code == 201
+    file = claim(client)
+    assert (file.run, file.reason, file.trigger) == (asked.json()["run"], "new lens", "manual")
+
+    progress = msgspec.json.encode(RunProgress(fence=file.fence, stage="fit", fraction=0.4, message="epoch 2 of 5"))
+    assert client.post(f"/api/v1/runs/{file.run}/progress", content=progress, headers=TRAINER).status_code == 204
+    seen = client.get(f"/api/v1/runs/{file.run}", headers=VIEWER).json()
+    assert (seen["state"], seen["stage"], seen["fraction"]) == ("running", "fit", 0.4)
+
+    result = RunResult(
+        fence=file.fence,
+        state=RunState.REFUSED,
+        reasons=("slice 'dark' lost 4 %",),
+        evaluation={"slices": {"dark": -0.04}},
+    )
+    done = client.post(f"/api/v1/runs/{file.run}/result", content=msgspec.json.encode(result), headers=TRAINER)
+    assert done.status_code == 204
+    (listed,) = client.get("/api/v1/runs?model=digits", headers=VIEWER).json()
+    assert (listed["state"], listed["reasons"]) == ("refused", ["slice 'dark' lost 4 %"])
+    assert listed["evaluation"] == {"slices": {"dark": -0.04}}
+
+
+def test_a_worker_that_lost_its_lease_is_told_to_stop(client: httpx.Client, clock: Clock) -> None:
+    client.post("/api/v1/runs", json={"model": "digits"}, headers=ADMIN)
+    file = claim(client)
+    clock.forward(120)
+    claim(client)
+    progress = msgspec.json.encode(RunProgress(fence=file.fence, stage="fit", fraction=0.4))
+    answer = client.post(f"/api/v1/runs/{file.run}/progress", content=progress, headers=TRAINER)
+    assert answer.status_code == 409
+    assert "stop this run" in answer.json()["error"]
+
+
+def test_schedules_are_put_listed_and_deleted(client: httpx.Client, clock: Clock) -> None:
+    assert client.put("/api/v1/schedules/nightly", json=NIGHTLY, headers=ADMIN).status_code == 204
+    (listed,) = client.get("/api/v1/schedules", headers=VIEWER).json()
+    assert (listed["name"], listed["catch_up"], listed["enabled"]) == ("nightly", "latest", True)
+    assert listed["next_ms"] > clock.at_ms
+    assert client.delete("/api/v1/schedules/nightly", headers=ADMIN).status_code == 204
+    assert client.delete("/api/v1/schedules/nightly", headers=ADMIN).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (NIGHTLY | {"expression": "often"}, "write minute, hour"),
+        (NIGHTLY | {"catch_up": "maybe"}, "catch_up"),
+        (NIGHTLY | {"model": "No Model"}, "model 'No Model'"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_answered_with_what_to_write(
+    client: httpx.Client, body: dict[str, str], says: str
+) -> None:
+    answer = client.put("/api/v1/schedules/nightly", json=body, headers=ADMIN)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+
+
+def test_a_report_that_is_none_is_refused_in_words(client: httpx.Client) -> None:
+    answer = client.post("/api/v1/runs/x/progress", content=b'{"fence": "one"}', headers=TRAINER)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("RunProgress: ")
+
+
+def test_each_route_asks_for_its_role(client: httpx.Client) -> None:
+    assert client.post("/api/v1/runs", json={"model": "digits"}, headers=TRAINER).status_code == 403
+    assert client.post("/api/v1/runs/claim", json={"worker": "w"}, headers=ADMIN).status_code == 403
+    assert client.post("/api/v1/runs/x/progress", content=b"{}", headers=VIEWER).status_code == 403
+    assert client.post("/api/v1/runs/x/result", content=b"{}", headers=VIEWER).status_code == 403
+    assert client.put("/api/v1/schedules/s", json=NIGHTLY, headers=VIEWER).status_code == 403
+    assert client.get("/api/v1/runs").status_code == 403
+    assert client.get("/api/v1/schedules").status_code == 403
+
+
+def test_the_api_documents_the_contracts_structs(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    body = paths["/api/v1/runs/{run}/result"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "released" in body["properties"]["state"]["enum"]
+    answer = paths["/api/v1/runs/claim"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert "samples_version" in answer["properties"]
