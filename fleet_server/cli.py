@@ -62,8 +62,12 @@ def main() -> None:
     and SHOAL_TOKEN.
 
     Exit codes: 2 settings, 3 package, 4 trust, 5 network, 6 this machine (port, disk, permission).
-    """
+    """  # noqa: D301  click wants the \b itself
 
 
 for _command in _BUILT_IN:
     main.add_command(_command)
+
+
+if __name__ == "__main__":
+    main()

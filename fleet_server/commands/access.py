@@ -17,7 +17,7 @@ def tokens_group() -> None:
     viewer   reads everything
     trainer  claims training runs and publishes signed packages
     admin    does everything
-    """
+    """  # noqa: D301  click wants the \b itself
 
 
 @tokens_group.command("create")

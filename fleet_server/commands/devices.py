@@ -18,7 +18,7 @@ def devices_group() -> None:
     A new device:
       shoal devices claim --device press-7       here; prints a one-time token
       shoal-agent enrol --claim TOKEN ...        there
-    """
+    """  # noqa: D301  click wants the \b itself
 
 
 @devices_group.command("list")
@@ -68,9 +68,7 @@ def show_device(rest: Rest, device: str, *, json_: bool) -> None:
 
 @devices_group.command("claim")
 @click.option("--device", help="Only a device of this name may use the token; needed to enrol an old name anew.")
-@click.option(
-    "--ttl", "ttl_s", type=click.FloatRange(min=1), default=3600.0, show_default=True, help="Seconds it is valid."
-)
+@click.option("--ttl", "ttl_s", type=click.FloatRange(min=1), default=3600.0, show_default=True, help="Seconds.")
 @as_json
 @connects
 def claim_device(rest: Rest, device: str | None, ttl_s: float, *, json_: bool) -> None:

@@ -26,9 +26,7 @@ def list_models(rest: Rest, *, json_: bool) -> None:
         (one["name"], one["champion_version"], len(one["versions"]), ago(one["versions"][0]["published_at_ms"]))
         for one in found
     ]
-    show_table(
-        ("model", "champion", "versions", "newest"), rows, empty="nothing is published yet: shoal trainer --help"
-    )
+    show_table(("model", "champion", "versions", "newest"), rows, empty="nothing is published: shoal trainer --help")
 
 
 @models_group.command("show")

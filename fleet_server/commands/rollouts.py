@@ -18,7 +18,7 @@ def rollouts_group() -> None:
     DRAFT -> RUNNING <-> PAUSED
                 |           |
                 +-> DONE    +-> HALTED   (too many devices failed, or you said so; final)
-    """
+    """  # noqa: D301  click wants the \b itself
 
 
 @rollouts_group.command("list")
@@ -57,9 +57,7 @@ def show_rollout(rest: Rest, rollout: str, *, json_: bool) -> None:
 @rollouts_group.command("create")
 @click.argument("model")
 @click.argument("package")
-@click.option(
-    "--waves", help="Comma-separated: counts or percentages, cumulative; the last is 100%.  Example: 1,50%,100%"
-)
+@click.option("--waves", help="Counts or percentages, cumulative; the last is 100%.  Example: 1,50%,100%")
 @click.option("--reason", default="", help="Why, for whoever reads it later.")
 @click.option("--soak", "soak_s", type=float, help="Seconds that a wave must be healthy for.")
 @click.option("--min-requests", type=int, help="Requests that each device must have answered.")
@@ -70,7 +68,7 @@ def show_rollout(rest: Rest, rollout: str, *, json_: bool) -> None:
 @click.option("--supersede", is_flag=True, help="End an active rollout of the model first.")
 @as_json
 @connects
-def create_rollout(rest: Rest, model: str, package: str, *, json_: bool, **options: Any) -> None:
+def create_rollout(rest: Rest, /, model: str, package: str, *, json_: bool, **options: Any) -> None:
     """Roll out PACKAGE (a version or digest) of MODEL. An older version rolls the fleet back.
 
     Example: shoal rollouts create digits 20260101-0300 --waves 1,50%,100% --soak 600
@@ -139,6 +137,10 @@ def _show(one: dict[str, Any], *, json_: bool) -> None:
 
 def _tell(one: dict[str, Any]) -> None:
     click.echo(f"rollout {one['id']} is {one['state']}")
+
+
+def _package(one: dict[str, Any]) -> str:
+    return f"{one['model']} {one['version']}"
 
 
 def _wave(one: dict[str, Any]) -> str:

@@ -24,9 +24,7 @@ def list_runs(rest: Rest, model: str | None, *, json_: bool) -> None:
         show_json(found)
         return
     rows = [(one["id"], one["model"], one["trigger"], one["state"], ago(one["created_at_ms"])) for one in found]
-    show_table(
-        ("run", "model", "trigger", "state", "asked for"), rows, empty="there are no runs: shoal runs start MODEL"
-    )
+    show_table(("run", "model", "trigger", "state", "asked for"), rows, empty="no runs yet: shoal runs start MODEL")
 
 
 @runs_group.command("show")

@@ -20,7 +20,7 @@ from edge_agent.contract.errors import ConfigurationError
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True)
 @click.pass_context
-def server_command(context: click.Context, config_path: Path | None, log_level: str, **options: Any) -> None:
+def server_command(context: click.Context, /, config_path: Path | None, log_level: str, **options: Any) -> None:
     """Run the fleet server with everything it needs built in: SQLite, an MQTT broker, a Delta lake in a folder.
 
     \b
@@ -35,7 +35,7 @@ def server_command(context: click.Context, config_path: Path | None, log_level: 
     \b
     Environment: SHOAL_DATA SHOAL_FLEET SHOAL_DATABASE SHOAL_LAKE SHOAL_PUBLIC_URL SHOAL_BROKER_PASSWORD
                  SHOAL_KEYS_PASSPHRASE (of DATA/keys/director.pem)
-    """
+    """  # noqa: D301  click wants the \b itself
     if context.invoked_subcommand is not None:
         return
     from fleet_server.config import read_config

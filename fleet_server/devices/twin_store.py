@@ -105,7 +105,9 @@ def _by_device(
         query = query.where(table.c.device.in_(names))
     found: dict[str, dict[str, Any]] = {}
     for row in connection.execute(query).mappings():
-        found.setdefault(row["device"], {})[row["model"]] = msgspec.convert(dict(row), kind)
+        # Names that are SQL keywords (release) come as a subclass of str, which msgspec refuses.
+        fields = {str(name): value for name, value in row.items()}
+        found.setdefault(fields["device"], {})[fields["model"]] = msgspec.convert(fields, kind)
     return found
 
 
