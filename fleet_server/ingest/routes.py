@@ -15,7 +15,8 @@ class IngestState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of ingest.
 
     Args:
-        since_start: Messages by what became of them: ``next`` (taken), ``repeated``, ``gap``, ``set-aside``, ``refused``.
+        since_start: Messages by what became of them: ``next`` (taken), ``repeated``, ``gap``, ``fork``,
+            ``set-aside``, ``refused``.
         set_aside: Different messages that could not be taken; they lie in table ``ingest_set_aside`` with the reason.
     """
 

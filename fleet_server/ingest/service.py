@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
 from fleet_server.ingest.quarantine import put_aside
 from fleet_server.ingest.tables import set_aside, watermarks
-from fleet_server.ingest.watermarks import Marks, Verdict, judge
+from fleet_server.ingest.watermarks import BEYOND_ALL, Marks, Verdict
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +49,18 @@ def chain(*handlers: Handler) -> Handler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamProgress:
-    """How far one stream has come; ``dropped`` messages never came, the device gave them up at its limit."""
+    """How far one stream has come; ``dropped`` messages never came: the device gave them up at its limit.
+
+    Args:
+        forked: The device's outbox went back in time; what it has comes under a new epoch.
+    """
 
     device: str
     epoch: str
     stream: Stream
     sequence: int
     dropped: int
+    forked: bool
     updated_at_ms: int
 
 
@@ -82,7 +88,7 @@ class IngestService:
         self._db, self._handlers, self._clock = db, dict(handlers), clock
         self._accepts = accepts or bool
         self.counts: collections.Counter[str] = collections.Counter()
-        """Since the start: ``next`` (taken), ``repeated``, ``gap`` (to be sent again), ``set-aside``, ``refused``."""
+        """Since the start, by what became of a message: a :class:`Verdict`'s value, ``set-aside`` or ``refused``."""
 
     def take(self, topic: str, payload: bytes) -> Ack | None:
         """:meth:`take_all` for one message."""
@@ -101,20 +107,21 @@ class IngestService:
         """
         seen: collections.Counter[str] = collections.Counter()
         acks: dict[tuple[DeviceTopics, str], dict[str, int]] = {}
+        accepts = functools.cache(self._accepts)  # it may ask the database: once per device and batch is enough
         with self._db.write() as connection:
             marks = Marks(connection)
             for topic, payload in messages:
-                envelope = self._open(connection, topic, payload, seen)
+                envelope = self._open(connection, topic, payload, accepts, seen)
                 if envelope is None:
                     continue
                 mark = marks.of(envelope)
-                verdict = judge(envelope.previous, envelope.sequence, mark.sequence)
+                verdict = mark.judge(envelope)
                 seen[verdict.value] += 1
                 if verdict is Verdict.NEXT:
                     self._handle(connection, topic, payload, envelope, seen)
-                    mark.advance(envelope.sequence)
+                    mark.advance(envelope)
                 whose = (DeviceTopics(envelope.fleet, envelope.device), envelope.epoch)
-                acks.setdefault(whose, {})[envelope.stream.value] = mark.sequence
+                acks.setdefault(whose, {})[envelope.stream.value] = mark.acknowledged
             marks.write(self._clock())
         self.counts.update(seen)
         return [(topics, Ack(epoch=epoch, watermarks=marks)) for (topics, epoch), marks in acks.items()]
@@ -132,14 +139,16 @@ class IngestService:
             same = ack is not None and ack.epoch == progress.epoch
             known = ack.watermarks if ack is not None and same else {}
             newest[progress.device] = Ack(
-                epoch=progress.epoch, watermarks={**known, progress.stream.value: progress.sequence}
+                epoch=progress.epoch,
+                watermarks={**known, progress.stream.value: BEYOND_ALL if progress.forked else progress.sequence},
             )
         return list(newest.items())
 
     def progress(self) -> list[StreamProgress]:
         """How far every stream of every device has come, the longest unchanged first."""
         with self._db.read() as connection:
-            rows = connection.execute(sa.select(watermarks).order_by(watermarks.c.updated_at_ms))
+            columns = [watermarks.c[field.name] for field in dataclasses.fields(StreamProgress)]
+            rows = connection.execute(sa.select(*columns).order_by(watermarks.c.updated_at_ms))
             return [StreamProgress(**{**row, "stream": Stream(row["stream"])}) for row in rows.mappings()]
 
     def set_aside_count(self) -> int:
@@ -148,11 +157,16 @@ class IngestService:
             return int(connection.execute(sa.select(sa.func.count()).select_from(set_aside)).scalar_one())
 
     def _open(
-        self, connection: sa.Connection, topic: str, payload: bytes, seen: collections.Counter[str]
+        self,
+        connection: sa.Connection,
+        topic: str,
+        payload: bytes,
+        accepts: Callable[[str], bool],
+        seen: collections.Counter[str],
     ) -> Envelope | None:
         try:
             topics, rest = parse(topic)
-            if not self._accepts(topics.device):
+            if not accepts(topics.device):
                 seen["refused"] += 1
                 return None
             envelope = decode(payload, Envelope)

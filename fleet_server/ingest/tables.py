@@ -14,6 +14,8 @@ watermarks = sa.Table(
     sa.Column("stream", sa.Text, primary_key=True),
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("dropped", sa.BigInteger, nullable=False),  # never came: the device dropped them at its limit
+    sa.Column("sha256", sa.Text, nullable=False),  # of the last message: another one of its number means a fork
+    sa.Column("forked", sa.Boolean, nullable=False),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
 )
 

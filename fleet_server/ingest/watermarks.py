@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 
 import sqlalchemy as sa
 
@@ -14,6 +15,10 @@ from fleet_server.upsert import upsert
 
 Key = tuple[str, str, Stream]  # device, epoch, stream
 
+# Acknowledged in a forked epoch: beyond anything that the device ever sent, upon which it begins a new epoch and sends
+# again what it has.
+BEYOND_ALL = (1 << 62) - 1
+
 
 class Verdict(enum.Enum):
     """What a message is, given the watermark of its stream."""
@@ -21,6 +26,7 @@ class Verdict(enum.Enum):
     NEXT = "next"
     REPEATED = "repeated"
     GAP = "gap"
+    FORK = "fork"
 
 
 def judge(previous: int, sequence: int, watermark: int) -> Verdict:
@@ -34,18 +40,43 @@ def judge(previous: int, sequence: int, watermark: int) -> Verdict:
     return Verdict.NEXT if previous <= watermark else Verdict.GAP
 
 
+def digest_of(envelope: Envelope) -> str:
+    """SHA-256 of what never changes when a message is sent again (``previous`` may)."""
+    return hashlib.sha256(b"%d:" % envelope.sent_at_ms + bytes(envelope.body)).hexdigest()
+
+
 @dataclasses.dataclass
 class Mark:
-    """The watermark of one stream."""
+    """The watermark of one stream.
 
-    sequence: int
-    dropped: int
+    A device whose outbox was restored from a copy gives numbers a second time. It shows when the number of the last
+    message comes with another content; taking part in that epoch would lose messages as "repeated", so it is closed.
+    """
+
+    sequence: int = 0
+    dropped: int = 0
+    sha256: str = ""
+    forked: bool = False
     changed: bool = False
 
-    def advance(self, sequence: int) -> None:
-        """Everything up to ``sequence`` is taken or gone."""
-        self.dropped += sequence - 1 - self.sequence
-        self.sequence, self.changed = sequence, True
+    def judge(self, envelope: Envelope) -> Verdict:
+        """What a message is; a fork closes the epoch's stream."""
+        if envelope.sequence == self.sequence and digest_of(envelope) != self.sha256:
+            self.forked = self.changed = True
+        return Verdict.FORK if self.forked else judge(envelope.previous, envelope.sequence, self.sequence)
+
+    def advance(self, envelope: Envelope) -> None:
+        """Everything up to this message is taken or gone."""
+        self.dropped += envelope.sequence - 1 - self.sequence
+        self.sequence, self.sha256, self.changed = envelope.sequence, digest_of(envelope), True
+
+    @property
+    def acknowledged(self) -> int:
+        """What the device is told."""
+        return BEYOND_ALL if self.forked else self.sequence
+
+
+_STORED = ("sequence", "dropped", "sha256", "forked")
 
 
 class Marks:
@@ -66,20 +97,20 @@ class Marks:
         """Store what has changed."""
         for (device, epoch, stream), mark in self._marks.items():
             if mark.changed:
-                values = {"sequence": mark.sequence, "dropped": mark.dropped, "updated_at_ms": now_ms}
+                values = {name: getattr(mark, name) for name in _STORED} | {"updated_at_ms": now_ms}
                 upsert(self._connection, watermarks, _columns(device, epoch, stream), values)
 
     def _read(self, key: Key) -> Mark | None:
         where = [watermarks.c[name] == value for name, value in _columns(*key).items()]
         # The lock keeps two servers on one PostgreSQL from taking the same message; SQLite has one writer anyway.
-        select = sa.select(watermarks.c.sequence, watermarks.c.dropped).where(*where).with_for_update()
-        row = self._connection.execute(select).one_or_none()
-        return Mark(row.sequence, row.dropped) if row is not None else None
+        select = sa.select(*(watermarks.c[name] for name in _STORED)).where(*where).with_for_update()
+        row = self._connection.execute(select).mappings().one_or_none()
+        return Mark(**row) if row is not None else None
 
     def _begin(self, key: Key) -> Mark:
-        nothing = {"sequence": 0, "dropped": 0, "updated_at_ms": 0}
+        nothing = {name: getattr(Mark(), name) for name in _STORED} | {"updated_at_ms": 0}
         upsert(self._connection, watermarks, _columns(*key), {}, first=nothing)
-        return self._read(key) or Mark(0, 0)
+        return self._read(key) or Mark()
 
 
 def _columns(device: str, epoch: str, stream: Stream) -> dict[str, str]:

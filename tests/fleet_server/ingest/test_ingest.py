@@ -18,7 +18,7 @@ from fleet_server.database import Database, metadata
 from fleet_server.ingest.quarantine import KEPT_PER_DEVICE
 from fleet_server.ingest.service import Handler, IngestService, chain
 from fleet_server.ingest.tables import set_aside
-from fleet_server.ingest.watermarks import Verdict, judge
+from fleet_server.ingest.watermarks import BEYOND_ALL, Verdict, judge
 
 TOPICS = DeviceTopics("reef", "d1")
 UP = TOPICS.up(Stream.EVENTS)
@@ -192,6 +192,18 @@ def test_a_revoked_device_is_not_heard(db: Database) -> None:
 def test_a_stream_without_a_handler_is_refused_at_the_start(db: Database) -> None:
     with pytest.raises(ConfigurationError, match="labels, metrics"):
         IngestService(db, {stream: remember for stream in Stream if stream not in (Stream.LABELS, Stream.METRICS)})
+
+
+def test_numbers_given_a_second_time_close_the_epoch_instead_of_being_lost_as_repeated(db: Database) -> None:
+    ingest = service(db)
+    ingest.take_all([(UP, message(n)) for n in (1, 2, 3)])
+    assert mark(ingest.take(UP, message(3, previous=0))) == 3  # sent again, with another `previous`: no fork
+    restored = [(UP, message(n, text=f"other {n}")) for n in (2, 3, 4)]
+    ((_, ack),) = ingest.take_all(restored)
+    assert ack.watermarks["events"] == BEYOND_ALL
+    assert happened(db) == ["1", "2", "3"]
+    assert ingest.positions()[0][1].watermarks["events"] == BEYOND_ALL
+    assert mark(ingest.take(UP, message(2, previous=0, epoch="e2", text="other 2"))) == 2
 
 
 def test_several_handlers_share_one_fate(db: Database) -> None:
