@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from fleet_server.console.views import Chart, Mark, Series
-from fleet_server.monitoring.harm import LabelledRow, estimate_accuracy
 
 FLEET = "fleet"
 # Labels that a device's point rests on at most, and at least; more are steadier, fewer are quicker.
 WINDOW, LEAST = 40, 8
 GRID = 120
 MOST_DEVICES = 12
-_CONFIDENCE = 0.95
+# A device that has given no label for so long does not speak for the fleet any more.
+_STALE_MS, _STALE_STEPS = 300_000, 10
 
 DAY_MS = 86_400_000
 SPANS_MS = {
@@ -77,7 +77,8 @@ def draw(
     times = tuple(round(begin + step * (index + 1)) for index in range(GRID))
     devices = sorted({one.device for one in labels} | {one.device for one in estimates})[:MOST_DEVICES]
     place = _places(times)
-    series = [*_from_labels(labels, devices, place), *_from_estimates(estimates, devices, place)]
+    stale_ms = max(_STALE_MS, _STALE_STEPS * step)
+    series = [*_from_labels(labels, devices, place, stale_ms), *_from_estimates(estimates, devices, place)]
     return Chart(
         from_ms=begin,
         until_ms=now_ms,
@@ -127,28 +128,51 @@ def _places(times: Sequence[int]) -> Callable[[int], int]:
     return place
 
 
-def _from_labels(labels: Sequence[LabelPoint], devices: Sequence[str], place: Callable[[int], int]) -> list[Series]:
+class _Window:
+    """The newest labels of one device and package, with the two sums of Hajek's estimate."""
+
+    def __init__(self) -> None:
+        self._labels: deque[LabelPoint] = deque(maxlen=WINDOW)
+        self.count, self.weight, self.correct, self.newest_ms = 0, 0.0, 0.0, 0
+
+    def add(self, labels: Iterable[LabelPoint]) -> None:
+        """Take labels, the oldest first; one of another package makes the window forget the others."""
+        for one in labels:
+            if self._labels and self._labels[-1].package != one.package:
+                self._labels.clear()
+            self._labels.append(one)
+            self.newest_ms = one.at_ms
+        self.count = len(self._labels)
+        self.weight = sum(1 / one.probability for one in self._labels)
+        self.correct = sum(1 / one.probability for one in self._labels if one.correct)
+
+
+def _from_labels(
+    labels: Sequence[LabelPoint], devices: Sequence[str], place: Callable[[int], int], stale_ms: float
+) -> list[Series]:
     values: dict[str, list[float | None]] = {name: [None] * GRID for name in (FLEET, *devices)}
-    windows: dict[str, deque[LabelPoint]] = {}
-    cells: dict[int, list[LabelPoint]] = {}
+    windows: dict[str, _Window] = {}
+    cells: dict[int, dict[str, list[LabelPoint]]] = {}
     for one in sorted(labels, key=lambda one: one.at_ms):
         if one.probability > 0:
-            cells.setdefault(place(one.at_ms), []).append(one)
+            cells.setdefault(place(one.at_ms), {}).setdefault(one.device, []).append(one)
     for cell in sorted(cells):
-        for one in cells[cell]:
-            window = windows.setdefault(one.device, deque(maxlen=WINDOW))
-            if window and window[-1].package != one.package:
-                window.clear()
-            window.append(one)
-        for device in {one.device for one in cells[cell]} & values.keys():
-            values[device][cell] = _accuracy(windows[device])
-        values[FLEET][cell] = _accuracy([one for window in windows.values() for one in window])
+        for device, found in cells[cell].items():
+            windows.setdefault(device, _Window()).add(found)
+            if device in values:
+                values[device][cell] = _accuracy([windows[device]])
+        newest = max(window.newest_ms for window in windows.values())
+        values[FLEET][cell] = _accuracy(
+            [window for window in windows.values() if newest - window.newest_ms <= stale_ms]
+        )
     return [Series(label=name, subject=name, estimated=False, values=tuple(line)) for name, line in values.items()]
 
 
-def _accuracy(window: Iterable[LabelPoint]) -> float | None:
-    rows = [LabelledRow(one.device, one.correct, one.probability) for one in window]
-    return estimate_accuracy(rows, confidence=_CONFIDENCE).value if len(rows) >= LEAST else None
+def _accuracy(windows: Sequence[_Window]) -> float | None:
+    """Hajek's estimate: the share of correct labels, each weighted by how few rows like it were asked for."""
+    if sum(window.count for window in windows) < LEAST:
+        return None
+    return sum(window.correct for window in windows) / sum(window.weight for window in windows)
 
 
 def _from_estimates(

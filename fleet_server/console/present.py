@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,18 +152,22 @@ def run_events(run: Mapping[str, Any]) -> list[EventView]:
     return found
 
 
-def rollout_events(record: RolloutRecord) -> list[EventView]:
-    """When a rollout was created, and how it ended."""
-    what = f"{record.version} ({record.package[:8]})"
-    text = f"{what} {record.reason}".strip()
-    found = [_event(f"ob{record.id}", record.created_at_ms, Tone.BUSY, "rollout created", record.model, text)]
-    if record.ended_at_ms is not None:
-        tone = _ROLLOUT_TONES[record.state]
-        text = f"{what} {record.note}".strip()
-        found.append(
-            _event(f"oe{record.id}", record.ended_at_ms, tone, f"rollout {record.state.value}", record.model, text)
-        )
+def rollout_events(row: Mapping[str, Any]) -> list[EventView]:
+    """When a rollout was created, and how it ended; ``row`` is one of its table."""
+    what, model, state = f"{row['version']} ({row['package'][:8]})", row["model"], State(row["state"])
+    text = f"{what} {row['reason']}".strip()
+    found = [_event(f"ob{row['id']}", row["created_at_ms"], Tone.BUSY, "rollout created", model, text)]
+    if row["ended_at_ms"] is not None:
+        tone = _ROLLOUT_TONES[state]
+        text = f"{what} {row['note']}".strip()
+        found.append(_event(f"oe{row['id']}", row["ended_at_ms"], tone, f"rollout {state.value}", model, text))
     return found
+
+
+def alert_line(alerts: Sequence[Alert]) -> str:
+    """The open alerts by kind, for the header: ``2 drift, 1 harm``."""
+    counts = collections.Counter(alert.kind for alert in alerts if alert.open)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
 def alert_events(alert: Alert) -> list[EventView]:
@@ -176,13 +181,13 @@ def alert_events(alert: Alert) -> list[EventView]:
 
 
 def marks(
-    rollouts: Sequence[RolloutRecord], runs: Sequence[Mapping[str, Any]], alerts: Sequence[Alert], model: str
+    rollouts: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], alerts: Sequence[Alert], model: str
 ) -> list[Mark]:
     """The chart's marks for ``model``."""
     found = [
-        Mark(at_ms=one.created_at_ms, kind="rollout", text=f"rollout of {one.version}")
+        Mark(at_ms=one["created_at_ms"], kind="rollout", text=f"rollout of {one['version']}")
         for one in rollouts
-        if one.model == model
+        if one["model"] == model
     ]
     found += [
         Mark(at_ms=one["created_at_ms"], kind="retraining", text=str(one["reason"]))

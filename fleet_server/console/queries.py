@@ -15,11 +15,12 @@ from fleet_server.labels.tables import labels
 from fleet_server.monitoring.drift import Verdict
 from fleet_server.monitoring.settings import DriftRule
 from fleet_server.monitoring.tables import alerts, drift, metrics
+from fleet_server.rollouts.tables import rollouts
 
 # Bounds of what one refresh may read, whatever the fleet has written.
 _MOST_LABELS, _MOST_METRICS, _MOST_WINDOWS, _MOST_ALERTS = 20_000, 4_000, 20_000, 100
 _SPEED_MS = 60_000
-_DRIFT_DEVICES, _DRIFT_FEATURES = 12, 5
+_DRIFT_DEVICES, _DRIFT_FEATURES, _QUIET_FEATURES = 12, 5, 3
 
 _TONES = {Verdict.NONE: Tone.GOOD, Verdict.SUSPECT: Tone.WARN, Verdict.DRIFTED: Tone.BAD}
 _WORDS = {Verdict.NONE: "steady", Verdict.SUSPECT: "suspect", Verdict.DRIFTED: "drifted"}
@@ -117,9 +118,17 @@ def _labels(connection: sa.Connection, since_ms: int) -> list[tuple[str, LabelPo
     query = sa.select(labels.c.model, *columns).where(labels.c.labelled_at_ms >= since_ms)
     rows = connection.execute(query.order_by(labels.c.labelled_at_ms.desc()).limit(_MOST_LABELS)).all()
     return [
-        (row.model, LabelPoint(row.device, row.package, row.at_ms, bool(row.correct), row.inclusion_probability))
+        (
+            row.model,
+            LabelPoint(row.device, row.package, row.at_ms, bool(row.correct), _probability(row.inclusion_probability)),
+        )
         for row in rows
     ]
+
+
+def _probability(stated: float) -> float:
+    """Zero where the label was volunteered; else not so small that one label would speak for all."""
+    return min(1.0, max(stated, 1e-6)) if stated > 0 else 0.0
 
 
 def _labels_used(connection: sa.Connection) -> dict[DeviceModel, int]:
@@ -176,10 +185,14 @@ def _panel(rows: Sequence[sa.Row[Any]], rule: DriftRule) -> list[DriftView]:
             verdict=_verdict(row),
             rows=row.rows,
             until_ms=row.until_ms,
-            features=tuple(_bar(figures, rule) for figures in row.features[:_DRIFT_FEATURES]),
+            features=tuple(_bar(figures, rule) for figures in row.features[: _features(row)]),
         )
         for row in sorted(worst, key=lambda row: str(row.device))
     ]
+
+
+def _features(row: sa.Row[Any]) -> int:
+    return min(_DRIFT_FEATURES, max(_QUIET_FEATURES, len(row.flagged)))
 
 
 def _bar(figures: Mapping[str, Any], rule: DriftRule) -> FeatureBar:
@@ -191,6 +204,12 @@ def _bar(figures: Mapping[str, Any], rule: DriftRule) -> FeatureBar:
         threshold=rule.effect_floor + by_chance,
         flagged=bool(figures["flagged"]),
     )
+
+
+def rollout_history(connection: sa.Connection, limit: int) -> list[dict[str, Any]]:
+    """The newest rollouts without their devices."""
+    query = sa.select(rollouts).order_by(rollouts.c.created_at_ms.desc(), rollouts.c.id).limit(limit)
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def _estimates(connection: sa.Connection, model: str, since_ms: int) -> list[EstimatePoint]:

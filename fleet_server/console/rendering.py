@@ -14,14 +14,17 @@ from fleet_server.console.views import Console
 
 REFRESH_S = 2
 
-# What an empty page teaches.
-TEACH = {
-    "claim": "shoal devices claim --device camera-1\nshoal-agent enrol --help",
-    "feedback": "POST /v2/models/MODEL/feedback",
-    "rollout": "shoal rollouts create MODEL VERSION",
-    "worker": "shoal trainer --help",
-    "run": "shoal runs request MODEL",
-}
+
+def _teach(server: str) -> dict[str, str]:
+    """What an empty page teaches: the next command, for this server."""
+    return {
+        "claim": "shoal devices claim --device camera-1\n"
+        f"shoal-agent enrol --server {server} --claim TOKEN --device camera-1\nshoal-agent run",
+        "feedback": "POST /v2/models/MODEL/feedback",
+        "rollout": "shoal rollouts create MODEL VERSION",
+        "worker": f"shoal trainer work --server {server} --token TOKEN --keys KEYS --work FOLDER",
+        "run": "shoal runs start MODEL",
+    }
 
 
 class Pages:
@@ -36,24 +39,25 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.globals.update(asset=assets.url, refresh_s=REFRESH_S, teach=TEACH)
+        self._environment.globals.update(asset=assets.url, refresh_s=REFRESH_S)
         names = ("percent", "digest", "rate", "milliseconds", "ago", "utc", "clock", "iso")
         self._environment.filters.update({name: getattr(formats, name) for name in names})
 
-    def page(self, console: Console) -> str:
-        """The whole page."""
-        return self._render("page.html", console)
+    def page(self, console: Console, *, server: str) -> str:
+        """The whole page; ``server`` is the address that the viewer reached us by."""
+        return self._render("page.html", console, server)
 
-    def live(self, console: Console) -> str:
+    def live(self, console: Console, *, server: str) -> str:
         """What changes: the inside of the page's main part."""
-        return self._render("live.html", console)
+        return self._render("live.html", console, server)
 
-    def _render(self, template: str, console: Console) -> str:
+    def _render(self, template: str, console: Console, server: str) -> str:
         def page_url(**changed: str) -> str:
             return "/" + _query({"model": console.model, "span": console.span} | changed)
 
         return self._environment.get_template(template).render(
             console=console,
+            teach=_teach(server),
             chart_json=json.dumps(as_json(console.chart), separators=(",", ":")),
             page_url=page_url,
             live_url="/console/live" + _query({"model": console.model, "span": console.span}),

@@ -44,13 +44,13 @@ def routes(service: ConsoleService, guard: Guard) -> APIRouter:
     def page(request: Request, model: Name = "", span: Name = "") -> Response:
         if not may_look(request):
             return RedirectResponse("/login", status_code=status.HTTP_303_SEE_OTHER, headers=HEADERS)
-        return HTMLResponse(pages.page(service.read(model, span)), headers=HEADERS)
+        return HTMLResponse(pages.page(service.read(model, span), server=_server(request)), headers=HEADERS)
 
     @router.get("/console/live")
     def live(request: Request, model: Name = "", span: Name = "") -> Response:
         if not may_look(request):
             raise NotAuthenticated("log in to the console again: shoal login")
-        return HTMLResponse(pages.live(service.read(model, span)), headers=HEADERS)
+        return HTMLResponse(pages.live(service.read(model, span), server=_server(request)), headers=HEADERS)
 
     @router.get("/static/{name:path}")
     def static(request: Request, name: str) -> Response:
@@ -60,3 +60,7 @@ def routes(service: ConsoleService, guard: Guard) -> APIRouter:
         return answer
 
     return router
+
+
+def _server(request: Request) -> str:
+    return str(request.base_url).rstrip("/")

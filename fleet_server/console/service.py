@@ -26,6 +26,7 @@ from fleet_server.schedules.service import RunService
 
 MOST_ROWS = 200
 _ROLLOUTS_SHOWN, _RUNS_SHOWN, _EVENTS_SHOWN, _HISTORY = 4, 5, 60, 50
+_Rows = Sequence[Mapping[str, Any]]
 _FRESH_MS = 1_000
 _CONFIDENCE = 0.95
 _DRIFT_RULE = DriftRule()
@@ -80,7 +81,7 @@ class ConsoleService:
 
     def _read(self, model: str, span: str, now: int) -> Console:
         devices = self._devices.list()
-        rollouts = self._rollouts.list(limit=_HISTORY)
+        rollouts = self._rollouts.list(limit=_ROLLOUTS_SHOWN)
         runs = self._runs.list(limit=_HISTORY)
         names = self._model_names(devices, runs)
         chosen = model if model in names else next(iter(names), "")
@@ -90,6 +91,7 @@ class ConsoleService:
             readings = queries.readings(
                 connection, chosen, serving=serving, rule=self._rule, now_ms=now, since_ms=since
             )
+            history = queries.rollout_history(connection, _HISTORY)
         rows = _device_rows(devices, readings)
         return Console(
             summary=self._summary(devices, rollouts, runs, readings.alerts, now),
@@ -102,18 +104,18 @@ class ConsoleService:
             chart=accuracy.draw(
                 readings.labels,
                 readings.estimates,
-                present.marks(rollouts, runs, readings.alerts, chosen),
+                present.marks(history, runs, readings.alerts, chosen),
                 span=span,
                 now_ms=now,
                 promised=self._promised(chosen),
             ),
             drift=readings.drift,
-            rollouts=[present.rollout_view(one) for one in rollouts[:_ROLLOUTS_SHOWN]],
+            rollouts=[present.rollout_view(one) for one in rollouts],
             runs=[present.run_view(one) for one in runs[:_RUNS_SHOWN]],
-            events=self._events(rollouts, runs, readings.alerts),
+            events=self._events(history, runs, readings.alerts),
         )
 
-    def _model_names(self, devices: Sequence[DeviceRecord], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _model_names(self, devices: Sequence[DeviceRecord], runs: _Rows) -> list[str]:
         with self._db.read() as connection:
             names = set(self._models.names(connection))
         names |= {model for device in devices for model in device.reported}
@@ -123,7 +125,7 @@ class ConsoleService:
         self,
         devices: Sequence[DeviceRecord],
         rollouts: Sequence[RolloutRecord],
-        runs: Sequence[Mapping[str, Any]],
+        runs: _Rows,
         alerts: Sequence[Alert],
         now: int,
     ) -> Summary:
@@ -136,6 +138,7 @@ class ConsoleService:
             online=sum(device.online for device in living),
             offline=sum(not device.online for device in living),
             alerts=sum(alert.open for alert in alerts),
+            alert_kinds=present.alert_line(alerts),
             rollout="; ".join(present.rollout_line(one) for one in active),
             run="; ".join(present.run_line(run) for run in under_way),
         )
@@ -149,9 +152,7 @@ class ConsoleService:
             value = self._models.package(connection, champion[0]).evaluation.get("accuracy")
         return float(value) if isinstance(value, int | float) else None
 
-    def _events(
-        self, rollouts: Sequence[RolloutRecord], runs: Sequence[Mapping[str, Any]], alerts: Sequence[Alert]
-    ) -> list[EventView]:
+    def _events(self, rollouts: _Rows, runs: _Rows, alerts: Sequence[Alert]) -> list[EventView]:
         found = [present.device_event(one) for one in self._devices.events(limit=_EVENTS_SHOWN)]
         for rollout in rollouts:
             found += present.rollout_events(rollout)

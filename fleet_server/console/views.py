@@ -31,6 +31,7 @@ class Summary:
     """The header's numbers.
 
     Args:
+        alerts: Open ones; ``alert_kinds``: the same by kind, in words.
         rollout, run: What is under way, in words; empty where nothing is.
         now_ms: The server's time, which all ages are measured by.
     """
@@ -40,6 +41,7 @@ class Summary:
     online: int
     offline: int
     alerts: int
+    alert_kinds: str = ""
     rollout: str = ""
     run: str = ""
 

@@ -112,7 +112,7 @@ def browser(driver: Path, chromium: Path, profile: Path) -> Iterator[Browser]:
 
 
 def _port(process: subprocess.Popen[str]) -> int:
-    """Read from what the driver says: ``ChromeDriver was started successfully on port 43210.``"""
+    """Read from what the driver says: that it was started successfully on port 43210."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

@@ -60,6 +60,10 @@ const shoalChart = (() => {
   }
 
   function options(room) {
+    const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+    const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", hourCycle: "h23" });
+    const long = chart.until - chart.from > 36 * 3600;
+    const times = (_u, values) => values.map((value) => (long ? day : clock).format(new Date(value * 1000)));
     const axis = { stroke: css("--quiet"), grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     return {
       width: room.clientWidth,
@@ -67,7 +71,7 @@ const shoalChart = (() => {
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { x: { time: true, range: () => [chart.from, chart.until] }, y: { range } },
-      axes: [{ ...axis, size: 24 }, { ...axis, size: 42, values: (_u, values) => values.map((v) => Math.round(v * 100) + " %") }],
+      axes: [{ ...axis, size: 24, space: 70, values: times }, { ...axis, size: 42, values: (_u, values) => values.map((v) => Math.round(v * 100) + " %") }],
       series: [
         {},
         ...chart.series.map((one) => ({

@@ -23,6 +23,7 @@ from fleet_server.console.service import ConsoleService
 from fleet_server.database import Database, metadata
 from fleet_server.devices.service import DeviceService
 from fleet_server.models.service import ModelService
+from fleet_server.monitoring.settings import DriftRule
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.schedules.service import RunService, RunSettings
 from tests.fakes.packages import make_package
@@ -52,6 +53,9 @@ class NoDirector:
 
     def assign(self, *_: object) -> None:
         raise AssertionError("the console assigned a package")
+
+    def release_of(self, device: str, model: str) -> int:
+        raise AssertionError(f"the console asked for the release of {model} on {device}")
 
 
 class Harbour:
@@ -86,6 +90,7 @@ class Harbour:
             models=self.models,
             rollouts=self.rollouts,
             runs=self.runs,
+            drift_rule=DriftRule(effect_floor=0.2),
             clock=self.clock,
         )
         self.app = FastAPI()

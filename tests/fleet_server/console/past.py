@@ -1,7 +1,7 @@
 """A past for the console to show.
 
-Twenty minutes ago four cameras began well; nine minutes ago their world changed; then drift, harm, a refused and a better
-model, and now its rollout is in its second wave. One camera is offline, one has never connected.
+Twenty minutes ago four cameras began well; nine minutes ago their world changed; then drift, harm, a refused and a
+better model, and now its rollout is in its second wave. One camera is offline, one has never connected.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edge_agent.contract.messages import (
 from edge_agent.contract.runs import RunProgress, RunResult, RunState
 from edge_agent.contract.topics import Stream
 from fleet_server.labels.tables import labels
+from fleet_server.models.records import ReleaseState
 from fleet_server.monitoring.intake import on_metrics
 from fleet_server.monitoring.tables import alerts, drift
 from fleet_server.rollouts import state, store
@@ -34,7 +35,14 @@ CAMERAS = ("camera-1", "camera-2", "camera-3", "camera-4")
 NEW = "camera-5"
 BEGAN, CHANGED, RECOVERED = 20.0, 9.0, {"camera-1": 2.6, "camera-2": 0.9}  # minutes before the present
 _DRIFTED = {"camera-1": 0.62, "camera-2": 0.7, "camera-3": 0.55, "camera-4": 0.9}
-_FEATURES = ("image.std", "probabilities.confidence", "image.gradient", "probabilities.margin", "image.mean", "image.slant")
+_FEATURES = (
+    "image.std",
+    "probabilities.confidence",
+    "image.gradient",
+    "probabilities.margin",
+    "image.mean",
+    "image.slant",
+)
 
 
 def write(harbour: Harbour) -> None:
@@ -48,7 +56,9 @@ def write(harbour: Harbour) -> None:
         harbour.devices.on_status(camera, Status(online=True, at_ms=harbour.clock()))
         harbour.event(camera, EventKind.AGENT_STARTED)
         harbour.report(camera, ReportedModel(version="1", package=first, step=UpdateStep.COMMITTED, target=first))
-    _rollout(harbour, first, "1", 19.5, dict.fromkeys(CAMERAS, Progress.COMMITTED), State.DONE)
+    _rollout(harbour, first, "1", 19.5, dict.fromkeys(CAMERAS, Progress.COMMITTED))
+    with harbour.db.write() as connection:
+        harbour.models.set_state(connection, first, ReleaseState.ROLLED_OUT, "")
     harbour.clock.before(7)
     second = harbour.release("2", seed=1, accuracy=0.943)
     _answers(harbour, chance, first, second)
@@ -56,7 +66,7 @@ def write(harbour: Harbour) -> None:
     _alerts(harbour)
     _runs(harbour, second)
     progress = {"camera-1": Progress.COMMITTED, "camera-2": Progress.COMMITTED, "camera-3": Progress.ASSIGNED}
-    _rollout(harbour, second, "2", 3.6, {**progress, "camera-4": Progress.WAITING}, State.RUNNING)
+    _rollout(harbour, second, "2", 3.6, {**progress, "camera-4": Progress.WAITING})
     for camera, minutes in RECOVERED.items():
         harbour.clock.before(minutes)
         harbour.event(camera, EventKind.UPDATE_COMMITTED, package=second)
@@ -169,7 +179,9 @@ def _alerts(harbour: Harbour) -> None:
         row(8.2, "drift", "camera-1", "image.std (PSI 2.10), probabilities.confidence (PSI 1.07) and 3 more", 1.2),
         row(8.1, "drift", "camera-3", "image.std (PSI 2.41), probabilities.confidence (PSI 1.22) and 3 more"),
         row(8.0, "drift", "camera-2", "image.std (PSI 1.87), image.gradient (PSI 0.66) and 1 more", 0.3),
-        row(8.0, "drift", "", "3 of 4 devices drifted (camera-1, camera-2, camera-3), by chance with probability 4e-06"),
+        row(
+            8.0, "drift", "", "3 of 4 devices drifted (camera-1, camera-2, camera-3), by chance with probability 4e-06"
+        ),
         row(6.6, "harm", "", "accuracy 66.2%, at most 71.9% with 95% confidence, is below 95.1% promised"),
     ]
     with harbour.db.write() as connection:
@@ -207,12 +219,13 @@ def _runs(harbour: Harbour, second: str) -> None:
     claimed = harbour.runs.claim("trainer-1:4711", ["gauges"])
     assert claimed is not None
     harbour.clock.before(0.1)
-    harbour.runs.progress(claimed.run, RunProgress(fence=claimed.fence, stage="fit", fraction=0.42, message="epoch 9 of 20"))
+    harbour.runs.progress(
+        claimed.run, RunProgress(fence=claimed.fence, stage="fit", fraction=0.42, message="epoch 9 of 20")
+    )
 
 
-def _rollout(
-    harbour: Harbour, package: str, version: str, minutes: float, progress: dict[str, Progress], where: State
-) -> None:
+def _rollout(harbour: Harbour, package: str, version: str, minutes: float, progress: dict[str, Progress]) -> None:
+    done = set(progress.values()) == {Progress.COMMITTED}
     waves = (1, 0.5, 1.0)
     start = harbour.clock.before(minutes)
     order = {Progress.WAITING: None}
@@ -220,7 +233,7 @@ def _rollout(
         camera: Member(
             device=camera,
             progress=one,
-            wave=order.get(one, min(index, 2) if where is State.DONE else min(index, 1)),
+            wave=order.get(one, min(index, 2) if done else min(index, 1)),
             assigned_at_ms=start,
             reason="",
         )
@@ -237,10 +250,10 @@ def _rollout(
             wave=1,
             members=members,
             reason="",
-            note="1 devices have yet to commit: camera-3",
+            note="1 device has yet to commit: camera-3",
         )
         store.save(connection, running, now, start)
-        if where is State.DONE:
+        if done:
             store.save(connection, now, state.move(now, State.DONE), start + 45_000)
 
 
