@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from edge_agent.contract.errors import PackageError
+from edge_agent.contract.errors import PackageError, ShoalError
 from edge_agent.contract.profile import ReferenceProfile
 from edge_agent.contract.sampling import SamplingPolicy
 from fleet_server.database import Database
@@ -72,7 +72,8 @@ class MonitoringService:
     def evaluate(self, now_ms: int) -> list[dict[str, Any]]:
         """Judge what has come in; returns the new rows of ``drift``. Callbacks are called after the commits.
 
-        A callback that fails leaves its wish standing: the next evaluation asks again.
+        A callback that fails leaves its wish standing: the next evaluation asks again. Of the errors of ours it is
+        logged, so that one model does not stop the others; any other error is the caller's to handle.
         """
         with self._evaluating:
             written = judge_windows(self._db, self._reference, self._settings.drift, now_ms)
@@ -81,7 +82,10 @@ class MonitoringService:
                     connection.execute(sa.select(serving.c.model).distinct().order_by(serving.c.model)).scalars().all()
                 )
             for model in models:
-                self._evaluate_model(model, now_ms)
+                try:
+                    self._evaluate_model(model, now_ms)
+                except ShoalError:
+                    _log.exception("%s could not be evaluated in full; the next evaluation tries again", model)
             return written
 
     def _evaluate_model(self, model: str, now_ms: int) -> None:

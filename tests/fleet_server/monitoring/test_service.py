@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from edge_agent.contract.errors import MessageError
+from edge_agent.contract.errors import MessageError, PackageError
 from edge_agent.contract.messages import ProfileReport
 from edge_agent.contract.profile import FeatureCounts
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from fleet_server.database import Database
+from fleet_server.database import Database, metadata
 from fleet_server.monitoring.intake import on_profile
 from fleet_server.monitoring.service import MonitoringService
 from fleet_server.monitoring.settings import DriftRule, HarmRule, LabelBudget, MonitoringSettings
 from fleet_server.monitoring.tables import drift, profile_windows, serving
+from tests.fakes.postgres import postgres
 from tests.fleet_server.monitoring.fleet import MODEL, NEW, OLD, START, Fleet, envelope, reference
 
 SETTINGS = MonitoringSettings(
@@ -33,14 +36,14 @@ class World:
         self.policies: list[float] = []
         self.runs: list[str] = []
         self.held: str | None = None
+        chosen: dict[str, Any] = {"settings": SETTINGS, "base_sampling": lambda _model: BASE} | parts
         self.service = MonitoringService(
             db,
             reference,
             set_sampling=lambda _model, policy: self.policies.append(policy.labels_per_minute),
             request_run=lambda model, trigger, reason: self.runs.append(f"{model} {trigger}: {reason}"),
-            base_sampling=lambda _model: BASE,
             hold=lambda _model: self.held,
-            **({"settings": SETTINGS} | parts),
+            **chosen,
         )
 
 
@@ -260,6 +263,36 @@ def test_accuracy_over_time_comes_from_labels_and_without_them(world: World, fle
     estimates = {point["device"]: point["value"] for point in view["estimates"]}
     assert estimates["d1"] == pytest.approx(0.95, abs=0.03)
     assert estimates[""] == pytest.approx(np.mean([estimates["d1"], estimates["d2"]]))
+
+
+@pytest.mark.real_parts("initdb", "postgres")
+def test_the_same_holds_on_postgresql(program: Callable[[str], Path]) -> None:
+    with postgres(program("initdb"), program("postgres")) as url:
+        db = Database(url)
+        metadata.create_all(db.engine)
+        world, fleet = World(db), Fleet(db)
+        live(world, fleet, 4, d1=1.5, d2=1.5, d3=0.0)
+        fleet.label("d1", right=20, wrong=20)
+        world.service.evaluate(fleet.now)
+        assert verdicts(world, fleet) == {"d1": "drifted", "d2": "drifted", "d3": "none"}
+        assert open_alerts(world) == {("drift", ""), ("drift", "d1"), ("drift", "d2"), ("harm", "")}
+        assert (world.policies, len(world.runs)) == ([20.0], 1)
+        view = world.service.accuracy(MODEL, fleet.now)
+        assert (view["packages"][OLD]["harmed"], view["budget"]["labels_today"]) == (True, 40)
+        assert [row["requests"] for row in world.service.metrics(MODEL, since_ms=START)] == [400, 400, 400]
+        world.service.prune(fleet.now + 91 * 86_400_000)
+        db.close()
+
+
+def test_one_model_whose_package_cannot_be_read_does_not_stop_the_others(db: Database, fleet: Fleet) -> None:
+    def base_sampling(_model: str) -> SamplingPolicy:
+        raise PackageError("no manifest")
+
+    service = World(db, base_sampling=base_sampling).service
+    for _ in range(4):
+        fleet.minute(d1=1.5)
+    assert service.evaluate(fleet.now)
+    assert service.alerts(MODEL, only_open=True), "what it could do, it did"
 
 
 def test_old_rows_are_pruned_but_open_alerts_stay(db: Database, fleet: Fleet) -> None:

@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +7,7 @@ import pytest
 
 import fleet_server.schedules.tables  # noqa: F401  declares the tables that create_all makes
 from fleet_server.database import Database, metadata
+from tests.fakes.postgres import postgres
 
 
 class Clock:
@@ -47,27 +43,6 @@ def db(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def postgres_url(program: Callable[[str], Path]) -> Iterator[str]:
-    """A PostgreSQL of its own, on a unix socket."""
-    initdb, postgres = program("initdb"), program("postgres")
-    folder = Path(tempfile.mkdtemp(prefix="shoal-pg-"))
-    # PostgreSQL refuses to run as root.
-    user = "postgres" if os.geteuid() == 0 else None
-    if user is not None:
-        shutil.chown(folder, user)
-    data = folder / "data"
-    subprocess.run([initdb, "-D", data, "-U", "shoal", "--auth=trust", "--no-sync"], check=True, user=user, stdout=-3)
-    server = subprocess.Popen(
-        [postgres, "-D", data, "-k", folder, "-c", "listen_addresses=", "-F"], user=user, stdout=-3, stderr=-3
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while not (folder / ".s.PGSQL.5432").exists():
-            assert time.monotonic() < deadline, "PostgreSQL did not start"
-            assert server.poll() is None, f"PostgreSQL ended with {server.returncode}"
-            time.sleep(0.05)
-        time.sleep(0.3)
-        yield f"postgresql+psycopg://shoal@/postgres?host={folder}"
-    finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(folder)
+    """A PostgreSQL of the module's own."""
+    with postgres(program("initdb"), program("postgres")) as url:
+        yield url
