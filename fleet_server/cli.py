@@ -71,3 +71,7 @@ for _command in _BUILT_IN:
 
 if __name__ == "__main__":
     main()
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,9 @@ import msgspec
 
 from edge_agent.contract.errors import ShoalError
 from edge_agent.contract.runs import RunFile, RunState
+from trainer.demo.cli import demo
 from trainer.publish.cli import keys_commands
+from trainer.recipe import recipes_folder
 
 _RECIPES = click.option(
     "--recipes",
@@ -73,7 +75,7 @@ def import_rows(model: str, lake: str, recipes: Path | None) -> None:
     from trainer.lake import import_base
     from trainer.recipe import Recipe
 
-    recipe = Recipe.load(_recipes(recipes) / model)
+    recipe = Recipe.load(recipes_folder(recipes) / model)
     new = import_base(recipe, lake, now=dt.datetime.now(dt.UTC))
     click.echo(f"{model}: {new} rows are new in {lake}" if new else f"{model}: all rows are in {lake} already")
 
@@ -104,7 +106,7 @@ def train(
     from trainer.recipe import Recipe
     from trainer.run import PACKAGE_FOLDER, execute, next_version
 
-    recipe = Recipe.load(_recipes(recipes) / model)
+    recipe = Recipe.load(recipes_folder(recipes) / model)
     beaten = Package.open(champion, verify=True) if champion else None
     now = dt.datetime.now(dt.UTC)
     run = RunFile(
@@ -181,7 +183,7 @@ def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    worker = Worker(client, publisher, recipes=_recipes(recipes), work=work, timing=Timing(poll_s=poll_s))
+    worker = Worker(client, publisher, recipes=recipes_folder(recipes), work=work, timing=Timing(poll_s=poll_s))
     try:
         if not once:
             worker.work(stop)
@@ -194,16 +196,5 @@ def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s:
         publisher.close()
 
 
-def _recipes(given: Path | None) -> Path:
-    """The folder of recipes: given, beside the checkout, or installed with the trainer."""
-    if given is not None:
-        return given
-    here = Path(__file__).resolve().parent
-    for folder in (here / "recipes", here.parent / "models"):
-        if folder.is_dir():
-            return folder
-    raise click.UsageError(f"no recipes in {here}; give their folder with --recipes")
-
-
 # What `shoal` adds to its own commands (entry point group shoal.commands).
-commands = [trainer, keys_commands]
+commands = [trainer, keys_commands, demo]

@@ -156,3 +156,18 @@ def _digest(folder: Path) -> str:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
+
+
+def recipes_folder(given: Path | None) -> Path:
+    """The folder of recipes: given, beside the checkout, or installed with the trainer.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if given is not None:
+        return given
+    here = Path(__file__).resolve().parent
+    for folder in (here / "recipes", here.parent / "models"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError(f"no recipes in {here}; give their folder with --recipes")

@@ -8,6 +8,7 @@ line in                            what it does
 ``{"do": "world", ...}``           from now on sees the digits as that world shows them (fields of ``World``)
 ``{"do": "measure", "tag": T}``    asks the agent for each held-out digit, unmonitored, and says the accuracy
 ``{"do": "pause"}``                stops asking, and says what it has sent so far
+``{"do": "resume"}``               asks again
 ``{"do": "stop"}``                 ends
 =================================  ==========================================================================
 
@@ -130,6 +131,8 @@ class Camera:
             elif what == "pause":
                 paused = True
                 say("paused", **self.sent)
+            elif what == "resume":
+                paused, due = False, time.monotonic()
             elif what == "stop":
                 return
 

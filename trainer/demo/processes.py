@@ -101,15 +101,13 @@ class Processes:
         raise DemoFailed(f"{path} did not appear within {timeout_s:g} s (logs: {self._logs})")
 
     def stop(self, *, patience_s: float = 10.0) -> None:
-        """End all: SIGTERM in reverse order of their start, SIGKILL for those that do not heed it in time."""
+        """End each, the last first, so that what depends on another goes before it: SIGTERM, then SIGKILL."""
         with _undisturbed():
             for _, process in reversed(self._running):
                 if process.poll() is None:
                     process.terminate()
-            end = time.monotonic() + patience_s
-            for _, process in reversed(self._running):
                 try:
-                    process.wait(timeout=max(0.1, end - time.monotonic()))
+                    process.wait(timeout=patience_s)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
