@@ -211,11 +211,12 @@ def _current(
     if champion is not None and (mine & (rows.packages == champion)).any():
         mine, all_mine = mine & (rows.packages == champion), all_mine & (everything.packages == champion)
     current, today = np.zeros(len(rows), dtype=bool), np.zeros(len(everything), dtype=bool)
-    for device in sorted(set(rows.devices[mine])):
-        own = mine & (rows.devices == device)
-        correct = np.asarray(rows.predictions[own] == labels[rows.targets[own]], dtype=bool)
-        since = current_since(rows.at_ms[own], correct, days=recipe.file.dataset.current_days)
-        current |= own & (rows.at_ms >= since)
+    if not mine.any():
+        return current, today
+    correct = np.asarray(rows.predictions[mine] == labels[rows.targets[mine]], dtype=bool)
+    begun = current_since(rows.at_ms[mine], correct, rows.devices[mine], days=recipe.file.dataset.current_days)
+    for device, since in begun.items():
+        current |= mine & (rows.devices == device) & (rows.at_ms >= since)
         today |= all_mine & (everything.devices == device) & (everything.at_ms >= since)
     return current, today
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,18 +35,30 @@ def last_fall(correct: NDArray[np.bool_]) -> int:
     return int(cuts[best]) if 2 * gain[best] >= _EVIDENCE else 0
 
 
-def current_since(at_ms: NDArray[np.int64], correct: NDArray[np.bool_], *, days: float) -> int:
-    """The time from which one device's rows count as today's, milliseconds since the epoch.
+def current_since(
+    at_ms: NDArray[np.int64], correct: NDArray[np.bool_], devices: NDArray[Any], *, days: float
+) -> dict[str, int]:
+    """By device, the time from which its rows count as today's, milliseconds since the epoch.
+
+    A device's own answers say when its world changed. Where they are too few to tell, those of all devices together
+    do: what is dropped by that in vain is old, what is kept in vain would be learnt as today's.
 
     Args:
         at_ms: When each row was seen, int64[N], N >= 1.
-        correct: Whether the model that was to be beaten answered it rightly, bool[N].
+        correct: Whether the model that is to be beaten answered it rightly, bool[N].
+        devices: Which device saw it, object[N].
         days: Rows older than this, counted from the newest, are not of today.
     """
     order = np.argsort(at_ms, kind="stable")
-    ordered = at_ms[order]
-    oldest = int(ordered[-1] - days * _DAY_MS)
-    return max(int(ordered[last_fall(correct[order])]) if len(ordered) else oldest, oldest)
+    at_ms, correct, devices = at_ms[order], correct[order], devices[order]
+    oldest = int(at_ms[-1] - days * _DAY_MS)
+    together = int(at_ms[last_fall(correct)])
+    since = {}
+    for device in sorted(set(devices)):
+        own = devices == device
+        cut = last_fall(correct[own])
+        since[device] = max(oldest, int(at_ms[own][cut]) if cut else together)
+    return since
 
 
 def _likelihood(right: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -32,6 +32,7 @@ from trainer.rows import Rows
 DEVICES_FILE = "reference.devices"
 _MIN_ROWS = 100
 _MIN_DEVICE_ROWS = 60
+_MIN_UNSEEN_ROWS = 30
 _MARGIN_QUANTILE = 0.2
 # A class is a bin of its own: quantiles of so few values would merge neighbours.
 _UNIT_BINS = frozenset({Projection.CLASS})
@@ -63,11 +64,11 @@ def build_reference(recipe: Recipe, dataset: Dataset, backend: InferenceBackend,
         backend: The new model, on the runtime that devices use.
         seed: Of the draw that undoes the sampler's preference for uncertain rows.
     """
-    from_field = int(dataset.unseen.sum()) >= _MIN_ROWS
+    from_field = len(dataset.recent) >= _MIN_ROWS
     rows = dataset.recent if from_field else dataset.rows
     unseen = dataset.unseen if from_field else dataset.holdout
     chosen = _fair_draw(rows, seed)
-    rows, unseen = rows.take(chosen), unseen[chosen]
+    rows, unseen = rows.take(chosen), _enough(unseen[chosen])
     outputs = predict(backend, rows.inputs)
     features = _features(recipe, rows.inputs, _take(outputs, unseen))
     counts = _count(features, rows.inputs, outputs, unseen)
@@ -75,7 +76,7 @@ def build_reference(recipe: Recipe, dataset: Dataset, backend: InferenceBackend,
     for device in sorted(set(rows.devices)) if from_field else []:
         own = rows.devices == device
         if own.sum() >= _MIN_DEVICE_ROWS:
-            devices[device] = _count(features, _take(rows.inputs, own), _take(outputs, own), unseen[own])
+            devices[device] = _count(features, _take(rows.inputs, own), _take(outputs, own), _enough(unseen[own]))
     judged = dataset.holdout & dataset.current
     if not from_field or judged.sum() < _MIN_DEVICE_ROWS:
         judged = dataset.holdout
@@ -156,6 +157,11 @@ def _count(
     counts = count_batch(ins, inputs, outputs)
     counts.update(count_batch(outs, _take(inputs, unseen), _take(outputs, unseen)))
     return {feature.name: counts[feature.name] for feature in features}
+
+
+def _enough(unseen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The rows not trained on, or all where these are too few to tell anything."""
+    return unseen if int(unseen.sum()) >= _MIN_UNSEEN_ROWS else np.ones_like(unseen)
 
 
 def _take(tensors: dict[str, NDArray[Any]], mask: NDArray[Any]) -> dict[str, NDArray[Any]]:

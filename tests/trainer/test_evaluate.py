@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge_agent.runtime.onnx import OnnxBackend
+from edge_agent.runtime.package import Package
+from tests.trainer.conftest import field_rows
+from trainer.dataset import Dataset, read_dataset
+from trainer.evaluate import Comparison, bootstrap_interval, decide, evaluate, mcnemar
+from trainer.recipe import Recipe
+from trainer.recipe_file import Gates
+from trainer.reference import build_reference, calibrate
+
+
+class Clouded:
+    """The model behind a dirty lens: some of its pictures are blank, or those of one class are."""
+
+    platform = "onnx_onnxv1"
+
+    def __init__(self, inner: OnnxBackend, *, every: int) -> None:
+        self.signature = inner.signature
+        self._inner, self._every = inner, every
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        images = inputs["image"].copy()
+        images[:: self._every] = 0.0
+        return self._inner.infer({"image": images})
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.fixture
+def dataset(recipe: Recipe, champion: Package, lake_with: Callable[..., Path]) -> Dataset:
+    lake = lake_with(*field_rows(recipe, champion, per_device=120, drifted=False))
+    return read_dataset(recipe, str(lake), champion=champion.digest)
+
+
+def compared(difference: float, *, low: float, high: float, rows: int = 100, p_value: float = 0.001) -> Comparison:
+    return Comparison(rows, 0.8 + difference, 0.8, difference, low, high, p_value)
+
+
+def test_a_challenger_that_is_worse_is_refused_and_the_reason_says_how(
+    recipe: Recipe, champion: Package, dataset: Dataset
+) -> None:
+    backend = OnnxBackend(champion)
+    found = evaluate(recipe, dataset, Clouded(backend, every=3), backend, seed=0)
+    assert found.outcome == "worse"
+    assert not found.released
+    assert found.reasons[0].startswith("it is worse: on ")
+    assert any(reason.startswith("it forgets: on ") for reason in found.reasons)
+    assert found.as_json()["current"]["interval"][1] < 0
+
+
+def test_a_challenger_no_different_from_the_champion_is_undecided(
+    recipe: Recipe, champion: Package, dataset: Dataset
+) -> None:
+    backend = OnnxBackend(champion)
+    found = evaluate(recipe, dataset, backend, backend, seed=0)
+    assert found.outcome == "undecided"
+    assert "the interval includes no difference" in found.reasons[0]
+
+
+def test_a_challenger_that_is_better_is_released(recipe: Recipe, champion: Package, dataset: Dataset) -> None:
+    backend = OnnxBackend(champion)
+    found = evaluate(recipe, dataset, backend, Clouded(backend, every=3), seed=0)
+    assert found.outcome == "better", found.reasons
+    assert set(found.slices) == {"device", "class"}
+    assert set(found.slices["device"]) == {"cam-a", "cam-b", "cam-c"}
+
+
+def test_too_few_rows_of_today_decide_nothing(
+    recipe: Recipe, champion: Package, lake_with: Callable[..., Path]
+) -> None:
+    lake = lake_with(*field_rows(recipe, champion, per_device=10, drifted=False))
+    dataset = read_dataset(recipe, str(lake), champion=champion.digest)
+    backend = OnnxBackend(champion)
+    found = evaluate(recipe, dataset, backend, Clouded(backend, every=2), seed=0)
+    assert found.outcome == "undecided"
+    assert "more labels are needed" in found.reasons[0]
+
+
+def test_what_forgets_the_base_is_refused_though_it_wins_in_the_field() -> None:
+    better, worse = compared(0.2, low=0.1, high=0.3), compared(-0.05, low=-0.08, high=-0.02)
+    outcome, reasons = decide(better, worse, {}, Gates())
+    assert outcome == "worse"
+    assert reasons[0].startswith("it forgets")
+    assert decide(better, compared(-0.01, low=-0.02, high=0.0), {}, Gates())[0] == "better"
+
+
+def test_a_slice_that_clearly_loses_refuses_and_one_by_chance_does_not() -> None:
+    better, lost = compared(0.2, low=0.1, high=0.3), compared(-0.2, low=-0.3, high=-0.1, p_value=0.002)
+    outcome, reasons = decide(better, None, {"device": {"cam-a": lost}}, Gates())
+    assert outcome == "worse"
+    assert reasons[0].startswith("device 'cam-a' gets worse")
+    # The same evidence among a hundred slices is what chance gives.
+    others = {f"cam-{at}": compared(0.1, low=0.0, high=0.2, p_value=0.5) for at in range(99)}
+    assert decide(better, None, {"device": {"cam-a": lost, **others}}, Gates())[0] == "better"
+    few = compared(-0.2, low=-0.3, high=-0.1, rows=5, p_value=0.002)
+    assert decide(better, None, {"device": {"cam-a": few}}, Gates())[0] == "better"
+
+
+def test_an_improvement_below_the_gate_is_not_enough() -> None:
+    outcome, reasons = decide(compared(0.005, low=0.001, high=0.009), None, {}, Gates(min_improvement=0.01))
+    assert outcome == "undecided"
+    assert "asks for at least +1.0%" in reasons[0]
+
+
+def test_rows_of_one_group_count_as_one_piece_of_evidence() -> None:
+    gained, weights = np.tile([1.0, 0.0, 0.0, 0.0], 50), np.ones(200)
+    alone = np.arange(200).astype(str).astype(object)
+    together = np.repeat(np.arange(10), 20).astype(str).astype(object)
+    gained_together = np.repeat(np.arange(10) % 4 == 0, 20).astype(float)
+    low, high = bootstrap_interval(gained, weights, alone, confidence=0.9, seed=0)
+    wide_low, wide_high = bootstrap_interval(gained_together, weights, together, confidence=0.9, seed=0)
+    assert 0.19 < low < 0.25 < high < 0.31
+    assert wide_high - wide_low > 3 * (high - low)
+
+
+def test_mcnemar_is_the_exact_sign_test() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(8, 0) == pytest.approx(2 * 0.5**8)
+    assert mcnemar(5, 5) == pytest.approx(1.0)
+
+
+def test_calibration_rises_and_tells_a_boaster() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1.0, 2000)
+    correct = (rng.random(2000) < confidence - 0.3).astype(float)
+    x, y = np.array(calibrate(confidence, correct, np.ones(2000))).T
+    assert (np.diff(x) > 0).all()
+    assert (np.diff(y) >= 0).all()
+    assert float(np.interp(0.9, x, y)) == pytest.approx(0.6, abs=0.08)
+
+
+def test_the_reference_is_of_the_world_of_today_for_all_and_for_each_device(
+    recipe: Recipe, champion: Package, lake_with: Callable[..., Path]
+) -> None:
+    lake = lake_with(*field_rows(recipe, champion, per_device=150, drifted=True))
+    dataset = read_dataset(recipe, str(lake), champion=champion.digest)
+    found = build_reference(recipe, dataset, OnnxBackend(champion), seed=0)
+    assert found.source == "field"
+    assert set(found.devices) == {"cam-a", "cam-b", "cam-c"}
+    parts = [counts["image.std"] for counts in found.devices.values()]
+    assert sum(part.rows for part in parts) == found.profile.counts["image.std"].rows == found.rows
+    mean = found.profile.counts["image.std"].total / found.rows
+    assert mean < 0.6 * champion.reference().counts["image.std"].total / 701

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.contract.errors import ServerRefused
+from edge_agent.contract.runs import RunState
+from edge_agent.runtime.onnx import OnnxBackend
+from edge_agent.runtime.package import Package
+from tests.trainer.conftest import field_rows, run_file
+from tests.trainer.fleet_server_double import FleetServerDouble
+from trainer.recipe import Recipe
+from trainer.server_client import ServerClient
+from trainer.worker import Timing, Worker
+
+
+class Shelf:
+    """Keeps what is published."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.packages: list[Package] = []
+
+    def publish(self, package: Package) -> None:
+        copy = shutil.copytree(package.folder, self.folder / package.digest)
+        self.packages.append(Package.open(copy, verify=True))
+
+    def refresh(self) -> None:
+        pass
+
+
+class Workplace:
+    """A worker beside a server, with its parts at hand."""
+
+    def __init__(self, server: FleetServerDouble, recipes: Path, folder: Path, *, authorised: bool = True) -> None:
+        self.shelf, self.stop, self.folder = Shelf(folder / "shelf"), threading.Event(), folder
+        self.client = ServerClient(server.url, "secret" if authorised else "wrong")
+        timing = Timing(poll_s=0.05, heartbeat_s=0.05)
+        self.worker = Worker(self.client, self.shelf, recipes=recipes, work=folder / "work", timing=timing)
+
+
+def test_a_run_trains_on_the_field_beats_the_champion_and_is_published(
+    recipe: Recipe, recipes: Path, champion: Package, lake_with: Callable[..., Path], tmp_path: Path
+) -> None:
+    lake = lake_with(*field_rows(recipe, champion, per_device=200, drifted=True))
+    with FleetServerDouble(run_file(lake, champion), champion, versions=("1", "2")) as server:
+        place = Workplace(server, recipes, tmp_path)
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.RELEASED, result.reasons
+    assert server.results == [result]
+    assert result.fence == 3
+    assert result.version == "3", "version 2 is taken"
+    assert {"champion", "fit", "publish"} <= {progress.stage for progress in server.progress}
+    (released,) = place.shelf.packages
+    assert released.digest == result.package
+    assert released.manifest.parent == champion.digest
+    assert (tmp_path / "work" / "packages" / released.digest).is_dir(), "the next run's champion is at hand"
+    world, heldout = recipe.module("world"), recipe.module("data").load("heldout")
+    for device, degree in world.DRIFTED.items():
+        inputs = {"image": degree.show(heldout.images, np.random.default_rng(9))}
+        before, after = (
+            (OnnxBackend(package).infer(inputs)["probabilities"].argmax(axis=1) == heldout.labels).mean()
+            for package in (champion, released)
+        )
+        assert after > before, device
+        assert after >= 0.85, device
+
+
+def test_a_run_without_new_labels_leaves_all_unchanged(
+    recipe: Recipe, recipes: Path, champion: Package, base_lake: Path, tmp_path: Path
+) -> None:
+    with FleetServerDouble(run_file(base_lake, champion), champion) as server:
+        place = Workplace(server, recipes, tmp_path)
+        result = place.worker.once(place.stop)
+        assert place.worker.once(place.stop) is None, "nothing else waits"
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.UNCHANGED
+    assert result.reasons[0].startswith("nothing to learn from: 0 labelled rows")
+    assert not place.shelf.packages
+
+
+def test_a_run_that_fails_is_reported_with_its_last_words(recipes: Path, tmp_path: Path) -> None:
+    with FleetServerDouble(run_file(tmp_path / "no-lake"), versions=()) as server:
+        place = Workplace(server, recipes, tmp_path)
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.FAILED
+    assert "ended with status" in result.reasons[0]
+    assert any("has no table 'samples' yet" in reason for reason in result.reasons)
+    assert server.results == [result]
+
+
+def test_a_champion_with_other_bytes_than_its_digest_is_not_used(
+    recipes: Path, champion: Package, base_lake: Path, tmp_path: Path
+) -> None:
+    with FleetServerDouble(run_file(base_lake, champion), champion) as server:
+        server.tampered = champion.manifest.files["model.onnx.data"].sha256
+        place = Workplace(server, recipes, tmp_path)
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.FAILED
+    assert result.reasons[0].startswith("DigestMismatch: ")
+    assert not list((tmp_path / "work" / "packages").iterdir()), "nothing half-downloaded is left"
+
+
+def test_a_run_whose_lease_was_lost_is_ended_and_not_reported(
+    recipes: Path, champion: Package, base_lake: Path, tmp_path: Path
+) -> None:
+    with FleetServerDouble(run_file(base_lake), champion) as server:
+        server.lost = True
+        place = Workplace(server, recipes, tmp_path)
+        assert place.worker.once(place.stop) is None
+        place.client.close()
+    assert not server.results
+    assert not (tmp_path / "work" / "runs" / "run-1" / "result.json").exists()
+
+
+def test_a_wrong_token_says_so(recipes: Path, base_lake: Path, tmp_path: Path) -> None:
+    with FleetServerDouble(run_file(base_lake)) as server:
+        place = Workplace(server, recipes, tmp_path, authorised=False)
+        with pytest.raises(ServerRefused, match="401: no token"):
+            place.worker.once(place.stop)
+        place.client.close()
