@@ -14,7 +14,7 @@ watermarks = sa.Table(
     sa.Column("stream", sa.Text, primary_key=True),
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("dropped", sa.BigInteger, nullable=False),  # never came: the device dropped them at its limit
-    sa.Column("sha256", sa.Text, nullable=False),  # of the last message: another one of its number means a fork
+    sa.Column("recent", sa.LargeBinary, nullable=False),  # fingerprints of the newest messages, see watermarks.py
     sa.Column("forked", sa.Boolean, nullable=False),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
 )

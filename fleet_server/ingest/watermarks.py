@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import struct
 
 import sqlalchemy as sa
 
@@ -40,35 +41,45 @@ def judge(previous: int, sequence: int, watermark: int) -> Verdict:
     return Verdict.NEXT if previous <= watermark else Verdict.GAP
 
 
-def digest_of(envelope: Envelope) -> str:
-    """SHA-256 of what never changes when a message is sent again (``previous`` may)."""
-    return hashlib.sha256(b"%d:" % envelope.sent_at_ms + bytes(envelope.body)).hexdigest()
+# Of so many messages the content is remembered: more than a device has under way (edge_agent.link.window).
+_REMEMBERED = 64
+_FINGERPRINT = struct.Struct("<Q8s")  # sequence, beginning of the digest
+
+
+def _fingerprint(envelope: Envelope) -> bytes:
+    """Of what never changes when a message is sent again (``previous`` may)."""
+    return hashlib.sha256(b"%d:" % envelope.sent_at_ms + bytes(envelope.body)).digest()[:8]
 
 
 @dataclasses.dataclass
 class Mark:
     """The watermark of one stream.
 
-    A device whose outbox was restored from a copy gives numbers a second time. It shows when the number of the last
-    message comes with another content; taking part in that epoch would lose messages as "repeated", so it is closed.
+    A device whose outbox was restored from a copy gives numbers a second time. It shows when a number comes again with
+    another content; its messages would be lost as "repeated", so the epoch is closed.
     """
 
     sequence: int = 0
     dropped: int = 0
-    sha256: str = ""
+    recent: bytes = b""
     forked: bool = False
     changed: bool = False
 
     def judge(self, envelope: Envelope) -> Verdict:
         """What a message is; a fork closes the epoch's stream."""
-        if envelope.sequence == self.sequence and digest_of(envelope) != self.sha256:
-            self.forked = self.changed = True
-        return Verdict.FORK if self.forked else judge(envelope.previous, envelope.sequence, self.sequence)
+        verdict = judge(envelope.previous, envelope.sequence, self.sequence)
+        if verdict is Verdict.REPEATED and not self.forked:
+            known = dict(_FINGERPRINT.iter_unpack(self.recent)).get(envelope.sequence)
+            if known is not None and known != _fingerprint(envelope):
+                self.forked = self.changed = True
+        return Verdict.FORK if self.forked else verdict
 
     def advance(self, envelope: Envelope) -> None:
         """Everything up to this message is taken or gone."""
         self.dropped += envelope.sequence - 1 - self.sequence
-        self.sequence, self.sha256, self.changed = envelope.sequence, digest_of(envelope), True
+        self.sequence, self.changed = envelope.sequence, True
+        newest = self.recent + _FINGERPRINT.pack(envelope.sequence, _fingerprint(envelope))
+        self.recent = newest[-_REMEMBERED * _FINGERPRINT.size :]
 
     @property
     def acknowledged(self) -> int:
@@ -76,7 +87,7 @@ class Mark:
         return BEYOND_ALL if self.forked else self.sequence
 
 
-_STORED = ("sequence", "dropped", "sha256", "forked")
+_STORED = ("sequence", "dropped", "recent", "forked")
 
 
 class Marks:
