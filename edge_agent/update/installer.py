@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import psutil
 
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _WATCH_EVERY_S = 0.5
+_SAID_ONCE = frozenset({EventKind.METADATA_REFUSED, EventKind.UPDATE_FAILED, EventKind.STORAGE})
 
 
 def _utc_now() -> dt.datetime:
@@ -88,13 +90,13 @@ class Installer:
         self._state, self._enrolment, self._slots = state, enrolment, slots
         self._events, self._load, self._after_step = events, load, after_step
         self._utc_now, self._monotonic = utc_now, monotonic
+        self._told: dict[str, tuple[EventKind, str]] = {}
         self._files = ServerFiles(enrolment.server, enrolment.secret) if enrolment else ServerFiles("", "")
         self._store = PackageStore(state / "packages", self._files)
         self._journal = self._read_journal(state / SLOTS_FILE)
         self._resolver: Resolver | None = None
         self._watched_since: dict[str, float] = {}
         self._next_watch = 0.0
-        self._told: dict[str, tuple[EventKind, str]] = {}
 
     @property
     def bytes_down(self) -> int:
@@ -157,13 +159,14 @@ class Installer:
     def close(self) -> None:
         """An orderly stop; no package is blamed for it."""
         for model, record in self._journal.models().items():
-            if (stopped := slots_file.stopped(record)) != record:
-                self._put(model, stopped)
+            self._note(model, slots_file.stopped(record))
         self._files.close()
 
     def _read_journal(self, path: Path) -> SlotsFile:
         try:
             return SlotsFile(path)
+        except OSError as error:
+            raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
         except msgspec.DecodeError as error:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
@@ -172,12 +175,11 @@ class Installer:
 
     def _start(self, model: str) -> None:
         record = slots_file.started(self._journal.get(model))
-        if record != self._journal.get(model):
-            self._put(model, record)
+        self._note(model, record)
         if record.crashes >= MAX_CRASHES:
             reason = f"the agent died {record.crashes} times while it was tested or watched"
             if record.step is UpdateStep.PROBATION:
-                self._roll_back(model, record, reason)
+                self._roll_back(model, record, reason, refuse=True)
                 return
             record = self._fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=True)
         if not record.active:
@@ -185,7 +187,8 @@ class Installer:
         try:
             self._serve(self._load(self._store.open(record.active, verify=True)))
         except (PackageError, TrustError, DeviceError) as error:
-            self._roll_back(model, record, f"could not start: {error}")
+            # Most likely the disk: the same package may be fetched again, and is refused then if it is to blame.
+            self._roll_back(model, record, f"could not start: {error}", refuse=False)
         else:
             self._watched_since[model] = self._monotonic()
 
@@ -245,6 +248,11 @@ class Installer:
             raise ManifestError(
                 f"the signed target is {model} {target.version}, its manifest says {manifest.name} {manifest.version}"
             )
+        memory_bytes = psutil.virtual_memory().total
+        if manifest.resources.memory_bytes > memory_bytes:
+            raise PackageError(
+                f"needs {manifest.resources.memory_bytes} bytes of memory, the machine has {memory_bytes}"
+            )
         self._store.fetch_files(target.digest, manifest, between_chunks=self._watch_others)
 
     def _tested(self, digest: str) -> LoadedModel:
@@ -280,27 +288,31 @@ class Installer:
         if seen and bad / seen > rule.max_error_rate:
             reason = f"{bad} of {seen} requests failed on probation, {rule.max_error_rate:.1%} are allowed"
             if record.last_known_good:
-                self._roll_back(model, record, reason)
+                self._roll_back(model, record, reason, refuse=True)
             else:  # the first model here: answers that sometimes fail beat none
                 reason += "; there is no earlier package to go back to"
                 self._fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=True)
         elif now - self._watched_since.setdefault(model, now) >= rule.seconds:
-            self._put(model, slots_file.committed(record))
+            try:
+                self._put(model, slots_file.committed(record))
+            except DeviceError as error:  # the next look tries again; until then both packages stay
+                self._tell(EventKind.STORAGE, model, record.active, str(error))
+                return
             self._tell(EventKind.UPDATE_COMMITTED, model, record.active, "", release=record.release)
             self._after_step(model, UpdateStep.COMMITTED)
             self._store.collect(self._journal.packages())
 
-    def _roll_back(self, model: str, record: SlotRecord, reason: str) -> None:
+    def _roll_back(self, model: str, record: SlotRecord, reason: str, *, refuse: bool) -> None:
         """Serve the last known good package again, or nothing where there is none."""
         bad = record.active
-        back = slots_file.rolled_back(record, reason)
+        back = slots_file.rolled_back(record, reason, refuse=refuse)
         loaded: LoadedModel | None = None
         if back.active:
             try:
                 loaded = self._load(self._store.open(back.active, verify=True))
             except (PackageError, TrustError, DeviceError) as error:
                 back = msgspec.structs.replace(back, active="", reason=f"{reason}; nor the one before: {error}")
-        self._put(model, back)
+        self._note(model, back)
         if loaded is not None:
             self._serve(loaded)
         self._tell(EventKind.ROLLED_BACK, model, bad, back.reason, to=back.active, release=back.release)
@@ -338,6 +350,16 @@ class Installer:
             path = str(self._state / SLOTS_FILE)
             raise storage_error(error, path) or DeviceError(f"{path}: {error.strerror}") from error
 
+    def _note(self, model: str, record: SlotRecord) -> None:
+        """Write down what has happened already; a disk that refuses keeps no model from serving."""
+        if record == self._journal.get(model):
+            return
+        try:
+            self._put(model, record)
+        except DeviceError as error:
+            self._journal.keep_in_memory(model, record)
+            self._tell(EventKind.STORAGE, model, "", str(error))
+
     def _wait(self, model: str, wanted: DesiredModel, reason: str) -> None:
         record = msgspec.structs.replace(self._announced(model, wanted), reason=reason)
         self._journal.keep_in_memory(model, record)  # nothing was decided: not worth a write to flash
@@ -345,17 +367,12 @@ class Installer:
 
     def _fail(self, model: str, record: SlotRecord, kind: EventKind, reason: str, *, refuse: bool) -> SlotRecord:
         after = slots_file.failed(record, reason, refuse=refuse)
-        try:
-            if after != self._journal.get(model):
-                self._put(model, after)
-        except DeviceError as error:
-            self._journal.keep_in_memory(model, after)
-            _log.warning("%s: the failure could not be written down: %s", model, error)
+        self._note(model, after)
         self._tell(kind, model, after.target, reason, release=after.announced)
         return after
 
     def _tell(self, kind: EventKind, model: str, package: str, reason: str, **detail: str | int) -> None:
-        if kind in (EventKind.METADATA_REFUSED, EventKind.UPDATE_FAILED):
+        if kind in _SAID_ONCE:
             if self._told.get(model) == (kind, reason):
                 return  # a retry that found the same: said once
             self._told[model] = (kind, reason)

@@ -49,6 +49,7 @@ class PackageStore:
         """
         place = self._gathering(digest) / MANIFEST_FILE
         with self._storage_errors():
+            place.parent.mkdir(exist_ok=True)  # its presence keeps the parts from being collected
             if not (place.exists() and file_digest(place) == digest):
                 self._download(digest, length, place, between_chunks)
             return decode_manifest(place.read_bytes())

@@ -131,12 +131,16 @@ def failed(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
     return msgspec.structs.replace(record, step=UpdateStep.FAILED, reason=reason, refused=refused)
 
 
-def rolled_back(record: SlotRecord, reason: str) -> SlotRecord:
-    """The last known good package serves again (or none, where there never was one)."""
+def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
+    """The last known good package serves again (or none, where there never was one).
+
+    Args:
+        refuse: Whether the package is to blame; a package that the disk has spoilt may come again.
+    """
     bad = record.active or record.target
     return msgspec.structs.replace(
         record, step=UpdateStep.FAILED, active=record.last_known_good if record.last_known_good != bad else "",
-        target=bad, reason=reason, refused={**record.refused, bad: record.release},
+        target=bad, reason=reason, refused={**record.refused, bad: record.release} if refuse else record.refused,
     )  # fmt: skip
 
 

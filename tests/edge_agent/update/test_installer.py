@@ -6,19 +6,21 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from edge_agent.contract.errors import DigestMismatch, SelfTestFailed
-from edge_agent.contract.manifest import Probation
+from edge_agent.contract.manifest import Probation, Resources
 from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.contract.repository import blob_path
 from edge_agent.runtime.package import Package
+from edge_agent.runtime.package_writer import write_package
 from edge_agent.runtime.slots import Slots, load
 from edge_agent.update.installer import Installer
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import make_package
-from tests.fakes.update_server import UpdateServer
+from tests.fakes.update_server import UpdateServer, hint
 from tests.fakes.updating_device import UpdatingDevice
 
 
@@ -249,3 +251,67 @@ def test_a_state_folder_that_cannot_be_written_fails_the_update_and_the_old_mode
         assert "not writable" in device.reported().reason
     finally:
         device.state.chmod(0o700)
+
+
+def test_a_committed_package_that_the_disk_spoilt_is_fetched_again(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package
+) -> None:
+    answer = device.infer()
+    device.close()
+    (device.state / "packages" / first.digest / "model.onnx").write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.slots.models() == []
+    assert "expected sha256" in restarted.reported().reason
+    restarted.update(hint(first, 1))
+    np.testing.assert_array_equal(restarted.infer(), answer)
+
+
+def test_a_journal_that_cannot_be_written_stops_the_update_but_neither_start_nor_serving(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    obstacle = device.state / ".slots.json.new"
+    obstacle.mkdir()
+    assert not device.apply(desired)
+    assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
+    assert device.told(EventKind.STORAGE)
+    obstacle.rmdir()
+    device.apply(desired)
+    obstacle.mkdir()
+    device.pass_probation()
+    assert device.reported().step is UpdateStep.PROBATION, "not committed before it is written down"
+    restarted = new_device()
+    assert restarted.version == "2"
+    obstacle.rmdir()
+    restarted.pass_probation()
+    assert restarted.reported().step is UpdateStep.COMMITTED
+
+
+def test_a_model_that_needs_more_memory_than_there_is_is_not_downloaded(
+    server: UpdateServer, device: UpdatingDevice, tmp_path: Path
+) -> None:
+    built = make_package(tmp_path / "built/small", version="8", seed=8)
+    files: dict[str, bytes | Path] = {name: built.path(name) for name in built.manifest.files}
+    huge = write_package(
+        tmp_path / "built/huge",
+        files=files,
+        manifest=lambda entries: msgspec.structs.replace(
+            built.manifest, files=entries, resources=Resources(memory_bytes=1 << 60)
+        ),
+    )
+    server.publisher.publish(huge)
+    assert device.apply(server.assign(huge))
+    assert "bytes of memory" in device.reported().reason
+    assert server.line.asked(blob_path(huge.manifest.files["model.onnx"].sha256)) == []
+
+
+def test_a_first_model_that_fails_on_probation_goes_on_where_there_is_nothing_else(
+    server: UpdateServer, new_device: NewDevice, first: Package
+) -> None:
+    empty = new_device("camera-2")
+    empty.apply(server.assign(first, device="camera-2"))
+    empty.slots.get("digits").count(failed=True)
+    empty.installer.watch()
+    assert empty.version == "1"
+    assert empty.reported().step is UpdateStep.FAILED
+    assert "no earlier package" in empty.reported().reason

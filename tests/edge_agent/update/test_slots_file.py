@@ -30,7 +30,7 @@ def test_beginning_and_failing_never_touch_what_serves(record: SlotRecord, targe
 @given(records, digests.filter(bool))
 def test_a_swap_that_is_rolled_back_ends_at_the_last_known_good(record: SlotRecord, target: str) -> None:
     swapped = slots_file.swapped(slots_file.begun(record, target, release=1, rollout=""))
-    back = slots_file.rolled_back(swapped, "why")
+    back = slots_file.rolled_back(swapped, "why", refuse=True)
     assert back.active == (record.last_known_good if record.last_known_good != target else "")
     assert back.refused[target] == 1
     assert slots_file.is_settled(back, target, 1)
