@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,10 +55,24 @@ class DataFolder:
                 probe.write(b"\0" * 4096)
                 probe.flush()
                 os.fsync(probe.fileno())
-            self.address.unlink(missing_ok=True)
             free = shutil.disk_usage(self.root).free
         if free < MINIMUM_FREE_BYTES:
             raise StorageFull(f"{self.root}: only {free >> 20} MiB are free; make room, or choose another --data")
+
+    def lock(self) -> Callable[[], None]:
+        """Keep other servers out of the folder; gives what ends that. The system ends it with the process, too.
+
+        Raises:
+            ConfigurationError: Another server works in it.
+        """
+        with self.storage():
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ConfigurationError(f"{self.root}: another server works in this folder; end it first") from error
+        return lambda: os.close(descriptor)
 
     def check_keys(self) -> None:
         """See that the director's key and the two roots of trust are there.

@@ -114,6 +114,8 @@ class Server:
     def _start(self) -> None:
         config, folder = self._config, self.folder
         folder.prepare()
+        self._stack.append(("lock", folder.lock()))
+        folder.address.unlink(missing_ok=True)  # of a server that was killed
         folder.check_keys()
         listener = bind(config.http.host, config.http.port)
         self._stack.append(("listener", listener.close))
