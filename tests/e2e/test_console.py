@@ -22,9 +22,10 @@ INK = """
 const canvas = document.querySelector('#accuracy-chart canvas');
 const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
 let coloured = 0;
-for (let at = 0; at < data.length; at += 4)
-  if (data[at + 3] > 200 && Math.max(data[at], data[at + 1], data[at + 2]) - Math.min(data[at], data[at + 1], data[at + 2]) > 60)
-    coloured++;
+for (let at = 0; at < data.length; at += 4) {
+  const [red, green, blue, alpha] = data.subarray(at, at + 4);
+  if (alpha > 200 && Math.max(red, green, blue) - Math.min(red, green, blue) > 60) coloured++;
+}
 return coloured;
 """
 
@@ -104,7 +105,7 @@ def test_an_empty_fleet_teaches_and_draws_its_first_line_when_it_comes(view: Bro
         assert view.console() == []
 
 
-def test_a_line_is_switched_off_by_keyboard_and_stays_off(view: Browser, harbour: Harbour) -> None:
+def test_a_line_that_is_switched_off_stays_off_when_the_page_refreshes(view: Browser, harbour: Harbour) -> None:
     past.write(harbour)
     pressed = "return document.querySelector('#accuracy-legend [data-subject=camera-3]').getAttribute('aria-pressed')"
     with served(harbour) as address:
@@ -171,7 +172,9 @@ def test_narrow_and_dark_screens_show_the_whole_page(view: Browser, harbour: Har
         log_in(view, harbour, address)
         view.wait(DRAWN)
         assert view.run("return document.documentElement.scrollWidth") == width
-        lightness = view.run("return Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
+        lightness = view.run(
+            "return Number(getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/)[0])"
+        )
         assert (lightness < 60) is dark
         assert view.run("return document.querySelector('#accuracy-chart canvas').getBoundingClientRect().width") > 250
         assert view.console() == []

@@ -45,6 +45,7 @@ const shoalChart = (() => {
       ctx.stroke();
     }
     ctx.setLineDash([]);
+    let lastX = -Infinity, row = 0; // letters of marks that stand close together go below each other
     for (const mark of chart.marks) {
       const x = Math.round(u.valToPos(mark.at, "x", true));
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
@@ -54,7 +55,9 @@ const shoalChart = (() => {
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      ctx.fillText(letter, x + 3 * devicePixelRatio, bbox.top + 11 * devicePixelRatio);
+      row = x - lastX < 14 * devicePixelRatio ? row + 1 : 0;
+      lastX = x;
+      ctx.fillText(letter, x + 3 * devicePixelRatio, bbox.top + (11 + 12 * row) * devicePixelRatio);
     }
     ctx.restore();
   }
