@@ -238,13 +238,14 @@ def test_a_full_disk_fails_the_update_with_its_reason_and_the_old_model_serves_o
     assert device.version == "2"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_state_folder_that_cannot_be_written_fails_the_update_and_the_old_model_serves_on(
     server: UpdateServer, device: UpdatingDevice, second: Package
 ) -> None:
     desired = server.assign(second)
     device.state.chmod(0o500)
     try:
+        if os.access(device.state, os.W_OK):
+            pytest.skip("this user may write everywhere")
         assert not device.apply(desired)
         assert device.version == "1"
         assert device.reported().step is UpdateStep.FAILED
