@@ -53,7 +53,7 @@ class World:
 CLEAR = World()
 # Three cameras after the world has changed, each in its own way and degree.
 DRIFTED: Mapping[str, World] = {
-    "cam-a": World(contrast=0.38, blur=0.4, rotation_deg=17.0, noise=0.35),
+    "cam-a": World(contrast=0.37, blur=0.4, rotation_deg=17.0, noise=0.35),
     "cam-b": World(contrast=0.36, blur=0.35, rotation_deg=20.0, noise=0.3),
-    "cam-c": World(contrast=0.34, blur=0.3, rotation_deg=23.0, noise=0.3),
+    "cam-c": World(contrast=0.35, blur=0.3, rotation_deg=23.0, noise=0.3),
 }
