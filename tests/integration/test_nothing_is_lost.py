@@ -223,6 +223,7 @@ def test_a_device_that_speaks_under_anothers_name_gets_nothing_through(broker: B
     mallory.username_pw_set("mallory", secret_of("mallory"))
     mallory.on_message = lambda _client, _data, message: heard.append(message.topic)
     with running(server):
+        until(lambda: server.link.connected, "the server hears")  # what nobody resends must not come before
         mallory.connect("127.0.0.1", broker.port)
         mallory.loop_start()
         mallory.subscribe([("#", 1), (f"fleet/v1/{FLEET}/+/down/ack", 1), (f"fleet/v1/{FLEET}/d1/twin/desired", 1)])
