@@ -7,8 +7,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
 from tests.packaging.interpreters import run
 from tests.packaging.running_agent import get_json, running_agent
 
@@ -56,7 +54,6 @@ def test_importing_all_of_the_device_part_loads_nothing_foreign(tmp_path: Path) 
     assert _roots(loaded) & _FOREIGN == set()
 
 
-@pytest.mark.skipif(find_spec("edge_agent.agent") is None, reason="the agent is not written yet")
 def test_starting_the_agent_loads_nothing_foreign(tmp_path: Path) -> None:
     with running_agent([sys.executable, "-X", "importtime", "-c", _START], tmp_path) as agent:
         assert get_json(f"{agent.url}/v2/health/live")[0] == 200

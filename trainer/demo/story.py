@@ -108,8 +108,8 @@ class Story:
                 self._doing(f"rollout {rollout['state']}: {states}")
                 shown = states
             time.sleep(0.5)
-        reason = f": {rollout['reason']}" if rollout.get("reason") else ""
-        self._say(f"rollout [bold]{rollout['state']}[/bold] ({shown}){reason}")
+        note = f": {rollout['note']}" if rollout["note"] else ""
+        self._say(f"rollout [bold]{rollout['state']}[/bold]: {shown}{note}")
 
     def _end(self) -> Report:
         recovered = self._accuracy("recovered")
