@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -28,7 +29,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     host: str = "127.0.0.1"
-    port: int = 8500
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8500
     unix_socket: str = ""
 
 
@@ -40,8 +41,8 @@ class ReportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         outbox_limit_mib: What may wait on disk while the server is away; beyond it, samples are dropped first.
     """
 
-    interval_s: float = 10.0
-    outbox_limit_mib: int = 256
+    interval_s: Annotated[float, msgspec.Meta(ge=0.1)] = 10.0
+    outbox_limit_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
 
 
 class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +52,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         threads: Threads per model inside the runtime.
     """
 
-    threads: int = 1
+    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

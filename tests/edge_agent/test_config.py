@@ -1,0 +1,79 @@
+"""Settings are read whole or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.config import AgentConfig, prepare_state, read_config, read_identity
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment
+from edge_agent.contract.errors import ConfigurationError
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    assert read_config(None) == AgentConfig()
+    assert read_config(None).api.host == "127.0.0.1"
+
+
+def test_a_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('state = "/data"\n[api]\nport = 9000\n')
+    config = read_config(path)
+    assert (config.state, config.api.port, config.api.host) == ("/data", 9000, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[api]\nprot = 1\n", "prot"),
+        ('[api]\nport = "many"\n', "$.api.port"),
+        ("[api]\nport = 70000\n", "$.api.port"),
+        ("[report]\ninterval_s = 0.0\n", "$.report.interval_s"),
+        ("[report]\noutbox_limit_mib = 0\n", "$.report.outbox_limit_mib"),
+        ("[runtime]\nthreads = 0\n", "$.runtime.threads"),
+        ("state = \n", "line 1"),
+    ],
+)
+def test_what_does_not_belong_is_named_with_the_file(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as refused:
+        read_config(path)
+    assert named in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_a_missing_file_is_an_error_not_the_defaults(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"none\.toml: No such file"):
+        read_config(tmp_path / "none.toml")
+
+
+def test_the_state_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    state = tmp_path / "a" / "state"
+    prepare_state(state)
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert list(state.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_state_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be the state folder"):
+        prepare_state(tmp_path / "state")
+
+
+def test_a_damaged_identity_is_named_and_says_what_to_do(tmp_path: Path) -> None:
+    assert read_identity(tmp_path) is None
+    (tmp_path / "identity.json").write_bytes(b'{"fleet": ')
+    with pytest.raises(ConfigurationError, match=r"identity\.json.*enrol this device again"):
+        read_identity(tmp_path)
+
+
+def test_an_identity_is_read_as_it_was_written(tmp_path: Path) -> None:
+    mine = Enrolment(
+        fleet="f", device="d", secret="s", server="http://h", broker=BrokerAddress(host="h", port=1),
+        image_root="{}", director_root="{}",
+    )  # fmt: skip
+    (tmp_path / "identity.json").write_bytes(msgspec.json.encode(mine))
+    assert read_identity(tmp_path) == mine

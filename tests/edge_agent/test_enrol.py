@@ -1,0 +1,121 @@
+"""Enrolment against real HTTP: what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.config import prepare_state, read_identity
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
+from edge_agent.contract.errors import ConfigurationError, NetworkError, ServerRefused, TrustError
+from edge_agent.contract.messages import Hardware
+from edge_agent.enrol import enrol
+
+REQUEST = EnrolmentRequest(claim="token", device="press-7", hardware=Hardware(architecture="x86_64", system="Linux"))
+ENROLMENT = Enrolment(
+    fleet="f", device="press-7", secret="secret", server="http://server", broker=BrokerAddress(host="h", port=1883),
+    image_root='{"image": 1}', director_root='{"director": 1}',
+)  # fmt: skip
+
+
+class Server:
+    """Answers every enrolment with ``status`` and ``body``."""
+
+    def __init__(self) -> None:
+        self.status, self.body = 200, msgspec.json.encode(ENROLMENT)
+        self.asked: list[tuple[str, EnrolmentRequest]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.asked.append((self.path, msgspec.json.decode(body, type=EnrolmentRequest)))
+                self.send_response(outer.status)
+                self.end_headers()
+                self.wfile.write(outer.body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+                """Nothing: the test's output is its own."""
+
+        self._http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    one = Server()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    prepare_state(tmp_path / "state")
+    return tmp_path / "state"
+
+
+def test_the_identity_is_kept_for_its_owner_alone(server: Server, state: Path) -> None:
+    assert enrol(state, server.url, REQUEST, image_root=None, director_root=None) == ENROLMENT
+    assert read_identity(state) == ENROLMENT
+    assert (state / "identity.json").stat().st_mode & 0o777 == 0o600
+    assert server.asked == [("/api/v1/enrol", REQUEST)]
+
+
+def test_a_device_with_an_identity_does_not_spend_another_claim(server: Server, state: Path) -> None:
+    enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    with pytest.raises(ConfigurationError, match="has enrolled already"):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert len(server.asked) == 1
+
+
+def test_a_server_with_another_root_than_the_pinned_one_is_not_trusted(
+    server: Server, state: Path, tmp_path: Path
+) -> None:
+    pinned = tmp_path / "root.json"
+    pinned.write_text('{"image": 2}')
+    with pytest.raises(TrustError, match="its image root is not the one"):
+        enrol(state, server.url, REQUEST, image_root=pinned, director_root=None)
+    assert read_identity(state) is None
+    pinned.write_text(ENROLMENT.image_root)
+    enrol(state, server.url, REQUEST, image_root=pinned, director_root=None)
+
+
+def test_the_servers_own_words_reach_the_person(server: Server, state: Path) -> None:
+    server.status, server.body = 403, b'{"error": "the claim has expired"}'
+    with pytest.raises(ServerRefused, match=r"403: .*the claim has expired"):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert read_identity(state) is None
+
+
+def test_an_answer_that_is_no_enrolment_is_refused(server: Server, state: Path) -> None:
+    server.body = b"<html>welcome to the hotel's network</html>"
+    with pytest.raises(NetworkError, match="answered the enrolment with something else"):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert read_identity(state) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "device", "said"),
+    [("ftp://x", "press-7", "begin it with http"), ("http://x", "Press 7", "use 1 to 63 of a-z")],
+)
+def test_a_wrong_url_or_name_is_refused_before_anything_is_sent(state: Path, url: str, device: str, said: str) -> None:
+    request = msgspec.structs.replace(REQUEST, device=device)
+    with pytest.raises(ConfigurationError, match=said):
+        enrol(state, url, request, image_root=None, director_root=None)
+
+
+def test_a_server_that_is_not_there_is_named(state: Path) -> None:
+    with pytest.raises(NetworkError, match=r"http://127\.0\.0\.1:9/.*is the server running"):
+        enrol(state, "http://127.0.0.1:9", REQUEST, image_root=None, director_root=None)

@@ -1,0 +1,98 @@
+"""The reporter flushes at the fleet's pace and publishes the twin when it has changed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from edge_agent.contract.errors import StorageFull
+from edge_agent.contract.messages import Hardware, Reported, ReportedModel, UpdateStep
+from edge_agent.reporter import Reporter
+
+MODEL = ReportedModel(version="1", package="a" * 64, step=UpdateStep.COMMITTED)
+TWIN = Reported(
+    agent_version="1", started_at_ms=1, desired_revision=0, hardware=Hardware(architecture="x", system="y"),
+    models={"digits": MODEL},
+)  # fmt: skip
+
+
+class Ends:
+    """What the reporter calls."""
+
+    def __init__(self) -> None:
+        self.twin = TWIN
+        self.published: list[Reported] = []
+        self.flushes = 0
+        self.disk_is_full = False
+        self.called = threading.Condition()
+
+    def flush(self) -> None:
+        with self.called:
+            self.flushes += 1
+            self.called.notify_all()
+        if self.disk_is_full:
+            raise StorageFull("no room")
+
+    def publish(self, twin: Reported) -> None:
+        with self.called:
+            self.published.append(twin)
+            self.called.notify_all()
+
+    def wait(self, true: Callable[[], bool]) -> None:
+        with self.called:
+            assert self.called.wait_for(true, timeout=30)
+
+
+def reporter(ends: Ends, interval_s: float = 0.01) -> Reporter:
+    return Reporter(flush=ends.flush, twin=lambda: ends.twin, publish=ends.publish, interval_s=interval_s)
+
+
+def test_a_changed_step_is_published_and_an_unchanged_twin_is_not_repeated() -> None:
+    ends = Ends()
+    one = reporter(ends)
+    one.start()
+    ends.wait(lambda: len(ends.published) == 1 and ends.flushes > 2)
+    ends.twin = msgspec.structs.replace(
+        TWIN, models={"digits": msgspec.structs.replace(MODEL, step=UpdateStep.DOWNLOADING)}
+    )
+    ends.wait(lambda: len(ends.published) == 2)
+    one.stop()
+    assert [twin.models["digits"].step.value for twin in ends.published] == ["committed", "downloading"]
+
+
+def test_a_full_disk_does_not_end_reporting() -> None:
+    ends = Ends()
+    ends.disk_is_full = True
+    one = reporter(ends)
+    one.start()
+    ends.wait(lambda: ends.flushes >= 2)
+    ends.disk_is_full = False
+    before = ends.flushes
+    ends.wait(lambda: ends.flushes > before)
+    one.stop()
+
+
+def test_stopping_flushes_what_was_counted_last() -> None:
+    ends = Ends()
+    one = reporter(ends, interval_s=3600.0)
+    one.start()
+    ends.wait(lambda: len(ends.published) == 1)
+    assert ends.flushes == 0
+    one.stop()
+    assert ends.flushes == 1
+
+
+def test_counters_alone_are_held_back_for_a_moment() -> None:
+    ends = Ends()
+    one = reporter(ends, interval_s=3600.0)
+    one.start()
+    ends.wait(lambda: len(ends.published) == 1)
+    begin = time.monotonic()
+    ends.twin = msgspec.structs.replace(TWIN, models={"digits": msgspec.structs.replace(MODEL, requests=5)})
+    ends.wait(lambda: len(ends.published) == 2)
+    one.stop()
+    assert time.monotonic() - begin > 0.5  # a step would have gone at the next look, half a second after the first
+    assert ends.published[-1].models["digits"].requests == 5
