@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.contract.errors import ConfigurationError, StorageFull, StorageNotWritable, storage_error
+from edge_agent.durable import write_durably
 
 # SQLite and the lake need room to work; below this the server would stop within minutes anyway.
 MINIMUM_FREE_BYTES = 32 * 1024 * 1024
@@ -109,17 +110,7 @@ class DataFolder:
             StorageNotWritable, StorageFull: The disk refuses.
         """
         with self.storage():
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fchmod(file.fileno(), mode)
-                    os.fsync(file.fileno())
-                Path(temporary).replace(path)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_durably(path, data, mode=mode)
 
     @contextmanager
     def storage(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleet_server.updates.durable_files import sync_folder
+from edge_agent.durable import sync_folder
 from fleet_server.updates.errors import UploadRefused
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -20,8 +20,8 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from edge_agent.contract.errors import ConfigurationError
 from edge_agent.contract.names import check_digest, check_name
 from edge_agent.contract.repository import Assignment, parse_target
+from edge_agent.durable import write_durably
 from fleet_server.errors import Conflict
-from fleet_server.updates.durable_files import write_durably
 from fleet_server.updates.image_repository import root_version
 
 _VERSIONED = re.compile(r"([0-9]{1,9})\.(snapshot|targets)\.json")
@@ -77,6 +77,7 @@ class Director:
             if signer.public_key.keyid not in roles[role].keyids:
                 raise ConfigurationError(f"director root metadata: its {role} role does not name the director's key")
         if self.metadata("", f"{version}.root.json") != root:
+            self._roots.mkdir(parents=True, exist_ok=True)
             write_durably(self._roots / f"{version}.root.json", root)
 
     def assign(self, device: str, target: str, length: int, sha256: str, assignment: Assignment) -> None:
@@ -168,6 +169,7 @@ class Director:
         # TUF's times have whole seconds.
         expires = ((now or self._utc_now()) + self._lifetime).replace(microsecond=0)
         folder = self._folder / device
+        folder.mkdir(parents=True, exist_ok=True)
         data = self._signed(Targets(version=version, expires=expires, targets=targets))
         write_durably(folder / f"{version}.targets.json", data)
         meta = MetaFile.from_data(version, data, ["sha256"])

@@ -15,8 +15,8 @@ from tuf.api.metadata import Metadata, Root, TargetFile
 from edge_agent.contract.errors import ConfigurationError, ManifestError, ShoalError
 from edge_agent.contract.manifest import EVALUATION_FILE, Manifest, decode_manifest, digest_of
 from edge_agent.contract.repository import parse_target
+from edge_agent.durable import write_durably
 from fleet_server.updates.blobs import BlobStore
-from fleet_server.updates.durable_files import write_durably
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_verification import VerifiedUpload, shown_targets, verify_upload
 
@@ -51,6 +51,7 @@ class ImageRepository:
         self._lock = threading.RLock()
         version = root_version(root, "image")
         if self.metadata(f"{version}.root.json") is None:
+            self._metadata.mkdir(parents=True, exist_ok=True)
             write_durably(self._metadata / f"{version}.root.json", root)
 
     @property
