@@ -33,11 +33,14 @@ from fleet_server.database import Database
 from fleet_server.devices import routes as devices_routes
 from fleet_server.features import Features, build_features
 from fleet_server.http_server import HttpServer, bind
+from fleet_server.ingest import routes as ingest_routes
+from fleet_server.labels import routes as labels_routes
 from fleet_server.metrics import ServerMetrics
 from fleet_server.models import routes as models_routes
 from fleet_server.monitoring import routes as monitoring_routes
 from fleet_server.mqtt import Received, ServerLink
 from fleet_server.rollouts import routes as rollouts_routes
+from fleet_server.samples import routes as samples_routes
 from fleet_server.schedules import routes as schedules_routes
 from fleet_server.ticker import Ticker
 from fleet_server.updates import routes as updates_routes
@@ -61,6 +64,7 @@ class Server:
         self.folder = DataFolder(Path(config.data))
         self._stack: list[tuple[str, Callable[[], object]]] = []
         self._link: ServerLink | None = None
+        self._embedded: EmbeddedBroker | None = None
         self._password = secrets.token_urlsafe(32)
         self._broker_port = config.broker.port
         self._url = ""
@@ -155,7 +159,7 @@ class Server:
             )
             broker.start()
             self._stack.append(("broker", broker.stop))
-            self._broker_port = broker.port
+            self._embedded, self._broker_port = broker, broker.port
         link = ServerLink(settings.host, self._broker_port, user, password, self._config.fleet)
         self._link = link
         link.start(
@@ -178,6 +182,11 @@ class Server:
             raise NetworkError("the link to the broker is not there yet")
         self._link.publish(topic, payload, retain)
 
+    def _disconnect(self, device: str) -> None:
+        # An external broker keeps the connection; what comes over it is ignored (Receiver, IngestService).
+        if self._embedded is not None:
+            self._embedded.disconnect(device)
+
     def _is_connected(self) -> bool:
         return self._link is not None and self._link.connected
 
@@ -186,7 +195,7 @@ class Server:
         viewer, admin, trainer = (guard.require(role) for role in (Role.VIEWER, Role.ADMIN, Role.TRAINER))
         return (
             access_routes.routes(features.access, guard, addresses=self._addresses),
-            devices_routes.routes(features.devices, guard),
+            devices_routes.routes(features.devices, guard, disconnect=self._disconnect),
             models_routes.routes(features.models, guard, withdraw=features.rollouts.withdraw),
             rollouts_routes.routes(features.rollouts, guard, waves=settings.waves, gate=settings.gate),
             schedules_routes.routes(features.runs, require_trainer=trainer, require_viewer=viewer, require_admin=admin),
@@ -194,6 +203,9 @@ class Server:
             updates_routes.routes(
                 features.images, features.director, require_device=guard.require_download, require_publisher=trainer
             ),
+            samples_routes.routes(features.samples, guard),
+            labels_routes.routes(features.labels, guard),
+            ingest_routes.routes(features.ingest, guard),
             console_routes.routes(features.console, guard),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -33,8 +34,12 @@ class ReportInterval(BaseModel):
     seconds: float = Field(gt=0, le=86_400)
 
 
-def routes(service: DeviceService, guard: Guard) -> APIRouter:
-    """The routes of devices."""
+def routes(service: DeviceService, guard: Guard, *, disconnect: Callable[[str], None]) -> APIRouter:
+    """The routes of devices.
+
+    Args:
+        disconnect: Ends a device's connection to the broker, where that is in our hands.
+    """
     router = APIRouter(prefix="/api/v1", tags=["devices"])
     viewer, admin = Depends(guard.require(Role.VIEWER)), Depends(guard.require(Role.ADMIN))
 
@@ -65,6 +70,8 @@ def routes(service: DeviceService, guard: Guard) -> APIRouter:
     def revoke_device(device: str) -> None:
         """Ignore a device from now on; a claim bound to its name lets it come back."""
         guard.service.revoke_device(device)
+        disconnect(device)
+        service.revoked(device)
 
     @router.put("/models/{model}/sampling", dependencies=[admin])
     def set_sampling(model: str, policy: Sampling) -> Sampling:

@@ -147,6 +147,12 @@ class DeviceService:
         with self._db.write() as connection:
             connection.execute(sa.update(devices).values(online=False))
 
+    def revoked(self, device: str) -> None:
+        """A device was shut out: what it says about its presence is no longer heard, so it counts as offline."""
+        with self._db.write() as connection:
+            one = sa.update(devices).where(devices.c.name == device)
+            connection.execute(one.values(online=False, online_changed_at_ms=self._clock()))
+
     def on_reported(self, device: str, reported: Reported) -> None:
         """A device says what it is."""
         with self._db.write() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
 import shutil
 import socket
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import paho.mqtt.client as mqtt
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.fleet_server.running_server import Running, prepared, server, shoal
 
@@ -129,6 +132,29 @@ def test_a_device_enrols_over_rest_and_its_secret_opens_its_own_metadata_only(ru
         assert device.get("/updates/director/press-7/1.root.json").status_code == 200
         assert device.get("/updates/director/press-8/1.root.json").status_code == 403
         assert device.get("/api/v1/devices").status_code == 401
+
+
+def test_a_revoked_device_is_disconnected_and_cannot_come_back(running: Running) -> None:
+    host, port = running.broker.split(":")
+    with running.client() as admin:
+        claim = admin.post("/api/v1/claims", json={}).json()["claim"]
+        body = {"claim": claim, "device": "stolen", "hardware": {"architecture": "aarch64", "system": "Linux"}}
+        secret = httpx.post(f"{running.url}/api/v1/enrol", json=body).json()["secret"]
+        device = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="stolen", clean_session=False)
+        device.username_pw_set("stolen", secret)
+        answers: queue.Queue[bool] = queue.Queue()
+        device.on_connect = lambda _client, _data, _flags, reason, _properties: answers.put(not reason.is_failure)
+        device.on_disconnect = lambda *_: answers.put(False)
+        device.connect(host, int(port))
+        device.loop_start()
+        assert answers.get(timeout=30)
+        assert admin.post("/api/v1/devices/stolen/revoke").status_code == 204
+        assert not answers.get(timeout=30)  # thrown out ...
+        assert not answers.get(timeout=30)  # ... and not let in again
+        device.loop_stop()
+        assert admin.get("/api/v1/devices/stolen").json()["revoked"]
+    with running.client(secret) as stolen:
+        assert stolen.get("/updates/director/stolen/1.root.json").status_code == 401
 
 
 def test_people_use_it_from_the_command_line(running: Running) -> None:
