@@ -58,4 +58,6 @@ def _database(request: Request, error: Exception) -> JSONResponse:
 
 def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__} inside the server; its log has the traceback")
+    return answer(
+        HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__} inside the server; its log has the traceback"
+    )
