@@ -37,7 +37,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="shoal-agent")
 def main() -> None:
-    r"""Runs models on this device, and keeps them right together with the fleet's server.
+    """Runs models on this device, and keeps them right together with the fleet's server.
 
     \b
     The first time on a device:
@@ -50,7 +50,7 @@ def main() -> None:
       curl localhost:8500/v2/models/digits/infer -d '{"inputs": [...]}'
 
     Exit codes: 2 settings, 3 package, 4 trust, 5 network, 6 this machine (port, disk, permission).
-    """
+    """  # noqa: D301 - click wants the \b itself
 
 
 @main.command("enrol")

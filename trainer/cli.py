@@ -53,7 +53,7 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def trainer() -> None:
-    r"""Make models: import data, train, judge, publish; or work for the fleet server.
+    """Make models: import data, train, judge, publish; or work for the fleet server.
 
     \b
     A first model by hand:
@@ -62,7 +62,7 @@ def trainer() -> None:
       shoal trainer publish build/digits-1 --server URL --token T --keys KEYS
     and from then on, beside the server:
       shoal trainer work --server URL --token T --keys KEYS
-    """
+    """  # noqa: D301 - click wants the \b itself
 
 
 @trainer.command("import")

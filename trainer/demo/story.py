@@ -16,10 +16,12 @@ from rich.status import Status
 
 from edge_agent.contract.lake import LABELS, SAMPLES
 from trainer.demo.fleet import MODEL, Fleet
+from trainer.demo.processes import DemoFailed
 from trainer.demo.report import DeviceReport, Report, judge
 from trainer.recipe import load_module
 
 _STEADY_S = 20.0
+_MOST_RUNS = 2
 
 
 class Story:
@@ -46,8 +48,7 @@ class Story:
             self._begin(http_port)
             self._steady()
             self._world_changes()
-            self._learn()
-            self._roll_out()
+            self._roll_out(self._learn())
             return self._end()
 
     def _begin(self, http_port: int) -> None:
@@ -85,24 +86,33 @@ class Story:
         alert = self._fleet.until(lambda: self._alert("drift"), "a drift alert of the fleet", timeout_s=90)
         self._say(f"[yellow]drift[/yellow], seen with {labels_before} labels: {alert['reason']}")
 
-    def _learn(self) -> None:
+    def _learn(self) -> str:
+        """Wait for a retraining that is released; gives its package. A first one may lack the evidence to be."""
         self._doing("the server asks for a trickle of labels, within its budget")
-        run = self._fleet.until(self._newest_run, "the harm rule to ask for a retraining", timeout_s=120)
-        self._say(f"[yellow]harm[/yellow], after {self._labels_used()} labels: {run['reason']}")
-        while run["state"] in ("queued", "running"):
-            self._doing(f"retraining: {run.get('stage') or 'waiting for the trainer'} {run.get('message') or ''}")
-            time.sleep(0.5)
-            run = self._fleet.until(self._newest_run, "the run", timeout_s=10)
-        reasons = "; ".join(run["reasons"])
-        self._say(f"retraining [bold]{run['state']}[/bold]: {reasons}")
+        refused: set[str] = set()
+        while True:
+            run = self._fleet.until(
+                lambda: self._run_beside(refused), "the harm rule to ask for a retraining", timeout_s=120
+            )
+            self._say(f"[yellow]harm[/yellow], after {self._labels_used()} labels: {run['reason']}")
+            while run["state"] in {"queued", "running"}:
+                self._doing(f"retraining: {run.get('stage') or 'waiting for the trainer'} {run.get('message') or ''}")
+                time.sleep(0.5)
+                run = self._fleet.until(lambda: self._run_beside(refused), "the run", timeout_s=10)
+            self._say(f"retraining [bold]{run['state']}[/bold]: {'; '.join(run['reasons'])}")
+            if run["state"] == "released":
+                return str(run["package"])
+            refused.add(run["id"])
+            if len(refused) == _MOST_RUNS:
+                raise DemoFailed(f"{_MOST_RUNS} retrainings gave no better model")
 
-    def _roll_out(self) -> None:
+    def _roll_out(self, package: str) -> None:
         self._doing("rolling out in waves, agents swap under load")
         self._swap_began = time.monotonic()
-        rollout = self._fleet.until(self._newest_rollout, "the rollout to begin", timeout_s=30)
+        rollout = self._fleet.until(lambda: self._rollout_of(package), "the rollout to begin", timeout_s=30)
         shown = ""
         while rollout["state"] not in ("done", "halted"):
-            rollout = self._fleet.until(self._newest_rollout, "the rollout", timeout_s=30)
+            rollout = self._fleet.until(lambda: self._rollout_of(package), "the rollout", timeout_s=30)
             states = ", ".join(f"{member['device']} {member['progress']}" for member in rollout["devices"])
             if states != shown:
                 self._doing(f"rollout {rollout['state']}: {states}")
@@ -174,13 +184,14 @@ class Story:
                 return dict(alert)
         return None
 
-    def _newest_run(self) -> dict[str, Any] | None:
+    def _run_beside(self, refused: set[str]) -> dict[str, Any] | None:
+        """The newest training run, unless it is one of those."""
         runs = self._fleet.api.get("runs", model=MODEL)
-        return dict(runs[0]) if runs else None
+        return dict(runs[0]) if runs and runs[0]["id"] not in refused else None
 
-    def _newest_rollout(self) -> dict[str, Any] | None:
+    def _rollout_of(self, package: str) -> dict[str, Any] | None:
         rollouts = self._fleet.api.get("rollouts", model=MODEL)
-        return dict(rollouts[0]) if rollouts else None
+        return next((dict(rollout) for rollout in rollouts if rollout["package"] == package), None)
 
     def _labels_used(self) -> int:
         return int(self._fleet.api.get(f"monitoring/{MODEL}/accuracy")["budget"]["labels_today"])
