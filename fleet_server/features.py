@@ -20,6 +20,7 @@ from fleet_server.errors import NotFound
 from fleet_server.ingest.receiver import Receiver
 from fleet_server.ingest.service import IngestService
 from fleet_server.labels.handler import on_labels
+from fleet_server.labels.service import LabelService
 from fleet_server.models.service import ModelService
 from fleet_server.monitoring.service import MonitoringService
 from fleet_server.rollouts.service import RolloutService
@@ -46,6 +47,7 @@ class Features:
     monitoring: MonitoringService
     lake: LakeWriter
     samples: SampleService
+    labels: LabelService
     ingest: IngestService
     receiver: Receiver
     console: ConsoleService
@@ -110,6 +112,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         monitoring=monitoring,
         lake=LakeWriter(db, lake_uri),
         samples=samples,
+        labels=LabelService(db),
         ingest=ingest,
         receiver=Receiver(
             config.fleet,
@@ -119,7 +122,15 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
             on_status=devices.on_status,
             accepts=access.is_active,
         ),
-        console=ConsoleService(db, fleet=config.fleet, devices=devices, models=models, rollouts=rollouts, runs=runs),
+        console=ConsoleService(
+            db,
+            fleet=config.fleet,
+            devices=devices,
+            models=models,
+            rollouts=rollouts,
+            runs=runs,
+            drift_rule=config.monitoring.drift,
+        ),
     )
 
 
