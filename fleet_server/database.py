@@ -13,6 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from edge_agent.contract.errors import ConfigurationError
+
+# Names our lock among those of the programs that share a PostgreSQL: "shoal" as a number.
+_RESTRUCTURE_LOCK = int.from_bytes(b"shoal", "big")
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -53,10 +58,39 @@ class Database:
                 yield connection
 
     @contextlib.contextmanager
+    def restructure(self) -> Iterator[sa.Connection]:
+        """A transaction that changes tables: one at a time, whichever process asks for it. Never nest it.
+
+        On SQLite foreign keys are not enforced before its end: to change a table there is to copy and drop it, and the
+        drop of one that others refer to would fail, or take their rows along (sqlite.org/lang_altertable.html, 7).
+
+        Raises:
+            ConfigurationError: Rows refer to rows that are not there; nothing is changed.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.is_sqlite:
+                stack.enter_context(self._writer)
+            connection = stack.enter_context(self.engine.connect())
+            if self.is_sqlite:
+                stack.enter_context(_foreign_keys_off(connection))
+                connection = connection.execution_options(shoal_begin="IMMEDIATE")
+            with connection.begin():
+                if not self.is_sqlite:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_RESTRUCTURE_LOCK)))
+                yield connection
+                if self.is_sqlite:
+                    _check_foreign_keys(connection)
+
+    @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that only reads."""
         with self.engine.connect() as connection, connection.begin():
             yield connection
+
+    @property
+    def name(self) -> str:
+        """How people know it: the file, or the URL without its password."""
+        return self.url.database or "" if self.is_sqlite else self.url.render_as_string(hide_password=True)
 
     def close(self) -> None:
         """Give all connections back."""
@@ -74,3 +108,23 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     mode = connection.get_execution_options().get("shoal_begin", "DEFERRED")
     connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+@contextlib.contextmanager
+def _foreign_keys_off(connection: sa.Connection) -> Iterator[None]:
+    # By the driver's own cursor: SQLite ignores this pragma inside a transaction, and execute() would begin one.
+    cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+
+def _check_foreign_keys(connection: sa.Connection) -> None:
+    for broken in connection.exec_driver_sql("PRAGMA foreign_key_check"):
+        table, row, referred, _ = broken
+        raise ConfigurationError(
+            f"{connection.engine.url.database}: row {row} of {table} refers to no row of {referred}"
+        )

@@ -18,7 +18,6 @@ from fastapi import APIRouter, Request
 from edge_agent.contract.enrolment import BrokerAddress
 from edge_agent.contract.errors import ConfigurationError, MessageError, NetworkError, ShoalError, StorageFull
 from edge_agent.contract.topics import parse
-from fleet_server import database
 from fleet_server.access import routes as access_routes
 from fleet_server.access.guard import Guard
 from fleet_server.access.roles import Role
@@ -36,6 +35,7 @@ from fleet_server.http_server import HttpServer, bind
 from fleet_server.ingest import routes as ingest_routes
 from fleet_server.labels import routes as labels_routes
 from fleet_server.metrics import ServerMetrics
+from fleet_server.migrate import upgrade
 from fleet_server.models import routes as models_routes
 from fleet_server.monitoring import routes as monitoring_routes
 from fleet_server.mqtt import Received, ServerLink
@@ -128,7 +128,7 @@ class Server:
 
         db = Database(config.database or f"sqlite:///{folder.database.resolve()}")
         self._stack.append(("database", db.close))
-        database.metadata.create_all(db.engine)
+        upgrade(db)
         features = build_features(config, folder, db, self._publish)
         features.lake.prepare()
         features.images.announce()

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edge_agent.contract.errors import ConfigurationError
+from fleet_server.commands.migrate import migrate_command
 
 
 @click.group("server", invoke_without_command=True)
@@ -72,3 +73,6 @@ def init_command(data: Path | None, keys: Path) -> None:
     folder.prepare()
     folder.take_keys(keys)
     click.echo(f"{data} is ready. Next: shoal server --data {data}")
+
+
+server_command.add_command(migrate_command)
