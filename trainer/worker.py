@@ -1,37 +1,38 @@
 """The worker: claims runs from the fleet server, executes each as a process of its own, publishes what is better.
 
-The server asks and records; the keys are here. A run's process gets no token and no key: a recipe's code cannot sign.
+The server asks and records; the keys are here. A run's process is given no token and no key, and what it hands back is
+signed only where it is what was asked for. It does run as the same user: where recipes come from strangers, keep keys
+encrypted, with the passphrase in this process's environment alone.
 """
 
 from __future__ import annotations
 
-import collections
 import logging
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import Protocol
 
 import msgspec
 
-from edge_agent.contract.errors import NetworkError, ServerRefused, ShoalError
-from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
+from edge_agent.contract.errors import DigestMismatch, NetworkError, PackageError, ShoalError
+from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.runtime.package import Package
+from trainer.errors import TrainerError
+from trainer.lease import GivenUp, Lease
 from trainer.recipe import find_recipes
 from trainer.run import PACKAGE_FOLDER, RESULT_FILE, next_version
-from trainer.server_client import LeaseLost, ServerClient
+from trainer.run_process import ProgressLine, run_to_end
+from trainer.server_client import ServerClient
 
 log = logging.getLogger(__name__)
 
-_ERROR_LINES = 12
-_STOP_WAIT_S = 10.0
 _REFRESH_S = 3600.0
+_RUNS_KEPT = 20
 
 
 class Publishing(Protocol):
@@ -41,15 +42,11 @@ class Publishing(Protocol):
         """Sign the package and show it on the server; what is there already is not sent again."""
 
     def refresh(self) -> None:
-        """Sign anew what is about to expire."""
+        """Sign anew what is about to expire, and show what was signed while the server was away."""
 
 
-class ProgressLine(msgspec.Struct):
-    """A line that a run's process writes."""
-
-    stage: str
-    fraction: float
-    message: str = ""
+class ResultRefused(TrainerError):
+    """A run's process handed back something else than it was asked for; nothing of it is signed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +69,20 @@ class Worker:
 
     Args:
         recipes: Folder of recipes; their names are the models it can train.
-        work: Folder of its own: ``runs/RUN`` of each run, ``packages/DIGEST`` of champions.
+        work: Folder of its own: ``runs/RUN`` of the newest runs, ``packages/DIGEST`` of champions.
     """
 
     def __init__(
         self, client: ServerClient, publisher: Publishing, *, recipes: Path, work: Path, timing: Timing | None = None
     ) -> None:
         self._client, self._publisher = client, publisher
-        self._recipes, self._work = recipes.resolve(), work.resolve()
+        self._recipes = recipes.resolve()
+        self._runs, self._packages = work.resolve() / "runs", work.resolve() / "packages"
         self._timing = timing or Timing()
         self._models = [recipe.name for recipe in find_recipes(recipes)]
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+        for half in self._packages.glob(".*"):  # downloads that a kill has cut short
+            shutil.rmtree(half)
 
     def work(self, stop: threading.Event) -> None:
         """Take runs one after another until told to stop; a server that is away is asked again."""
@@ -112,57 +112,66 @@ class Worker:
         if run is None:
             return None
         log.info("run %s of '%s': %s", run.run, run.model, run.reason)
-        with _Heartbeat(self._client, run, self._timing.heartbeat_s) as heartbeat:
-            try:
-                result = self._execute(run, heartbeat, stop)
-            except (ShoalError, OSError) as error:
-                result = _failed(run, f"{type(error).__name__}: {error}")
-            if result is not None and self._deliver(run, result, heartbeat, stop):
-                log.info("run %s %s: %s", run.run, result.state.value, "; ".join(result.reasons))
-                return result
-        log.warning("run %s was given up: %s", run.run, heartbeat.lost or "the worker is stopping")
-        return None
+        timing = self._timing
+        try:
+            with Lease(self._client, run, stop, heartbeat_s=timing.heartbeat_s, retry_s=timing.poll_s) as lease:
+                try:
+                    result = self._execute(run, lease)
+                except (ShoalError, OSError) as error:
+                    result = _failed(run, f"{type(error).__name__}: {error}")
+                lease.persist(lambda: self._client.result(run.run, result))
+        except GivenUp as error:
+            log.warning("run %s was given up: %s", run.run, error)
+            return None
+        log.info("run %s %s: %s", run.run, result.state.value, "; ".join(result.reasons))
+        return result
 
-    def _deliver(self, run: RunFile, result: RunResult, heartbeat: _Heartbeat, stop: threading.Event) -> bool:
-        """Report the result until the server has taken it: it stands for minutes of work, and maybe for a release."""
-        while not heartbeat.lost:
-            try:
-                self._client.result(run.run, result)
-                return True
-            except LeaseLost as error:
-                heartbeat.lost = str(error)
-            except ServerRefused as error:
-                if error.status < 500:
-                    raise
-                log.warning("%s; reporting again in %g s", error, self._timing.poll_s)
-            except NetworkError as error:
-                log.warning("%s; reporting again in %g s", error, self._timing.poll_s)
-            if stop.wait(self._timing.poll_s):
-                return False
-        return False
+    def _execute(self, run: RunFile, lease: Lease) -> RunResult:
+        folder = self._new_folder(run)
+        # What an earlier attempt signed and could not show takes a version too.
+        lease.persist(self._publisher.refresh)
+        version = lease.persist(lambda: self._version(run))
+        command = [sys.executable, "-m", "trainer.run", str(folder / "run.json"), "--recipes", str(self._recipes)]
+        command += ["--work", str(folder), "--version", version]
+        if run.champion is not None:
+            champion = run.champion
+            lease.say(ProgressLine("champion", 0.0, f"fetching package {champion[:12]}"))
+            command += ["--champion", str(lease.persist(lambda: self._champion(champion)).folder)]
+        status, words = run_to_end(
+            command,
+            folder / "stderr.log",
+            say=lease.say,
+            given_up=lambda: lease.over,
+            limit_s=self._timing.limit_s,
+        )
+        lease.check()
+        if status != 0:
+            return _failed(run, f"the run's process ended with status {status}", *words)
+        result = _read_result(folder / RESULT_FILE)
+        if result.state is RunState.RELEASED:
+            self._release(_released(run, version, result, folder / PACKAGE_FOLDER), lease)
+        return result
 
-    def _execute(self, run: RunFile, heartbeat: _Heartbeat, stop: threading.Event) -> RunResult | None:
-        folder = self._work / "runs" / run.run
+    def _release(self, package: Package, lease: Lease) -> None:
+        version = package.manifest.version
+        lease.say(ProgressLine("publish", 0.98, f"signing and publishing version {version}"))
+
+        def publish() -> None:
+            lease.renew()  # a release cannot be taken back: not on the strength of an old heartbeat
+            self._publisher.publish(package)
+
+        lease.persist(publish)
+        self._keep(package)
+
+    def _new_folder(self, run: RunFile) -> Path:
+        """An empty folder with the run's file; the oldest of earlier runs go."""
+        folder = self._runs / run.run
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
         folder.mkdir(parents=True)
         (folder / "run.json").write_bytes(msgspec.json.encode(run))
-        command = [sys.executable, "-m", "trainer.run", str(folder / "run.json"), "--recipes", str(self._recipes)]
-        command += ["--work", str(folder), "--version", self._version(run)]
-        if run.champion is not None:
-            heartbeat.say(ProgressLine("champion", 0.0, f"fetching package {run.champion[:12]}"))
-            command += ["--champion", str(self._champion(run.champion).folder)]
-        status, errors = self._process(command, folder, heartbeat, stop)
-        if heartbeat.lost or stop.is_set():
-            return None
-        if status != 0:
-            return _failed(run, f"the run's process ended with status {status}", *errors)
-        result = msgspec.json.decode((folder / RESULT_FILE).read_bytes(), type=RunResult)
-        if result.state is RunState.RELEASED:
-            heartbeat.say(ProgressLine("publish", 0.98, f"signing and publishing version {result.version}"))
-            package = Package.open(folder / PACKAGE_FOLDER, verify=True)
-            self._publisher.publish(package)
-            self._keep(package)
-        return result
+        for old in sorted(self._runs.iterdir(), key=lambda path: path.stat().st_mtime)[:-_RUNS_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        return folder
 
     def _version(self, run: RunFile) -> str:
         """The first free version after the champion's: an earlier attempt may have published one already."""
@@ -173,123 +182,50 @@ class Worker:
         return version
 
     def _champion(self, digest: str) -> Package:
-        folder = self._work / "packages" / digest
+        folder = self._packages / digest
         if folder.exists():
-            return Package.open(folder, verify=True)
+            try:
+                return Package.open(folder, verify=True)
+            except (PackageError, DigestMismatch, OSError) as error:
+                log.warning("%s: %s; fetching it again", folder, error)
+                shutil.rmtree(folder)
         return self._client.download(digest, folder)
 
     def _keep(self, package: Package) -> None:
         """Keep what was released: it is the next run's champion."""
-        folder = self._work / "packages" / package.digest
-        if not folder.exists():
+        folder = self._packages / package.digest
+        try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(package.folder, folder)
-
-    def _process(
-        self, command: list[str], folder: Path, heartbeat: _Heartbeat, stop: threading.Event
-    ) -> tuple[int, list[str]]:
-        """Run to the end, or until the lease is lost; returns the exit status and its last words."""
-        errors: collections.deque[str] = collections.deque(maxlen=_ERROR_LINES)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd())
-        assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-        assert process.stderr is not None  # noqa: S101
-        readers = [
-            threading.Thread(target=_read_progress, args=(process.stdout, heartbeat.say), daemon=True),
-            threading.Thread(target=_read_errors, args=(process.stderr, folder / "stderr.log", errors), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
-        waited_s = 0.0
-        try:
-            while process.poll() is None:
-                if heartbeat.lost or stop.is_set():
-                    break
-                if waited_s > self._timing.limit_s:
-                    errors.append(f"ended after {self._timing.limit_s:g} s, the limit of a run")
-                    break
-                stop.wait(0.1)
-                waited_s += 0.1
-        finally:
-            _end(process)
-            for reader in readers:
-                reader.join(_STOP_WAIT_S)
-            process.stdout.close()
-            process.stderr.close()
-        return process.returncode, list(errors)
+            if not folder.exists():
+                package.folder.rename(folder)  # whole or not at all
+        except OSError as error:
+            # It is released all the same, and can be fetched.
+            log.warning("%s: cannot be kept: %s", folder, error)
 
 
-class _Heartbeat:
-    """Renews a run's lease in a thread of its own, with the newest progress.
+def _read_result(path: Path) -> RunResult:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunResult)
+    except msgspec.DecodeError as error:
+        raise ResultRefused(f"{path}: is no result: {error}") from error
 
-    Attributes:
-        lost: Why the run is not this worker's any more; empty while it is.
+
+def _released(run: RunFile, version: str, result: RunResult, folder: Path) -> Package:
+    """The package that a run's process offers for release, if it is the one that was asked for.
+
+    Raises:
+        ResultRefused: It is another model's, of another version, or not what the result says.
+        PackageError, DigestMismatch: It is damaged.
     """
-
-    def __init__(self, client: ServerClient, run: RunFile, interval_s: float) -> None:
-        self.lost = ""
-        self._client, self._run, self._interval_s = client, run, interval_s
-        self._latest = ProgressLine("start", 0.0)
-        self._news, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._ended.set()
-        self._news.set()
-        self._thread.join()
-
-    def say(self, line: ProgressLine) -> None:
-        """Tell the server soon; of several in a row only the newest."""
-        changed = line.stage != self._latest.stage
-        self._latest = line
-        if changed:
-            self._news.set()
-
-    def _beat(self) -> None:
-        while not self._ended.is_set() and not self.lost:
-            line = self._latest
-            progress = RunProgress(
-                fence=self._run.fence, stage=line.stage, fraction=line.fraction, message=line.message
-            )
-            try:
-                self._client.progress(self._run.run, progress)
-            except LeaseLost as error:
-                self.lost = str(error)
-            except NetworkError as error:
-                # The lease outlives a few missed beats; the next one may get through.
-                log.warning("heartbeat of run %s: %s", self._run.run, error)
-            self._news.wait(self._interval_s)
-            self._news.clear()
-
-
-def _read_progress(stream: IO[str], say: Callable[[ProgressLine], None]) -> None:
-    for line in stream:
-        try:
-            say(msgspec.json.decode(line, type=ProgressLine))
-        except msgspec.DecodeError:
-            log.debug("the run's process wrote: %s", line.rstrip())
-
-
-def _read_errors(stream: IO[str], path: Path, last: collections.deque[str]) -> None:
-    """Keep all in a file and the last lines in memory."""
-    with path.open("w") as file:
-        for line in stream:
-            file.write(line)
-            if line.strip():
-                last.append(line.rstrip())
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    package = Package.open(folder, verify=True)
+    found = (package.manifest.name, package.manifest.version, package.digest, result.version)
+    if found != (run.model, version, result.package, version):
+        raise ResultRefused(
+            f"{folder}: holds '{package.manifest.name}' version {package.manifest.version} "
+            f"({package.digest[:12]}); asked for was '{run.model}' version {version}, and the result names "
+            f"version {result.version} ({(result.package or 'no package')[:12]})"
+        )
+    return package
 
 
 def _failed(run: RunFile, *reasons: str) -> RunResult:

@@ -19,7 +19,11 @@ class FleetServerDouble:
 
     Args:
         packages: Whose files are served as blobs.
-        take: Whether progress is accepted; a run of which it is not is lost.
+        versions: Of the model that the server knows already.
+
+    Attributes:
+        lost_at: Stage at which the run is another worker's from then on.
+        away: How many results are answered with 503 before one is taken.
     """
 
     def __init__(self, run: RunFile, *packages: Package, versions: tuple[str, ...] = ("1",)) -> None:
@@ -27,6 +31,8 @@ class FleetServerDouble:
         self.progress: list[RunProgress] = []
         self.results: list[RunResult] = []
         self.lost = False
+        self.lost_at = ""
+        self.away = 0
         self.tampered = ""
         self.versions = versions
         self._blobs: dict[str, Path] = {}
@@ -81,10 +87,15 @@ class FleetServerDouble:
         if path == "/api/v1/runs/claim":
             run, self.run = self.run, None
             return (204, b"") if run is None else (200, msgspec.json.encode(run))
+        progress = msgspec.json.decode(body, type=RunProgress) if path.endswith("/progress") else None
+        self.lost = self.lost or (progress is not None and progress.stage == self.lost_at)
         if self.lost:
             return 409, b'{"detail": "the lease was lost"}'
-        if path.endswith("/progress"):
-            self.progress.append(msgspec.json.decode(body, type=RunProgress))
+        if progress is not None:
+            self.progress.append(progress)
+        elif self.away:
+            self.away -= 1
+            return 503, b'{"detail": "starting"}'
         else:
             self.results.append(msgspec.json.decode(body, type=RunResult))
         return 204, b""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.contract.errors import ServerRefused
+from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.runs import RunState
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
@@ -20,13 +20,21 @@ from trainer.worker import Timing, Worker
 
 
 class Shelf:
-    """Keeps what is published."""
+    """Keeps what is published.
+
+    Attributes:
+        away: How many times the server cannot be reached before it can.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.packages: list[Package] = []
+        self.away = 0
 
     def publish(self, package: Package) -> None:
+        if self.away:
+            self.away -= 1
+            raise NetworkError("the server is away")
         copy = shutil.copytree(package.folder, self.folder / package.digest)
         self.packages.append(Package.open(copy, verify=True))
 
@@ -73,6 +81,104 @@ def test_a_run_trains_on_the_field_beats_the_champion_and_is_published(
         assert after >= 0.85, device
 
 
+def own_recipes(recipes: Path, folder: Path, code: str) -> Path:
+    """The recipes, whose code does something more."""
+    copy = Path(shutil.copytree(recipes, folder / "recipes"))
+    with (copy / "digits" / "model.py").open("a") as file:
+        file.write("\n" + code)
+    return copy
+
+
+def test_a_first_model_is_published_and_reported_though_the_server_goes_away(
+    recipes: Path, base_lake: Path, tmp_path: Path
+) -> None:
+    with FleetServerDouble(run_file(base_lake), versions=()) as server:
+        place = Workplace(server, recipes, tmp_path)
+        place.shelf.away = server.away = 2
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.RELEASED, result.reasons
+    assert [package.digest for package in place.shelf.packages] == [result.package]
+    assert server.results == [result]
+
+
+def test_a_run_lost_before_it_is_published_is_not_published(recipes: Path, base_lake: Path, tmp_path: Path) -> None:
+    with FleetServerDouble(run_file(base_lake), versions=()) as server:
+        server.lost_at = "publish"
+        place = Workplace(server, recipes, tmp_path)
+        assert place.worker.once(place.stop) is None
+        place.client.close()
+    assert not place.shelf.packages
+    assert not server.results
+
+
+def test_a_recipes_code_is_given_no_token_and_no_passphrase(
+    recipes: Path, base_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_TOKEN", "secret")
+    monkeypatch.setenv("SHOAL_KEYS_PASSPHRASE", "open sesame")
+    code = "import os\nraise RuntimeError(f\"sees {[name for name in os.environ if name.startswith('SHOAL')]}\")\n"
+    with FleetServerDouble(run_file(base_lake), versions=()) as server:
+        place = Workplace(server, own_recipes(recipes, tmp_path, code), tmp_path)
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.FAILED
+    assert any("RuntimeError: sees []" in reason for reason in result.reasons), result.reasons
+
+
+_HANDS_BACK = """
+import atexit, pathlib, shutil, sys
+def _hand_back():
+    work = pathlib.Path(sys.argv[sys.argv.index("--work") + 1])
+    {}
+atexit.register(_hand_back)
+sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("{", "is no result"),
+        ('{"fence": 3, "state": "released", "reasons": [], "version": "1", "package": "DIGEST"}', "asked for was"),
+    ],
+)
+def test_what_a_recipes_code_hands_back_instead_of_a_result_is_not_signed(
+    *, recipes: Path, champion: Package, base_lake: Path, tmp_path: Path, answer: str, reason: str
+) -> None:
+    answer = answer.replace("DIGEST", champion.digest)
+    code = f"(work / 'result.json').write_text({answer!r}); shutil.copytree({str(champion.folder)!r}, work / 'package')"
+    with FleetServerDouble(run_file(base_lake), versions=("1",)) as server:
+        place = Workplace(server, own_recipes(recipes, tmp_path, _HANDS_BACK.format(code)), tmp_path)
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.FAILED
+    assert result.reasons[0].startswith("ResultRefused: ")
+    assert reason in result.reasons[0]
+    assert not place.shelf.packages
+
+
+def test_a_champion_whose_copy_was_cut_short_is_fetched_again(
+    recipes: Path, champion: Package, base_lake: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "work" / "packages" / champion.digest
+    shutil.copytree(champion.folder, kept)
+    (kept / "model.onnx").unlink()
+    half = kept.with_name(".half-a-download")
+    half.mkdir()
+    with FleetServerDouble(run_file(base_lake, champion), champion) as server:
+        place = Workplace(server, recipes, tmp_path)
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.UNCHANGED
+    Package.open(kept, verify=True)
+    assert not half.exists()
+
+
 def test_a_run_without_new_labels_leaves_all_unchanged(
     recipe: Recipe, recipes: Path, champion: Package, base_lake: Path, tmp_path: Path
 ) -> None:
@@ -94,7 +200,7 @@ def test_a_run_that_fails_is_reported_with_its_last_words(recipes: Path, tmp_pat
         place.client.close()
     assert result is not None
     assert result.state is RunState.FAILED
-    assert "ended with status" in result.reasons[0]
+    assert result.reasons[0] == "the run's process ended with status 1"
     assert any("has no table 'samples' yet" in reason for reason in result.reasons)
     assert server.results == [result]
 

@@ -1,0 +1,112 @@
+"""A worker's hold on a run: renewed by a thread of its own, and asked for again before what cannot be undone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Self, TypeVar
+
+from edge_agent.contract.errors import NetworkError, ServerRefused
+from edge_agent.contract.runs import RunFile, RunProgress
+from trainer.run_process import ProgressLine
+from trainer.server_client import LeaseLost, ServerClient
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class GivenUp(Exception):
+    """The run is not this worker's any more, or the worker is stopping; whatever was found is not wanted."""
+
+
+class Lease:
+    """Renews the lease while it is held, with the newest progress.
+
+    Args:
+        stop: Set when the worker is to end.
+        heartbeat_s: Between renewals.
+        retry_s: Between attempts at what the server's absence has kept from being done.
+    """
+
+    def __init__(
+        self, client: ServerClient, run: RunFile, stop: threading.Event, *, heartbeat_s: float, retry_s: float
+    ) -> None:
+        self.run = run
+        self._client, self._stop, self._heartbeat_s, self._retry_s = client, stop, heartbeat_s, retry_s
+        self._lost = ""
+        self._latest = ProgressLine("start", 0.0)
+        self._news, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._ended.set()
+        self._news.set()
+        self._thread.join()
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop working on the run."""
+        return bool(self._lost) or self._stop.is_set()
+
+    def check(self) -> None:
+        """Go on only while the run is this worker's.
+
+        Raises:
+            GivenUp: It is not, or the worker is stopping.
+        """
+        if self.over:
+            raise GivenUp(self._lost or "the worker is stopping")
+
+    def say(self, line: ProgressLine) -> None:
+        """Tell the server soon; of several in a row only the newest."""
+        changed = line.stage != self._latest.stage
+        self._latest = line
+        if changed:
+            self._news.set()
+
+    def renew(self) -> None:
+        """Ask the server at once whether the run is still this worker's.
+
+        Raises:
+            LeaseLost, NetworkError: As :meth:`ServerClient.progress`.
+        """
+        line = self._latest
+        progress = RunProgress(fence=self.run.fence, stage=line.stage, fraction=line.fraction, message=line.message)
+        self._client.progress(self.run.run, progress)
+
+    def persist(self, action: Callable[[], T]) -> T:
+        """Do what needs the server, again and again while it is away: it stands for minutes of work.
+
+        Raises:
+            GivenUp: The run was lost, or the worker is stopping.
+            ShoalError: What ``action`` raises that trying again does not cure.
+        """
+        while True:
+            self.check()
+            try:
+                return action()
+            except LeaseLost as error:
+                self._lost = str(error)
+            except NetworkError as error:
+                if isinstance(error, ServerRefused) and error.status < 500:
+                    raise
+                log.warning("%s; trying again in %g s", error, self._retry_s)
+                self._stop.wait(self._retry_s)
+
+    def _beat(self) -> None:
+        while not self._ended.is_set() and not self._lost:
+            try:
+                self.renew()
+            except LeaseLost as error:
+                self._lost = str(error)
+            except NetworkError as error:
+                # The lease outlives a few missed beats; the next one may get through.
+                log.warning("heartbeat of run %s: %s", self.run.run, error)
+            self._news.wait(self._heartbeat_s)
+            self._news.clear()

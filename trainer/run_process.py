@@ -1,0 +1,109 @@
+"""A training run's process, seen from outside: started, listened to, and ended with all that it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+_ERROR_LINES = 12
+_STOP_WAIT_S = 10.0
+# Settings of ours name tokens and passphrases; what a recipe's code does with its environment is not ours to know.
+_PRIVATE = "SHOAL_"
+
+
+class ProgressLine(msgspec.Struct):
+    """A line that a run's process writes."""
+
+    stage: str
+    fraction: float
+    message: str = ""
+
+
+def run_to_end(
+    command: list[str],
+    log_path: Path,
+    *,
+    say: Callable[[ProgressLine], None],
+    given_up: Callable[[], bool],
+    limit_s: float,
+) -> tuple[int, list[str]]:
+    """Run a command to its end, or until it is given up; it gets none of our variables (``SHOAL_...``).
+
+    Args:
+        log_path: Where its standard error goes.
+        say: Told each line of progress on its standard output.
+        given_up: Asked ten times a second.
+        limit_s: After which it counts as hung and is ended.
+    Returns:
+        Its exit status and its last words.
+    Raises:
+        OSError: It cannot be started, or the log cannot be written.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
+    with log_path.open("wb") as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that it can be ended with all that it has started
+        )
+    assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    reader = threading.Thread(target=_read_progress, args=(process.stdout, say), daemon=True)
+    reader.start()
+    end, words = time.monotonic() + limit_s, []
+    try:
+        while process.poll() is None and not given_up():
+            if time.monotonic() > end:
+                words = [f"ended after {limit_s:g} s, the limit of a run"]
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+    finally:
+        _end(process, reader)
+    return process.returncode, [*_last_lines(log_path), *words]
+
+
+def _read_progress(stream: IO[str], say: Callable[[ProgressLine], None]) -> None:
+    for line in stream:
+        try:
+            say(msgspec.json.decode(line, type=ProgressLine))
+        except msgspec.DecodeError:
+            log.debug("the run's process wrote: %s", line.rstrip())
+
+
+def _end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_STOP_WAIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    reader.join(1.0)
+    if reader.is_alive():
+        # Its output is still open: something that it started has outlived it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        reader.join()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _last_lines(path: Path) -> list[str]:
+    lines = path.read_text(errors="replace").splitlines()
+    return [line.rstrip() for line in lines if line.strip()][-_ERROR_LINES:]
