@@ -72,7 +72,7 @@ class FeatureCounts(msgspec.Struct, frozen=True, kw_only=True):
         bins: One count per bin.
         under: Values below the first edge; ``over``: above the last.
         nan: Not-a-number; ``inf``: infinities, of both signs.
-        missing: Rows in which the tensor was absent or filled.
+        missing: Rows in which the tensor was absent, or too small for the feature.
         total: Sum of the finite values; ``squares``: sum of their squares. Floating point: unlike the counts, they
             depend in their last digits on the order of merging, and are infinite where the sum overflows.
     """
@@ -123,6 +123,8 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
         calibration: Knots (confidence, P(correct)) of the isotonic map from confidence to accuracy.
         accuracy: Accuracy on the reference data.
         margin_threshold: Margin under which a prediction counts as uncertain (the reference's 20 % quantile).
+        devices: By device and feature, what that device's own data looks like, in the same bins: devices differ by
+            where they stand. A device or feature that is absent is compared with ``counts``.
     """
 
     features: tuple[Feature, ...]
@@ -130,17 +132,26 @@ class ReferenceProfile(msgspec.Struct, frozen=True, kw_only=True):
     calibration: tuple[tuple[float, float], ...] = ()
     accuracy: float | None = None
     margin_threshold: float = 0.5
+    devices: dict[str, dict[str, FeatureCounts]] = {}
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
         if set(names) != set(self.counts) or len(set(names)) != len(names):
             raise PackageError(f"profile: features {sorted(names)} and counts {sorted(self.counts)} differ")
-        for feature in self.features:
-            bins = len(self.counts[feature.name].bins)
-            if bins != len(feature.edges) - 1:
-                raise PackageError(f"feature {feature.name}: {bins} counts for {len(feature.edges) - 1} bins")
+        bins = {feature.name: len(feature.edges) - 1 for feature in self.features}
+        _check_bins(self.counts, bins, "")
+        for device, own in self.devices.items():
+            _check_bins(own, bins, f" of {device}")
         if any(low[0] >= high[0] for low, high in itertools.pairwise(self.calibration)):
             raise PackageError(f"profile: the calibration's confidences do not ascend: {self.calibration}")
+
+
+def _check_bins(counts: Mapping[str, FeatureCounts], bins: Mapping[str, int], whose: str) -> None:
+    for name, found in counts.items():
+        if name not in bins:
+            raise PackageError(f"profile: counts{whose} of {name}, which is none of the features {sorted(bins)}")
+        if len(found.bins) != bins[name]:
+            raise PackageError(f"feature {name}: {len(found.bins)} counts{whose} for {bins[name]} bins")
 
 
 def encode_profile(profile: ReferenceProfile) -> bytes:

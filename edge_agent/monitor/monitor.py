@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edge_agent.contract.envelope import Message
-from edge_agent.contract.errors import DeviceError, UnknownRequest
+from edge_agent.contract.errors import UnknownRequest
 from edge_agent.contract.messages import (
     Label,
     LabelBatch,
@@ -44,6 +44,8 @@ REQUESTS_FILE = "requests.db"
 
 # Samples that wait for the disk to take them; beyond it the oldest go, counted.
 _WAITING_BYTES = 16 * 1024 * 1024
+# Newest packages of a model that stay known even while silent: a late label may be for one of them.
+_PACKAGES_WATCHED = 8
 
 
 class OutboxWriter(Protocol):
@@ -202,13 +204,16 @@ class Monitor:
         with self._flushing:
             windows = self._take_windows()
             try:
+                for digest, window in windows.items():
+                    window.count(self._watched[digest].features)
                 self._remembered.persist(until_ms)
                 self._send_samples()
                 self._send_windows(windows, until_ms)
-            except DeviceError:
+            except BaseException:
                 self._give_back(windows)
                 raise
             self._from_ms = until_ms
+            self._forget_replaced(windows)
 
     def close(self) -> None:
         """Close the file of remembered requests; flush before."""
@@ -243,17 +248,27 @@ class Monitor:
             taken = {digest: watched.window for digest, watched in self._watched.items()}
             for watched in self._watched.values():
                 watched.window = Window()
-        for digest, window in taken.items():
-            window.count(self._watched[digest].features)
         return taken
 
     def _give_back(self, windows: dict[str, Window]) -> None:
         with self._lock:
             for digest, window in windows.items():
                 watched = self._watched[digest]
-                window.merge(watched.window)  # its waiting rows are counted below, in one batch with the next
                 watched.window.count(watched.features)
+                window.merge(watched.window)
                 watched.window = window
+
+    def _forget_replaced(self, reported: Mapping[str, Window]) -> None:
+        """Let go of packages replaced long ago, once they were silent for a window: a device sees many versions."""
+        with self._lock:
+            of_model: dict[str, list[str]] = {}
+            for digest, watched in self._watched.items():
+                of_model.setdefault(watched.name, []).append(digest)
+            for digests in of_model.values():
+                for digest in digests[:-_PACKAGES_WATCHED]:
+                    silent = digest in reported and reported[digest].is_empty
+                    if silent and self._watched[digest].window.is_empty:
+                        del self._watched[digest]
 
     def _send_samples(self) -> None:
         """Append samples in batches; each leaves memory once the outbox has it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.latency import BOUNDS_US, BUCKETS
+from edge_agent.contract.errors import PackageError
+from edge_agent.contract.latency import BUCKETS, bucket_of
 from edge_agent.contract.messages import ModelMetrics
-from edge_agent.contract.profile import Feature, FeatureCounts, count_batch, merge
+from edge_agent.contract.profile import Feature, FeatureCounts, count, count_batch, merge
 
 # Counting 20 numbers takes 0.7 us per row in batches of hundreds, and 30 times that for a row alone.
 BATCH_ROWS = 512
@@ -45,11 +45,13 @@ class Window:
         """Note one answered request; whether so many rows wait that they should be counted now."""
         self.requests += 1
         self.rows += rows
-        self.latency[bisect.bisect_left(BOUNDS_US, latency_us)] += 1
-        self._buffer.append((inputs, outputs))
+        self.latency[bucket_of(latency_us)] += 1
+        waiting = _numbers(inputs), _numbers(outputs)
+        self._buffer.append(waiting)
         self._buffered_rows += rows
-        for array in inputs.values():
-            self._buffered_bytes += array.nbytes
+        for tensors in waiting:
+            for array in tensors.values():
+                self._buffered_bytes += array.nbytes
         return self._buffered_rows >= BATCH_ROWS or self._buffered_bytes >= BATCH_BYTES
 
     def count(self, features: tuple[Feature, ...]) -> None:
@@ -61,8 +63,14 @@ class Window:
             alike.setdefault(_form(pair), []).append(pair)
         for pairs in alike.values():
             inputs, outputs = _joined([pair[0] for pair in pairs]), _joined([pair[1] for pair in pairs])
-            self.counts = merge(self.counts, count_batch(features, inputs, outputs))
+            for feature in features:
+                self.counts = merge(self.counts, _counted(feature, inputs, outputs))
             self.counted += len(next(iter(outputs.values())))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing happened."""
+        return not (self.requests or self.refused or self.failed)
 
     def merge(self, later: Window) -> None:
         """Add the counts of a later window of the same package; its waiting rows must have been counted."""
@@ -92,10 +100,19 @@ def _form(pair: tuple[Tensors, Tensors]) -> tuple[tuple[str, tuple[int, ...]], .
     return tuple((name, array.shape[1:]) for tensors in pair for name, array in tensors.items())
 
 
-def _joined(parts: list[Tensors]) -> dict[str, NDArray[Any]]:
-    """One batch of all parts; text is left out, for it has no number to count."""
-    return {
-        name: np.concatenate([part[name] for part in parts])
-        for name, array in parts[0].items()
-        if array.dtype.kind != "O"
-    }
+def _numbers(tensors: Tensors) -> Tensors:
+    """Without text, which has no number to count and would only be held in memory."""
+    return {name: array for name, array in tensors.items() if array.dtype.kind != "O"}
+
+
+def _joined(parts: list[Tensors]) -> Tensors:
+    """One batch of all parts."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _counted(feature: Feature, inputs: Tensors, outputs: Tensors) -> dict[str, FeatureCounts]:
+    try:
+        return count_batch((feature,), inputs, outputs)
+    except PackageError:
+        # Dynamic axes: rows too short for the feature, which the golden samples could not show.
+        return {feature.name: count(feature, np.empty(0), missing=len(next(iter(outputs.values()))))}

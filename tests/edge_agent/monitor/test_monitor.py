@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, decode, encode
 from edge_agent.contract.errors import StorageFull, UnknownRequest
 from edge_agent.contract.messages import LabelBatch, MetricsReport, ProfileReport, SampleBatch
-from edge_agent.contract.profile import count_batch, merge
+from edge_agent.contract.profile import Projection, count_batch, merge
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Sensitivity
 from edge_agent.contract.topics import Stream
@@ -182,6 +183,76 @@ def test_a_full_disk_delays_a_report_but_neither_loses_nor_doubles_it(
     assert (sum(m.requests for m in models), sum(m.rows for m in models)) == (2, 7)
     ids = [sample.request_id for batch in watching.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
     assert ids == [*(f"before/{row}" for row in range(4)), *(f"after/{row}" for row in range(3))]
+
+
+def test_rows_that_come_while_the_disk_refuses_a_report_are_counted_with_the_next(
+    watching: Watching, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching.observe(loaded, reference_images(4, seed=1), "before")
+    refuse = watching.disk.append
+
+    def append(stream: Stream, body: Message) -> int:
+        watching.observe(loaded, reference_images(3, seed=2), "meanwhile")
+        return refuse(stream, body)
+
+    watching.disk.full_for = {Stream.SAMPLES}
+    with monkeypatch.context() as patch:
+        patch.setattr(watching.disk, "append", append)
+        with pytest.raises(StorageFull):
+            watching.monitor.flush()
+    watching.disk.full_for = set()
+    watching.monitor.flush()
+    (profile,) = watching.sent(Stream.PROFILES, ProfileReport)
+    assert profile.rows == 7
+    assert {counts.rows for counts in profile.counts.values()} == {7}
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_is_no_number_is_reported_and_may_be_labelled(
+    watching: Watching, loaded: LoadedModel, rows: int, value: float
+) -> None:
+    outputs = {OUTPUT: np.full((rows, 10), value, np.float32)}
+    watching.monitor.observe(loaded, "r", {INPUT: reference_images(rows)}, outputs, latency_us=1.0, group="")
+    watching.monitor.flush()
+    samples = [sample for batch in watching.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    assert {(sample.confidence, sample.margin) for sample in samples} == {(0.0, 0.0)}
+    (profile,) = watching.sent(Stream.PROFILES, ProfileReport)
+    assert profile.counts["confidence"].nan + profile.counts["confidence"].inf == rows
+    watching.monitor.feedback(loaded, "r" if rows == 1 else "r/7", "1", "operator")
+    assert watching.sent(Stream.LABELS, LabelBatch)[0].labels[0].confidence == 0.0
+
+
+def test_rows_too_short_for_a_feature_are_counted_as_missing_there(watching: Watching, loaded: LoadedModel) -> None:
+    first = loaded.reference.features[0]
+    far = msgspec.structs.replace(first, name="image.last", projection=Projection.ELEMENT, index=63)
+    features = (*loaded.reference.features, far)
+    counts = {**loaded.reference.counts, "image.last": loaded.reference.counts[first.name]}
+    loaded.reference = msgspec.structs.replace(loaded.reference, features=features, counts=counts)
+    for columns in (64, 32):  # as a model with a dynamic axis takes them
+        images = reference_images(2)
+        outputs = loaded.backend.infer({INPUT: images})
+        watching.monitor.observe(loaded, "r", {INPUT: images[:, :columns]}, outputs, latency_us=1.0, group="")
+    watching.monitor.flush()
+    (profile,) = watching.sent(Stream.PROFILES, ProfileReport)
+    assert (profile.counts["image.last"].missing, profile.counts["image.last"].rows) == (2, 4)
+    assert (profile.counts["image.mean"].missing, profile.counts["image.mean"].rows) == (0, 4)
+
+
+def test_packages_replaced_long_ago_are_let_go_and_recent_ones_still_take_labels(
+    watching: Watching, tmp_path: Path
+) -> None:
+    versions = [load(make_package(tmp_path / str(n), version=str(n), seed=n, sampling=EVERYTHING)) for n in range(12)]
+    for version in versions:
+        watching.observe(version, reference_images(1), f"of-{version.version}")
+        watching.monitor.flush()
+    watching.monitor.flush()
+    assert list(watching.monitor._watched) == [version.digest for version in versions[-8:]]
+    watching.monitor.feedback(versions[-1], "of-5", "1", "operator")
+    watching.observe(versions[0], reference_images(1), "again")
+    watching.monitor.flush()
+    rows = [profile.rows for profile in watching.sent(Stream.PROFILES, ProfileReport)]
+    assert rows == [1] * 13
 
 
 def test_two_versions_in_one_window_are_reported_apart(watching: Watching, loaded: LoadedModel, tmp_path: Path) -> None:
