@@ -54,13 +54,17 @@ def test_the_fleet_notices_that_it_has_become_wrong_and_mends_itself(tmp_path: P
 
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, repository: Path) -> None:
     folder = tmp_path / "demo"
-    process = subprocess.Popen([*_DEMO, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, cwd=repository)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "console:" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, _ = process.communicate(timeout=60)
+    with subprocess.Popen(
+        [*_DEMO, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, cwd=repository
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any("console:" in line for line in process.stdout)
+            # Not SIGINT: where the tests run in the background of a script, that one is ignored by all of them.
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     left = [other for other in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(other.info["cmdline"] or [])]
     assert left == []
