@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
-from edge_agent.contract.errors import ShoalError
 from edge_agent.contract.runs import RunFile, RunState
 from trainer.demo.cli import demo
+from trainer.plain_errors import plainly
 from trainer.publish.cli import keys_commands
 from trainer.recipe import recipes_folder
 
@@ -35,20 +32,6 @@ _KEYS = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of signing keys, as `shoal keys init` made it.",
 )
-
-
-def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Say an error of ours in one line, and end with its exit status."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except ShoalError as error:
-            click.echo(f"shoal: {error}", err=True)
-            sys.exit(error.exit_code)
-
-    return run
 
 
 @click.group()
@@ -69,7 +52,7 @@ def trainer() -> None:
 @click.argument("model")
 @_LAKE
 @_RECIPES
-@_plainly
+@plainly
 def import_rows(model: str, lake: str, recipes: Path | None) -> None:
     """Write the base rows of MODEL's recipe into the lake, labels too; rows already there are left alone."""
     from trainer.lake import import_base
@@ -92,7 +75,7 @@ def import_rows(model: str, lake: str, recipes: Path | None) -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=int)
 @_RECIPES
-@_plainly
+@plainly
 def train(
     *, model: str, lake: str, out: Path, version: str | None, champion: Path | None, seed: int, recipes: Path | None
 ) -> None:
@@ -147,7 +130,7 @@ def train(
 @_SERVER
 @_TOKEN
 @_KEYS
-@_plainly
+@plainly
 def publish(folder: Path, server: str, token: str, keys: Path) -> None:
     """Sign the package in FOLDER and show it on the server."""
     from edge_agent.runtime.package import Package
@@ -170,7 +153,7 @@ def publish(folder: Path, server: str, token: str, keys: Path) -> None:
 @click.option("--once", is_flag=True, help="Take one run if one waits, then end.")
 @click.option("--poll", "poll_s", default=2.0, show_default=True, help="Seconds between questions for work.")
 @_RECIPES
-@_plainly
+@plainly
 def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s: float, recipes: Path | None) -> None:
     """Work for the fleet server: train what it asks for, publish what is better, report the rest."""
     from trainer.publish.repository import Publisher

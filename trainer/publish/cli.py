@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
-from edge_agent.contract.errors import ShoalError
+from trainer.plain_errors import plainly
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder
 from trainer.publish.server_trust import export_trust
 
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 _KIND = click.option("--kind", type=click.Choice(["ed25519", "ecdsa"]), default="ed25519", show_default=True)
-
-
-_P = ParamSpec("_P")
-
-
-def _plainly(command: Callable[_P, None]) -> Callable[_P, None]:
-    """An error of ours is a sentence and an exit code, not a traceback."""
-
-    @wraps(command)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except ShoalError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
-
-    return run
 
 
 @click.group("keys")
@@ -52,7 +32,7 @@ def keys_commands() -> None:
 @click.option("--root-days", default=365.0, show_default=True, help="Lifetime of the roots.")
 @click.option("--targets-days", default=90.0, show_default=True, help="Lifetime of the targets roles.")
 @click.option("--snapshot-days", default=7.0, show_default=True, help="Lifetime of snapshot and timestamp.")
-@_plainly
+@plainly
 def init(folder: Path, models: tuple[str, ...], kind: str, **days: Any) -> None:
     """Make all keys in DIR and sign an image repository without packages.
 
@@ -65,7 +45,7 @@ def init(folder: Path, models: tuple[str, ...], kind: str, **days: Any) -> None:
 
 @keys_commands.command()
 @_FOLDER
-@_plainly
+@plainly
 def show(folder: Path) -> None:
     """Show which keys are in DIR, what they have signed and when that expires."""
     keys = KeyFolder.from_environment(folder)
@@ -82,26 +62,30 @@ def show(folder: Path) -> None:
 @_FOLDER
 @click.argument("model")
 @_KIND
-@_plainly
+@plainly
 def add_model(folder: Path, model: str, kind: str) -> None:
     """Make a key for MODEL. Needs DIR/offline/image-targets.pem."""
-    ImageSigning(KeyFolder.from_environment(folder)).add_model(model, kind=kind)
+    keys = KeyFolder.from_environment(folder)
+    with keys.alone():
+        ImageSigning(keys).add_model(model, kind=kind)
     click.echo(f"packages of {model} are signed with {folder / 'publisher' / (model + '.pem')}")
 
 
 @keys_commands.command()
 @_FOLDER
-@_plainly
+@plainly
 def renew(folder: Path) -> None:
     """Sign roots and targets anew before they expire. Needs DIR/offline."""
-    ImageSigning(KeyFolder.from_environment(folder)).renew()
+    keys = KeyFolder.from_environment(folder)
+    with keys.alone():
+        ImageSigning(keys).renew()
     click.echo("signed; publish to bring it to the server, and export the roots to it")
 
 
 @keys_commands.command()
 @_FOLDER
 @click.argument("data", type=click.Path(path_type=Path, file_okay=False))
-@_plainly
+@plainly
 def export(folder: Path, data: Path) -> None:
     """Copy what the server needs from DIR into DATA/keys: the director's key and both roots."""
     for path in export_trust(folder, data):

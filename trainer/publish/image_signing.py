@@ -24,7 +24,7 @@ from tuf.api.metadata import (
 )
 
 from edge_agent.contract.manifest import MANIFEST_FILE
-from trainer.publish.durable_files import write_durably
+from edge_agent.durable import write_durably
 from trainer.publish.errors import PublishRefused, SigningKeyError
 from trainer.publish.keys import (
     DIRECTOR,
@@ -38,6 +38,7 @@ from trainer.publish.keys import (
     utc_now,
 )
 
+_LIFETIMES_FILE = "lifetimes.json"
 _R = TypeVar("_R", Root, Snapshot, Targets, Timestamp)
 
 
@@ -59,14 +60,16 @@ class ImageSigning:
 
     Args:
         keys: Where the keys are; what is signed is kept in its ``image/`` and ``director/``.
+        lifetimes: None takes those that the keys were made with.
         now: Time that lifetimes begin at.
     """
 
     def __init__(
         self, keys: KeyFolder, *, lifetimes: Lifetimes | None = None, now: Callable[[], dt.datetime] = utc_now
     ) -> None:
-        self._keys, self._lifetimes, self._now = keys, lifetimes or Lifetimes(), now
+        self._keys, self._now = keys, now
         self._image, self._director = keys.folder / "image", keys.folder / "director"
+        self._lifetimes = lifetimes or self._lifetimes_made_with()
 
     def create(self, models: tuple[str, ...], *, kind: str = "ed25519") -> None:
         """Make all keys, both roots and an image repository without packages.
@@ -79,6 +82,7 @@ class ImageSigning:
             raise SigningKeyError(f"{self._keys.folder}: there are keys already; choose an empty folder")
         for name in (IMAGE_ROOT, IMAGE_TARGETS, DIRECTOR_ROOT, SNAPSHOT, TIMESTAMP, DIRECTOR, *names):
             self._keys.make(name, kind=kind)
+        self._store(self._image / _LIFETIMES_FILE, msgspec.json.encode(self._lifetimes))
         self._create_roots()
         targets = Targets(version=1, expires=self._until(self._lifetimes.targets))
         self._write(self._image / "1.targets.json", targets, IMAGE_TARGETS)
@@ -258,11 +262,24 @@ class ImageSigning:
         metadata = Metadata(role)
         metadata.sign(signer)
         data = metadata.to_bytes()
+        self._store(path, data)
+        return data
+
+    def _store(self, path: Path, data: bytes) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(path, data)
         except OSError as error:
             raise SigningKeyError(f"{path}: {error.strerror}") from error
-        return data
+
+    def _lifetimes_made_with(self) -> Lifetimes:
+        path = self._image / _LIFETIMES_FILE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Lifetimes)
+        except FileNotFoundError:
+            return Lifetimes()
+        except (OSError, msgspec.DecodeError) as error:
+            raise SigningKeyError(f"{path}: cannot be read: {error}; restore the folder from a backup") from error
 
     def _old(self, role: Signed, lifetime_days: float) -> bool:
         return role.expires - self._now() < dt.timedelta(days=lifetime_days) / 2

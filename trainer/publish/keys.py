@@ -11,9 +11,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -28,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.signer import CryptoSigner
 
 from edge_agent.contract.names import check_name
-from trainer.publish.durable_files import write_durably
+from edge_agent.durable import write_durably
 from trainer.publish.errors import SigningKeyError
 
 PASSPHRASE_VARIABLE = "SHOAL_KEYS_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -111,6 +114,21 @@ class KeyFolder:
             raise SigningKeyError(f"{path}: {error.strerror}") from error
         except (ValueError, TypeError) as error:
             raise SigningKeyError(f"{path}: {error}; is {PASSPHRASE_VARIABLE} what it was made with?") from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else signs meanwhile: two at once would sign two different metadata of one version.
+
+        Raises:
+            SigningKeyError: The folder is not there, or cannot be written.
+        """
+        try:
+            file = (self.folder / ".signing").open("w")
+        except OSError as error:
+            raise SigningKeyError(f"{self.folder}: {error.strerror}; begin with `shoal keys init`") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def names(self) -> list[str]:
         """The keys that are here."""

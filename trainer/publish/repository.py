@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +14,6 @@ from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.manifest import MANIFEST_FILE
 from edge_agent.contract.repository import image_metadata_path, target_name
 from edge_agent.runtime.package import Package
-from trainer.publish.errors import SigningKeyError
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder, utc_now
 
@@ -31,6 +28,7 @@ class Publisher:
         keys_dir: As ``shoal keys init`` made it; ``offline/`` is not needed.
         token: Of role trainer.
         passphrase: Of the keys; None takes ``SHOAL_KEYS_PASSPHRASE`` from the environment, if set.
+        lifetimes: Of what is signed; None takes those that the keys were made with.
     """
 
     def __init__(
@@ -45,7 +43,7 @@ class Publisher:
         timeout_s: float = 60.0,
     ) -> None:
         keys = KeyFolder(keys_dir, passphrase=passphrase) if passphrase else KeyFolder.from_environment(keys_dir)
-        self._keys_dir = keys_dir
+        self._keys = keys
         self._signing = ImageSigning(keys, lifetimes=lifetimes, now=now)
         headers = {"Authorization": f"Bearer {token}"}
         self._client = httpx.Client(base_url=server_url, headers=headers, timeout=timeout_s)
@@ -62,7 +60,7 @@ class Publisher:
         package.verify()
         manifest = package.manifest
         data = (package.folder / MANIFEST_FILE).read_bytes()
-        with self._alone():
+        with self._keys.alone():
             self._upload_file(package.digest, package.folder / MANIFEST_FILE)
             for name, entry in manifest.files.items():
                 self._upload_file(entry.sha256, package.path(name))
@@ -77,7 +75,7 @@ class Publisher:
         Raises:
             SigningKeyError, ServerRefused, NetworkError: As :meth:`publish`.
         """
-        with self._alone():
+        with self._keys.alone():
             self._signing.refresh()
             self._upload_metadata()
 
@@ -92,17 +90,6 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Two publishers at once would sign two different metadata of one version."""
-        try:
-            file = (self._keys_dir / ".publishing").open("w")
-        except OSError as error:
-            raise SigningKeyError(f"{self._keys_dir}: {error.strerror}; begin with `shoal keys init`") from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _upload_file(self, sha256: str, path: Path) -> None:
         url = f"/api/v1/repository/blobs/{sha256}"

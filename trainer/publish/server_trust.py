@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.publish.durable_files import write_durably
+from edge_agent.durable import write_durably
 from trainer.publish.errors import SigningKeyError
 from trainer.publish.keys import DIRECTOR
 
@@ -24,6 +24,7 @@ def export_trust(folder: Path, data: Path) -> list[Path]:
         keys / DIRECTOR_ROOT_FILE: (_newest_root(folder / "director"), 0o644),
     }
     try:
+        keys.mkdir(parents=True, exist_ok=True)
         for place, (source, mode) in wanted.items():
             write_durably(place, source.read_bytes(), mode=mode)
     except OSError as error:

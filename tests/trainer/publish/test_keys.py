@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from trainer.publish.cli import keys_commands
 from trainer.publish.errors import SigningKeyError
-from trainer.publish.keys import IMAGE_ROOT, PASSPHRASE_VARIABLE, KeyFolder
+from trainer.publish.image_signing import ImageSigning
+from trainer.publish.keys import IMAGE_ROOT, PASSPHRASE_VARIABLE, KeyFolder, utc_now
 
 
 def run(*arguments: object, **environment: str) -> Result:
@@ -77,3 +80,49 @@ def test_a_model_with_an_impossible_name_is_refused(tmp_path: Path, name: str) -
     result = run("init", tmp_path, "--model", name)
     assert result.exit_code in (2, 3)
     assert KeyFolder(tmp_path).names() == []
+
+
+def test_lifetimes_chosen_with_the_keys_hold_for_all_that_is_signed_later(tmp_path: Path) -> None:
+    run("init", tmp_path, "--snapshot-days", "2", "--targets-days", "20", "--root-days", "100")
+    assert run("add-model", tmp_path, "digits").exit_code == 0
+    signing = ImageSigning(KeyFolder(tmp_path))
+    assert not signing.refresh(), "all of it is new"
+    later = utc_now() + dt.timedelta(days=1, hours=1)
+    signing = ImageSigning(KeyFolder(tmp_path), now=lambda: later)
+    assert signing.refresh(), "a snapshot of two days is old after one"
+    left = {name: (expires - later).total_seconds() / 86_400 for name, expires in signing.expiries().items()}
+    assert left["timestamp"] == pytest.approx(2, abs=0.01)
+    assert left["digits"] == pytest.approx(20 - 25 / 24, abs=0.01)
+    run("renew", tmp_path)
+    assert (ImageSigning(KeyFolder(tmp_path)).expiries()["root"] - utc_now()).days in (99, 100)
+
+
+def test_lifetimes_that_cannot_be_read_are_said_and_not_replaced(tmp_path: Path) -> None:
+    run("init", tmp_path)
+    (tmp_path / "image" / "lifetimes.json").write_text("{")
+    shown = run("show", tmp_path)
+    assert shown.exit_code == 2
+    assert "lifetimes.json: cannot be read" in shown.stderr
+
+
+def test_renewing_waits_for_whoever_is_signing(tmp_path: Path) -> None:
+    run("init", tmp_path)
+    keys = KeyFolder(tmp_path)
+    renewing = threading.Thread(target=run, args=("renew", tmp_path))
+    with keys.alone():
+        before = ImageSigning(keys).files()
+        renewing.start()
+        renewing.join(0.5)
+        assert renewing.is_alive()
+        assert ImageSigning(keys).files() == before
+    renewing.join(30)
+    assert "2.root.json" in ImageSigning(keys).files()
+
+
+def test_exporting_into_what_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
+    run("init", tmp_path / "keys")
+    place = tmp_path / "data"
+    place.write_text("a file where a folder is needed")
+    result = run("export", tmp_path / "keys", place)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output + result.stderr
