@@ -48,7 +48,7 @@ class Reporter:
         self._thread.start()
 
     def set_interval(self, interval_s: float) -> None:
-        """Report at another pace from the next flush on."""
+        """Report at another pace from now on."""
         self._interval_s = interval_s
 
     def stop(self) -> None:
@@ -59,23 +59,31 @@ class Reporter:
         self._flush_safely()
 
     def _run(self) -> None:
-        due = time.monotonic() + self._interval_s
+        flushed_at = time.monotonic()
         while not self._stopping.wait(_LOOK_S):
             now = time.monotonic()
-            if now >= due:
+            if now - flushed_at >= self._interval_s:
                 self._flush_safely()
-                due = now + self._interval_s
-            self._publish_if_changed(now)
+                flushed_at = now
+            try:
+                self._publish_if_changed(now)
+            except Exception as error:  # noqa: BLE001 - a fault in one look must not end all reports
+                self._complain(error)
 
     def _flush_safely(self) -> None:
         try:
             self._flush()
-        except DeviceError as error:  # the disk is full, say: serving goes on, the next flush may succeed
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                _log.warning("nothing is reported: %s", error)
+        except Exception as error:  # noqa: BLE001 - the disk is full, say: the next flush may succeed
+            self._complain(error)
         else:
             self._trouble = ""
+
+    def _complain(self, error: Exception) -> None:
+        """Log a trouble once, not at every attempt; one that nobody foresaw with where it came from."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            foreseen = isinstance(error, DeviceError)
+            _log.warning("nothing is reported: %s", error, exc_info=None if foreseen else error)
 
     def _publish_if_changed(self, now: float) -> None:
         twin = self._twin()

@@ -114,7 +114,8 @@ class Connection:
         said = self.publish(self._topics.status, status, retain=True)
         until = time.monotonic() + _GOODBYE_S
         with contextlib.suppress(NetworkError, OSError):
-            while not said.is_published() and time.monotonic() < until:
+            # One that could not even be handed over has no news to wait for.
+            while said.rc == mqtt.MQTT_ERR_SUCCESS and not said.is_published() and time.monotonic() < until:
                 self.turn(0.1)
             self._client.disconnect()
             self.turn(0.0)

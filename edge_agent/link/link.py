@@ -53,6 +53,7 @@ class Link:
         self._reported_sent: bytes | None = None
         self._last_trouble = ""
         self._connected = False
+        self._linked_at: float | None = None
         self._stopping = threading.Event()
         self._wake = Wake()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
@@ -85,7 +86,7 @@ class Link:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            opened_at = time.monotonic()
+            self._linked_at = None
             try:
                 will = encode(Status(online=False, at_ms=_now_ms()))
                 with Connection(
@@ -94,11 +95,16 @@ class Link:
                     self._serve(connection)
             except (OSError, NetworkError) as error:
                 self._trouble(f"no link to the server: {error}")
+            except Exception:  # noqa: BLE001 - a device that nobody can reach any more is the worst end
+                _log.exception("the link ended in an unexpected error; it is opened again")
             finally:
                 self._connected = False
-            if time.monotonic() - opened_at > _STEADY_S:
+            if self._was_steady():
                 self._backoff.reset()
             self._stopping.wait(self._backoff.next_s())
+
+    def _was_steady(self) -> bool:
+        return self._linked_at is not None and time.monotonic() - self._linked_at > _STEADY_S
 
     def _serve(self, connection: Connection) -> None:
         connection.open()
@@ -113,6 +119,7 @@ class Link:
                 continue
             if not self._connected:
                 self._connected = True
+                self._linked_at = time.monotonic()
                 self._last_trouble = ""
                 _log.info("linked to the broker at %s:%d", self._enrolment.broker.host, self._enrolment.broker.port)
                 online = encode(Status(online=True, at_ms=_now_ms()))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import pytest
 
 from edge_agent.contract.errors import StorageFull
 from edge_agent.contract.messages import Hardware, Reported, ReportedModel, UpdateStep
@@ -27,6 +28,7 @@ class Ends:
         self.published: list[Reported] = []
         self.flushes = 0
         self.disk_is_full = False
+        self.faults = 0
         self.called = threading.Condition()
 
     def flush(self) -> None:
@@ -35,8 +37,15 @@ class Ends:
             self.called.notify_all()
         if self.disk_is_full:
             raise StorageFull("no room")
+        self._fault()
+
+    def _fault(self) -> None:
+        if self.faults:
+            self.faults -= 1
+            raise RuntimeError("a bug")
 
     def publish(self, twin: Reported) -> None:
+        self._fault()
         with self.called:
             self.published.append(twin)
             self.called.notify_all()
@@ -72,6 +81,31 @@ def test_a_full_disk_does_not_end_reporting() -> None:
     ends.disk_is_full = False
     before = ends.flushes
     ends.wait(lambda: ends.flushes > before)
+    one.stop()
+
+
+def test_an_unexpected_error_does_not_end_reporting_and_is_logged_with_its_cause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ends = Ends()
+    ends.faults = 3
+    one = reporter(ends)
+    one.start()
+    ends.wait(lambda: len(ends.published) == 1)
+    before = ends.flushes
+    ends.wait(lambda: ends.flushes > before)
+    one.stop()
+    assert "RuntimeError: a bug" in caplog.text
+
+
+def test_another_pace_holds_at_once_even_after_one_that_never_ends() -> None:
+    ends = Ends()
+    one = reporter(ends, interval_s=1e15)
+    one.start()
+    ends.wait(lambda: len(ends.published) == 1)
+    assert ends.flushes == 0
+    one.set_interval(0.01)
+    ends.wait(lambda: ends.flushes == 1)
     one.stop()
 
 

@@ -1,0 +1,56 @@
+"""The link's thread outlives every error, and waits longer between attempts that come to nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.contract.envelope import encode
+from edge_agent.contract.messages import Desired
+from edge_agent.link import link
+from edge_agent.link.backoff import Backoff
+from tests.integration.devices_and_server import Device, Embedded, Server, running, until
+
+
+@pytest.fixture
+def broker() -> Iterator[Embedded]:
+    made = Embedded()
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_an_unexpected_error_in_the_link_does_not_cut_the_device_off(
+    broker: Embedded, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, device = Server(tmp_path, broker.port), Device("d1", tmp_path, broker.port)
+    taken: list[Desired] = []
+
+    def on_desired(desired: Desired) -> None:
+        taken.append(desired)
+        if len(taken) == 1:
+            raise RuntimeError("a bug")
+
+    device.link._on_desired = on_desired
+    with caplog.at_level(logging.ERROR, logger="edge_agent.link"), running(server, device):
+        until(lambda: device.link.connected, "it is linked")
+        topic = device.link._topics.desired
+        server.link.publish(topic, encode(Desired(revision=1)), retain=True)
+        until(lambda: len(taken) == 2, "the wish comes again on a new connection")
+        until(lambda: device.link.connected, "it is linked again")
+    assert "a bug" in caplog.text
+
+
+def test_attempts_that_never_led_to_a_link_do_not_begin_the_backoff_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long they take: a network that swallows packets lets each attempt hang for ten seconds."""
+    monkeypatch.setattr(link, "_STEADY_S", -1.0)
+    device = Device("d1", tmp_path, 1)
+    device.link._backoff = backoff = Backoff(0.01, 0.02)
+    device.start()
+    until(lambda: backoff._attempts >= 5, "five attempts")
+    device.stop()
