@@ -42,6 +42,7 @@ from edge_agent.serving.asgi import (
 from edge_agent.serving.inference import Inference, Observer
 
 BODY_LIMIT_BYTES = 64 * 1024 * 1024
+_FEEDBACK_LIMIT_BYTES = 64 * 1024
 # Decoding this much JSON takes longer than a hand-over to a thread.
 _INLINE_BODY_BYTES = 64 * 1024
 EXTENSIONS = ("binary_tensor_data", "model_repository")
@@ -197,7 +198,7 @@ class InferenceApp:
 
     async def _take_feedback(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         _allow(scope, "POST")
-        body = await read_body(scope["headers"], receive, self._body_limit_bytes)
+        body = await read_body(scope["headers"], receive, _FEEDBACK_LIMIT_BYTES)
         loaded = self._slots.get(model)
         try:
             told = self._feedback_decoder.decode(body)

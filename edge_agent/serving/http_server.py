@@ -155,8 +155,12 @@ def _remove_dead_socket(path: str) -> None:
             raise ConfigurationError(f"{path}: is there already, and no socket: choose another path")
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot listen there: {error.strerror}") from error
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             Path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: cannot tell whether somebody listens: {error.strerror}") from error

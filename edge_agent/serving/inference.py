@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.errors import CallerError, ShoalError
 from edge_agent.runtime.slots import LoadedModel
-from edge_agent.serving.codec import check_outputs, decode_request, encode_response
+from edge_agent.serving.codec import InferenceRequest, check_outputs, decode_request, encode_response
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +90,7 @@ class Inference:
         if monitored:
             latency_us = (time.perf_counter() - begin) * 1e6
             loaded.count()
-            wanted = self._observer.observe(
-                loaded, request_id, request.inputs, outputs, latency_us=latency_us, group=request.group
-            )
+            wanted = self._observe(loaded, request_id, request, outputs, latency_us)
         return encode_response(
             request,
             outputs,
@@ -101,6 +99,23 @@ class Inference:
             request_id=request_id,
             parameters={"package": loaded.digest, "label_wanted": wanted},
         )
+
+    def _observe(
+        self,
+        loaded: LoadedModel,
+        request_id: str,
+        request: InferenceRequest,
+        outputs: Mapping[str, NDArray[Any]],
+        latency_us: float,
+    ) -> bool:
+        try:
+            return self._observer.observe(
+                loaded, request_id, request.inputs, outputs, latency_us=latency_us, group=request.group
+            )
+        except Exception:
+            # The application has its answer coming, whatever is wrong with what is watched beside it.
+            log.exception("a request of model %s %s could not be observed", loaded.name, loaded.version)
+            return False
 
     def _run(
         self, loaded: LoadedModel, inputs: Mapping[str, NDArray[Any]], *, monitored: bool

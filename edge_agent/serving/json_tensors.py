@@ -42,7 +42,7 @@ def read_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: msgsp
     """
     try:
         values = _FLAT[datatype.numpy.kind].decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         values = _flatten(name, datatype, data)
     count = math.prod(shape)
     if len(values) != count:
@@ -89,7 +89,10 @@ def _array(name: str, datatype: Datatype, values: list[Any]) -> NDArray[Any]:
 def _flatten(name: str, datatype: Datatype, data: msgspec.Raw) -> list[Any]:
     """The slow way, for nested lists and nulls, and to say precisely what is wrong."""
     flat: list[Any] = []
-    _collect(name, msgspec.json.decode(data), flat, depth=0)
+    try:
+        _collect(name, msgspec.json.decode(data), flat, depth=0)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SignatureMismatch(name, rule="datatype", detail=f"{datatype.value}: {error}") from error
     try:
         values: list[Any] = msgspec.convert(flat, _LISTS[datatype.numpy.kind])
     except msgspec.ValidationError as error:

@@ -145,6 +145,25 @@ def test_a_wrong_input_is_named_with_what_is_wrong(changes: dict[str, Any], text
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("datatype", "data", "text"),
+    [
+        ("FP32", b"[1e400]", "Number out of range"),
+        ("FP32", b"[1e400, null]", "Number out of range"),
+        ("INT64", b"[1" + b"0" * 5000 + b"]", "Integer value out of range"),
+        ("BYTES", b'["\xff"]', "can't decode byte 0xff"),
+        ("BYTES", b'[["\xff"]]', "can't decode byte 0xff"),
+    ],
+)
+def test_data_that_no_json_reader_takes_are_refused_by_the_name_of_their_input(
+    datatype: str, data: bytes, text: str
+) -> None:
+    body = b'{"inputs":[{"name":"x","shape":[1],"datatype":"%s","data":%s}]}' % (datatype.encode(), data)
+    with pytest.raises(SignatureMismatch, match=r"^input 'x'") as caught:
+        decode_request(body, None, _signature(Datatype(datatype), (None,)))
+    assert text in str(caught.value)
+
+
 def test_data_nested_without_end_is_refused() -> None:
     deep = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":' + b"[" * 500 + b"]" * 500 + b"}]}"
     with pytest.raises(MalformedRequest, match="nested deeper than 32"):

@@ -186,6 +186,18 @@ def test_a_model_that_fails_is_a_500_and_counted_as_failed(device: Device) -> No
     assert (report.models[0].requests, report.models[0].failed) == (0, 1)
 
 
+def test_an_answer_does_not_depend_on_who_watches(
+    device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def observe(*_request: Any, **_more: Any) -> bool:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(device.monitor, "observe", observe)
+    status, body = device.ask_json("POST", _INFER, _body())
+    assert (status, body["parameters"]["label_wanted"]) == (200, False)
+    assert "RuntimeError: a bug" in caplog.text
+
+
 def test_a_probe_is_answered_but_neither_counted_nor_sampled(device: Device) -> None:
     status, body = device.ask_json("POST", _INFER, {**_body(), "id": "probe", "parameters": {"monitor": False}})
     assert (status, body["parameters"]["label_wanted"]) == (200, False)
@@ -293,6 +305,20 @@ def test_a_unix_socket_serves_and_one_left_by_a_killed_agent_is_taken_over(share
         HttpServer(InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1"), uds=str(path))
     server.stop()
     assert not path.exists()
+
+
+def test_a_place_where_no_socket_can_be_is_named(shared: Device, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, text in (("file/api.sock", "cannot listen there"), ("file", "no socket")):
+        app = InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1")
+        with pytest.raises(ConfigurationError, match=text):
+            HttpServer(app, uds=str(tmp_path / path))
+
+
+def test_feedback_as_long_as_a_tensor_is_refused(shared: Device) -> None:
+    status, body = shared.ask_json("POST", "/v2/models/digits/feedback", {"request_id": "r" * 100_000, "label": "1"})
+    assert status == 413
+    assert "limit of 65536 bytes" in body["error"]
 
 
 def test_an_answer_goes_out_in_one_write(shared: Device) -> None:
