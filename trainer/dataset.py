@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from edge_agent.contract.lake import IMPORTED, LABELS, SAMPLES
+from edge_agent.contract.messages import SampleReason
 from trainer.errors import DatasetError
 from trainer.lake import open_table, read_table
 from trainer.recency import current_since
@@ -24,7 +25,7 @@ from trainer.recipe import Recipe
 from trainer.rows import Rows, decode_inputs, hash_share
 
 _KEYS = ["device", "request_id"]
-_SAMPLE_COLUMNS = [*_KEYS, "package", "at_ms", "prediction", "group", "inclusion_probability", "inputs"]
+_SAMPLE_COLUMNS = [*_KEYS, "package", "at_ms", "reason", "prediction", "group", "inclusion_probability", "inputs"]
 _LABEL_COLUMNS = [*_KEYS, "label", "labelled_at_ms", "inclusion_probability"]
 _HOLDOUT_SALT = "holdout"
 _VALIDATION_SALT = "validation"
@@ -160,7 +161,7 @@ def _decode(recipe: Recipe, sampled: pa.Table, joined: pa.Table) -> tuple[Rows, 
             raise DatasetError(f"label {label!r} is no class of '{recipe.name}'; it has: {', '.join(index)}")
         targets[row] = index[label]
     asked[at] = _probability(joined["inclusion_probability"])
-    text = {name: _text(sampled[name]) for name in ("device", "package", "prediction", "group", "request_id")}
+    text = {name: _text(sampled[name]) for name in ("device", "package", "reason", "prediction", "group", "request_id")}
     alone = text["group"] == ""
     groups = np.where(alone, text["device"] + "/" + text["request_id"], text["group"])
     rows = Rows(
@@ -172,6 +173,7 @@ def _decode(recipe: Recipe, sampled: pa.Table, joined: pa.Table) -> tuple[Rows, 
         predictions=text["prediction"],
         at_ms=sampled["at_ms"].to_numpy(),
         probability=_probability(sampled["inclusion_probability"]),
+        uniform=np.asarray(text["reason"] != SampleReason.MARGIN.value, dtype=bool),
     )
     return rows, asked
 

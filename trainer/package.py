@@ -32,7 +32,7 @@ from trainer.dataset import Dataset
 from trainer.evaluate import Evaluation
 from trainer.export import MODEL_FILE, WEIGHTS_FILE
 from trainer.recipe import Recipe
-from trainer.reference import DEVICES_FILE, Reference
+from trainer.reference import Reference
 
 _GOLDEN_ROWS = 16
 # What the weights depend on besides the recipe and the data.
@@ -86,8 +86,6 @@ def write_release(
     judged = evaluation_json(recipe, dataset, evaluation, reference)
     files: dict[str, bytes | Path] = {name: candidate.path(name) for name in candidate.manifest.files}
     files[REFERENCE_FILE] = encode_profile(reference.profile)
-    if reference.devices:
-        files[DEVICES_FILE] = reference.encoded_devices()
     files[GOLDEN_FILE] = encode_golden(_golden(dataset, backend))
     files[EVALUATION_FILE] = json.dumps(judged, indent=1).encode() + b"\n"
     files[CARD_FILE] = _card(recipe, identity, judged).encode()
@@ -97,11 +95,11 @@ def write_release(
 def evaluation_json(recipe: Recipe, dataset: Dataset, evaluation: Evaluation, reference: Reference) -> dict[str, Any]:
     """What ``evaluation.json`` says."""
     gates = {name: getattr(recipe.file.gates, name) for name in recipe.file.gates.__struct_fields__}
-    promised = reference.profile.accuracy
+    promised = reference.profile
     return {
         **evaluation.as_json(),
-        "accuracy": None if promised is None else round(promised, 4),
-        "reference": {"source": reference.source, "rows": reference.rows, "devices": sorted(reference.devices)},
+        "accuracy": None if promised.accuracy is None else round(promised.accuracy, 4),
+        "reference": {"source": reference.source, "rows": reference.rows, "devices": sorted(promised.devices)},
         "gates": gates,
         "dataset": dataset.summary(),
     }

@@ -3,6 +3,11 @@
 Where the field has sent enough rows they are the reference, so that drift closes once a model has learnt the new world;
 else the imported rows are. Devices differ by where they stand: the counts of single devices are kept beside those of
 all, so that each can be compared with itself.
+
+Of the field's rows only those count that the sampler drew uniformly. Undoing its preference for narrow margins by
+weights instead gains no rows, and loses: weights must be clipped (with 5 % of the budget drawn uniformly, the tenth of
+the traffic with the narrowest margins came out as 27 %), and a row that stands for several makes counts that vary more
+than the drift test's chi-square allows for (by a quarter where the budget had been raised half-way).
 """
 
 from __future__ import annotations
@@ -29,10 +34,12 @@ from trainer.evaluate import predict
 from trainer.recipe import Recipe
 from trainer.rows import Rows
 
-DEVICES_FILE = "reference.devices"
-_MIN_ROWS = 100
-_MIN_DEVICE_ROWS = 60
+# Fewest rows of a reference: with fewer the drift test has too few cells to see much.
+_MIN_ROWS = 60
 _MIN_UNSEEN_ROWS = 30
+_MIN_JUDGED_ROWS = 60
+# Each device's counts add about a kilobyte to every package; of more devices those with the most rows are kept.
+_MOST_DEVICES = 500
 _MARGIN_QUANTILE = 0.2
 # A class is a bin of its own: quantiles of so few values would merge neighbours.
 _UNIT_BINS = frozenset({Projection.CLASS})
@@ -40,59 +47,46 @@ _UNIT_BINS = frozenset({Projection.CLASS})
 
 @dataclass(frozen=True)
 class Reference:
-    """A profile, and the same counts for single devices.
+    """A profile, and what it was counted over.
 
     Args:
-        devices: By device and feature, in the profile's bins; only devices with enough rows.
         source: Where the rows came from: ``field`` or ``imported``; ``rows``: how many.
     """
 
     profile: ReferenceProfile
-    devices: dict[str, dict[str, FeatureCounts]]
     source: str
     rows: int
 
-    def encoded_devices(self) -> bytes:
-        """The bytes of ``reference.devices`` (msgpack of the counts by device and feature)."""
-        return msgspec.msgpack.encode(self.devices, order="deterministic")
 
-
-def build_reference(recipe: Recipe, dataset: Dataset, backend: InferenceBackend, *, seed: int) -> Reference:
+def build_reference(recipe: Recipe, dataset: Dataset, backend: InferenceBackend) -> Reference:
     """The reference of a model that was trained on ``dataset``.
 
     Args:
         backend: The new model, on the runtime that devices use.
-        seed: Of the draw that undoes the sampler's preference for uncertain rows.
     """
-    from_field = len(dataset.recent) >= _MIN_ROWS
-    rows = dataset.recent if from_field else dataset.rows
-    unseen = dataset.unseen if from_field else dataset.holdout
-    chosen = _fair_draw(rows, seed)
-    rows, unseen = rows.take(chosen), _enough(unseen[chosen])
+    rows, unseen, from_field = _rows(dataset)
     outputs = predict(backend, rows.inputs)
-    features = _features(recipe, rows.inputs, _take(outputs, unseen))
-    counts = _count(features, rows.inputs, outputs, unseen)
-    devices = {}
-    for device in sorted(set(rows.devices)) if from_field else []:
-        own = rows.devices == device
-        if own.sum() >= _MIN_DEVICE_ROWS:
-            devices[device] = _count(features, _take(rows.inputs, own), _take(outputs, own), _enough(unseen[own]))
+    known = unseen if int(unseen.sum()) >= _MIN_UNSEEN_ROWS else np.ones_like(unseen)
+    features = _features(recipe, rows.inputs, _take(outputs, known))
+    counts = _count(features, rows.inputs, outputs, known)
+    devices = _count_devices(features, rows, outputs, unseen) if from_field else {}
+    top = np.sort(outputs[recipe.task.output][known], axis=1)
     judged = dataset.holdout & dataset.current
-    if not from_field or judged.sum() < _MIN_DEVICE_ROWS:
+    if not from_field or judged.sum() < _MIN_JUDGED_ROWS:
         judged = dataset.holdout
-    known = dataset.rows.take(judged)
-    probabilities = predict(backend, known.inputs)[recipe.task.output]
-    correct = (probabilities.argmax(axis=1) == known.targets).astype(np.float64)
-    weights = known.weights()
-    top = np.sort(outputs[recipe.task.output][unseen], axis=1)
+    labelled = dataset.rows.take(judged)
+    probabilities = predict(backend, labelled.inputs)[recipe.task.output]
+    correct = (probabilities.argmax(axis=1) == labelled.targets).astype(np.float64)
+    weights = labelled.weights()
     profile = ReferenceProfile(
         features=features,
         counts=counts,
         calibration=calibrate(probabilities.max(axis=1), correct, weights),
         accuracy=float(np.average(correct, weights=weights)),
         margin_threshold=float(np.quantile(top[:, -1] - top[:, -2], _MARGIN_QUANTILE)),
+        devices=devices,
     )
-    return Reference(profile, devices, "field" if from_field else "imported", len(rows))
+    return Reference(profile, "field" if from_field else "imported", len(rows))
 
 
 def calibrate(
@@ -112,15 +106,30 @@ def calibrate(
     return tuple((float(a), float(b)) for a, b in zip(fitted.X_thresholds_, fitted.y_thresholds_, strict=True))
 
 
-def _fair_draw(rows: Rows, seed: int) -> NDArray[np.int64]:
-    """Rows as the device saw them, drawn by inverse probability; as many as they are worth (Kish 1965)."""
-    weights = rows.weights()
-    if np.allclose(weights, 1.0):
-        return np.arange(len(rows))
-    worth = int(np.square(weights.sum()) / np.square(weights).sum())
-    # Systematic: each row comes floor or ceil of its expected number of times.
-    steps = (np.random.default_rng(seed).random() + np.arange(worth)) / worth
-    return np.searchsorted(np.cumsum(weights) / weights.sum(), steps, side="right").clip(max=len(rows) - 1)
+def _rows(dataset: Dataset) -> tuple[Rows, NDArray[np.bool_], bool]:
+    """The reference's rows, which of them were not trained on, bool[N], and whether the field sent them."""
+    even = dataset.recent.uniform
+    if int(even.sum()) >= _MIN_ROWS:
+        return dataset.recent.take(even), dataset.unseen[even], True
+    imported = ~dataset.field
+    if not imported.any():
+        imported = np.ones_like(imported)  # few rows, but all there are
+    return dataset.rows.take(imported), dataset.holdout[imported], False
+
+
+def _count_devices(
+    features: tuple[Feature, ...], rows: Rows, outputs: dict[str, NDArray[Any]], unseen: NDArray[np.bool_]
+) -> dict[str, dict[str, FeatureCounts]]:
+    """Counts of each device that sent enough rows; those of outputs only where enough were not trained on."""
+    names, sent = np.unique(rows.devices.astype(str), return_counts=True)
+    most = sorted(zip(-sent, names, strict=True))[:_MOST_DEVICES]
+    devices = {}
+    for device in sorted(str(name) for less, name in most if -less >= _MIN_ROWS):
+        own = rows.devices == device
+        surprised = own & unseen
+        known = features if int(surprised.sum()) >= _MIN_ROWS else _of(features, "input")
+        devices[device] = _count(known, _take(rows.inputs, own), _take(outputs, own), surprised[own])
+    return devices
 
 
 def _features(recipe: Recipe, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> tuple[Feature, ...]:
@@ -152,16 +161,13 @@ def _count(
     unseen: NDArray[np.bool_],
 ) -> dict[str, FeatureCounts]:
     """Counts over all rows; of outputs only over rows not trained on, where a model is surer than it is elsewhere."""
-    ins = tuple(feature for feature in features if feature.side == "input")
-    outs = tuple(feature for feature in features if feature.side == "output")
-    counts = count_batch(ins, inputs, outputs)
-    counts.update(count_batch(outs, _take(inputs, unseen), _take(outputs, unseen)))
+    counts = count_batch(_of(features, "input"), inputs, outputs)
+    counts.update(count_batch(_of(features, "output"), _take(inputs, unseen), _take(outputs, unseen)))
     return {feature.name: counts[feature.name] for feature in features}
 
 
-def _enough(unseen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The rows not trained on, or all where these are too few to tell anything."""
-    return unseen if int(unseen.sum()) >= _MIN_UNSEEN_ROWS else np.ones_like(unseen)
+def _of(features: tuple[Feature, ...], side: str) -> tuple[Feature, ...]:
+    return tuple(feature for feature in features if feature.side == side)
 
 
 def _take(tensors: dict[str, NDArray[Any]], mask: NDArray[Any]) -> dict[str, NDArray[Any]]:

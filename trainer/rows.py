@@ -27,6 +27,7 @@ class Rows:
         devices, groups, packages, predictions: object[N] of ``str``; a prediction is what the device's model answered.
         at_ms: When the device was asked, int64[N].
         probability: With which the row was drawn, float64[N] in 0 < p <= 1.
+        uniform: bool[N]: drawn with a probability that does not depend on what the row shows.
     """
 
     inputs: dict[str, NDArray[Any]]
@@ -37,6 +38,7 @@ class Rows:
     predictions: NDArray[Any]
     at_ms: NDArray[np.int64]
     probability: NDArray[np.float64]
+    uniform: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -114,7 +114,7 @@ def _train(
     report("evaluate", 0.85, f"the exported model differs by at most {difference:.1g} from the trained one")
     rival = None if champion is None else OnnxBackend(champion, threads=settings.threads)
     evaluation = evaluate(recipe, dataset, backend, rival, seed=run.seed)
-    reference = build_reference(recipe, dataset, backend, seed=run.seed)
+    reference = build_reference(recipe, dataset, backend)
     judged = evaluation_json(recipe, dataset, evaluation, reference)
     if not evaluation.released:
         return RunResult(fence=run.fence, state=RunState.REFUSED, reasons=evaluation.reasons, evaluation=judged)

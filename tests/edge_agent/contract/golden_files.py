@@ -265,6 +265,7 @@ PROFILE = ReferenceProfile(
     calibration=((0.5, 0.25), (1.0, 0.875)),
     accuracy=0.75,
     margin_threshold=0.125,
+    devices={"crane-3": {"image.3": FeatureCounts(bins=(40, 20, 0), over=1, total=8.5, squares=3.25)}},
 )  # fmt: skip
 ENROLMENT = Enrolment(
     fleet="harbour",

@@ -249,6 +249,10 @@ def test_a_profile_whose_parts_disagree_is_refused() -> None:
         remade(PROFILE, counts={})
     with pytest.raises(PackageError, match="feature confidence: 3 counts for 2 bins"):
         remade(PROFILE, counts={**PROFILE.counts, "confidence": FeatureCounts(bins=(1, 2, 3))})
+    with pytest.raises(PackageError, match="feature image.3: 1 counts of crane-3 for 3 bins"):
+        remade(PROFILE, devices={"crane-3": {"image.3": FeatureCounts(bins=(1,))}})
+    with pytest.raises(PackageError, match="counts of crane-3 of blur, which is none of the features"):
+        remade(PROFILE, devices={"crane-3": {"blur": FeatureCounts(bins=(1,))}})
     with pytest.raises(PackageError, match="do not ascend"):
         remade(PROFILE, calibration=((0.5, 0.1), (0.5, 0.2)))
 
@@ -257,6 +261,12 @@ def test_a_profile_whose_parts_disagree_is_refused() -> None:
 def test_bytes_that_are_no_profile_are_the_package_s_fault(data: bytes) -> None:
     with pytest.raises(PackageError, match=r"^reference\.profile: "):
         decode_profile(data)
+
+
+def test_a_profile_from_before_devices_had_references_of_their_own_reads_as_having_none() -> None:
+    older = msgspec.to_builtins(PROFILE)
+    del older["devices"]
+    assert decode_profile(msgspec.msgpack.encode(older)) == remade(PROFILE, devices={})
 
 
 def test_a_rule_broken_inside_a_profile_is_said_with_the_file_s_name() -> None:
