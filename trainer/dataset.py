@@ -120,7 +120,7 @@ def read_dataset(
     with_label = everything.targets >= 0
     rows = replace(everything.take(with_label), probability=asked[with_label])
     holdout, validation = _split(recipe, rows)
-    current, today = _current(recipe, rows, everything, champion)
+    current, today = _current(recipe, rows, everything, champion, holdout)
     unseen = ~with_label
     unseen[np.flatnonzero(with_label)[holdout]] = True
     return Dataset(
@@ -205,19 +205,27 @@ def _split(recipe: Recipe, rows: Rows) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _current(
-    recipe: Recipe, rows: Rows, everything: Rows, champion: str | None
+    recipe: Recipe, rows: Rows, everything: Rows, champion: str | None, judged: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks over ``rows`` and over ``everything``: what the champion's devices see today."""
+    """Masks over ``rows`` and over ``everything``: what the champion's devices see today.
+
+    When today began is read off the rows that judge nothing: cut where the champion happened to fail on the held-out
+    ones, these would speak for any challenger.
+    """
     labels = np.array(recipe.file.labels, dtype=object)
     mine, all_mine = rows.devices != IMPORTED, everything.devices != IMPORTED
     if champion is not None and (mine & (rows.packages == champion)).any():
         mine, all_mine = mine & (rows.packages == champion), all_mine & (everything.packages == champion)
     current, today = np.zeros(len(rows), dtype=bool), np.zeros(len(everything), dtype=bool)
-    if not mine.any():
+    told = mine & ~judged
+    if not told.any():
         return current, today
-    correct = np.asarray(rows.predictions[mine] == labels[rows.targets[mine]], dtype=bool)
-    begun = current_since(rows.at_ms[mine], correct, rows.devices[mine], days=recipe.file.dataset.current_days)
-    for device, since in begun.items():
+    correct = np.asarray(rows.predictions[told] == labels[rows.targets[told]], dtype=bool)
+    together, begun = current_since(
+        rows.at_ms[told], correct, rows.devices[told], days=recipe.file.dataset.current_days
+    )
+    for device in sorted(set(everything.devices[all_mine])):
+        since = begun.get(device, together)
         current |= mine & (rows.devices == device) & (rows.at_ms >= since)
         today |= all_mine & (everything.devices == device) & (everything.at_ms >= since)
     return current, today

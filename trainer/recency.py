@@ -37,8 +37,8 @@ def last_fall(correct: NDArray[np.bool_]) -> int:
 
 def current_since(
     at_ms: NDArray[np.int64], correct: NDArray[np.bool_], devices: NDArray[Any], *, days: float
-) -> dict[str, int]:
-    """By device, the time from which its rows count as today's, milliseconds since the epoch.
+) -> tuple[int, dict[str, int]]:
+    """For all devices together and by device: since when rows count as today's, milliseconds since the epoch.
 
     A device's own answers say when its world changed. Where they are too few to tell, those of all devices together
     do: what is dropped by that in vain is old, what is kept in vain would be learnt as today's.
@@ -52,13 +52,13 @@ def current_since(
     order = np.argsort(at_ms, kind="stable")
     at_ms, correct, devices = at_ms[order], correct[order], devices[order]
     oldest = int(at_ms[-1] - days * _DAY_MS)
-    together = int(at_ms[last_fall(correct)])
+    together = max(oldest, int(at_ms[last_fall(correct)]))
     since = {}
     for device in sorted(set(devices)):
         own = devices == device
         cut = last_fall(correct[own])
-        since[device] = max(oldest, int(at_ms[own][cut]) if cut else together)
-    return since
+        since[device] = max(oldest, int(at_ms[own][cut])) if cut else together
+    return together, since
 
 
 def _likelihood(right: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from trainer.errors import DatasetError
 from trainer.lake import import_base
 from trainer.recency import last_fall
 from trainer.recipe import Recipe
+from trainer.rows import hash_share
 
 
 def test_base_rows_are_imported_once_however_often_it_is_asked(recipe: Recipe, base_lake: Path) -> None:
@@ -96,6 +97,29 @@ def test_rows_from_before_the_world_changed_are_not_of_today(
     assert (today >= changed_at).mean() > 0.95
     assert len(today) > 0.85 * 3 * 80
     assert set(dataset.recent.devices) == {"cam-a", "cam-b", "cam-c"}
+
+
+def test_when_today_began_does_not_depend_on_answers_to_held_out_rows(
+    recipe: Recipe, champion: Package, lake_with: Callable[..., Path]
+) -> None:
+    samples, labels = field_rows(recipe, champion, per_device=120, drifted=False)
+    for sample in samples:
+        late = sample["at_ms"] >= NOW_MS + 60_000
+        if late and hash_share(sample["group"], "holdout") < recipe.file.dataset.holdout_share:
+            sample["prediction"] = "no class at all"
+    dataset = read_dataset(recipe, str(lake_with(samples, labels)), champion=champion.digest)
+    assert (dataset.holdout & dataset.current).sum() > 60
+    assert np.array_equal(dataset.current, dataset.field), "the champion has not become worse on any other row"
+
+
+def test_a_device_of_which_only_held_out_rows_are_labelled_follows_the_others(
+    recipe: Recipe, champion: Package, lake_with: Callable[..., Path]
+) -> None:
+    samples, labels = field_rows(recipe, champion, per_device=60, drifted=False)
+    held = {s["request_id"] for s in samples if hash_share(s["group"], "holdout") < recipe.file.dataset.holdout_share}
+    labels = [label for label in labels if label["device"] != "cam-c" or label["request_id"] in held]
+    dataset = read_dataset(recipe, str(lake_with(samples, labels)), champion=champion.digest)
+    assert "cam-c" in set(dataset.rows.devices[dataset.current])
 
 
 def test_without_a_fall_all_rows_count() -> None:
