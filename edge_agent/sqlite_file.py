@@ -1,4 +1,4 @@
-"""The outbox's SQLite file: how it is opened, and what its errors mean to a person."""
+"""A SQLite file of the agent: how it is opened, set aside when damaged, and what its errors mean to a person."""
 
 from __future__ import annotations
 
@@ -15,57 +15,76 @@ from edge_agent.contract.errors import DeviceError, StorageFull, StorageNotWrita
 
 _log = logging.getLogger(__name__)
 
-# ``streams.last`` outlives the messages: a sequence is never given twice, though all of them may be acknowledged.
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS streams (
-    stream TEXT PRIMARY KEY, last INTEGER NOT NULL, unreported INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS messages (
-    stream TEXT NOT NULL, sequence INTEGER NOT NULL, made_at_ms INTEGER NOT NULL,
-    size_bytes INTEGER NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (stream, sequence)
-);
-"""
 _ALMOST_FULL_BYTES = 1 << 20
 
 
-def open_database(path: Path) -> tuple[sqlite3.Connection, Path | None]:
-    """The outbox's database, made if absent; a file that is no database any more is set aside, not deleted.
+class DamagedDatabase(DeviceError):
+    """The file is no database any more, or a page of it is spoilt."""
 
+
+def open_database(path: Path, schema: str, *, synchronous: str) -> tuple[sqlite3.Connection, Path | None]:
+    """A database in autocommit mode, for any thread; made if absent, and begun anew where the file is damaged.
+
+    Args:
+        schema: Statements that make what is not there yet.
+        synchronous: ``FULL``: a commit is on the disk when it returns; ``NORMAL``: a power cut may take the last ones.
     Returns:
         The connection, and where a damaged file was moved to (None in ordinary life).
     Raises:
-        StorageFull, StorageNotWritable: It cannot be opened or made.
+        StorageFull, StorageNotWritable, DeviceError: It cannot be opened or made.
     """
-    with storage_errors(path):
-        try:
-            return _open(path), None
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
-            _log.error("%s is damaged (%s); moved to %s, and a new one begun", path, error, aside.name)
-            path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            return _open(path), aside
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Samples are the users' data: nobody else on the machine reads them. SQLite gives the journal the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a commit in WAL mode is on the disk only with FULL
-        connection.execute("PRAGMA journal_size_limit=4194304")
-        connection.executescript(_SCHEMA)
-    except sqlite3.Error:
-        connection.close()
-        raise
+        return _open(path, schema, synchronous), None
+    except DamagedDatabase as error:
+        return begin_anew(path, schema, synchronous=synchronous, error=error)
+
+
+def begin_anew(path: Path, schema: str, *, synchronous: str, error: DamagedDatabase) -> tuple[sqlite3.Connection, Path]:
+    """Set a damaged file aside, not deleted, and make a new one; the old one's connection must be closed.
+
+    Raises:
+        StorageFull, StorageNotWritable, DeviceError: It cannot be moved or made.
+    """
+    aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+    _log.error("%s; moved to %s, and a new one begun", error, aside.name)
+    with storage_errors(path):
+        for earlier in path.parent.glob(f"{path.name}.damaged-*"):  # of a dying disk, one is enough to look at
+            earlier.unlink()
+        path.rename(aside)
+        # A log left beside the new file would be played into it.
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return _open(path, schema, synchronous), aside
+
+
+def _open(path: Path, schema: str, synchronous: str) -> sqlite3.Connection:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What applications send is their users' data: nobody else on the machine reads it. SQLite gives its journal
+        # the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA synchronous={synchronous}")
+            connection.execute("PRAGMA journal_size_limit=4194304")
+            connection.executescript(schema)
+        except sqlite3.Error:
+            connection.close()
+            raise
     return connection
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All statements of the block, or none of them."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 @contextlib.contextmanager
@@ -73,7 +92,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn what SQLite and the system say about ``path`` into errors of ours.
 
     Raises:
-        StorageFull, StorageNotWritable, DeviceError: By the cause.
+        StorageFull, StorageNotWritable, DamagedDatabase, DeviceError: By the cause.
     """
     try:
         yield
@@ -91,6 +110,8 @@ def _device_error(error: sqlite3.DatabaseError, path: Path) -> DeviceError:
         return StorageFull(f"{path}: no space left on the device; free some, or point the state folder at another disk")
     if "readonly" in text or "unable to open" in text:
         return StorageNotWritable(f"{path}: not writable by this user; change its owner or mode, or choose another")
+    if type(error) is sqlite3.DatabaseError:  # SQLITE_CORRUPT and SQLITE_NOTADB alone have no class of their own
+        return DamagedDatabase(f"{path} is damaged ({text})")
     return DeviceError(f"{path}: {text}; check the disk, then restart the agent")
 
 

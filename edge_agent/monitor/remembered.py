@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from edge_agent.contract.errors import DeviceError, StorageFull, StorageNotWritable
+from edge_agent.sqlite_file import DamagedDatabase, begin_anew, open_database, storage_errors, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -58,14 +59,9 @@ class Remembered:
         self._recent: collections.OrderedDict[tuple[str, str], Answered] = collections.OrderedDict()
         self._unwritten: dict[tuple[str, str], Answered] = {}
         self._lock = threading.Lock()
-        try:
-            self._database = self._open()
-        except sqlite3.OperationalError as error:
-            raise self._storage_error(error) from error
-        except sqlite3.DatabaseError:
-            # Not a database any more (a worn-out card): what it remembered is lost, the device is not.
-            path.replace(path.with_name(f"{path.name}.damaged"))
-            self._database = self._open()
+        # A lock of its own: the serving path must not wait for the disk.
+        self._database_lock = threading.Lock()
+        self._database, _ = open_database(path, _SCHEMA, synchronous="NORMAL")
 
     def add(self, model: str, request_id: str, answered: Answered, *, sampled: bool) -> None:
         """Remember a request; cheap, writes nothing yet."""
@@ -75,46 +71,67 @@ class Remembered:
             self._recent.move_to_end(key)
             if len(self._recent) > self._recent_limit:
                 self._recent.popitem(last=False)
+            self._unwritten.pop(key, None)
             if sampled:
                 self._unwritten[key] = answered
-            else:
-                self._unwritten.pop(key, None)
+                if len(self._unwritten) > self._limit:  # the disk has refused for long
+                    del self._unwritten[next(iter(self._unwritten))]
 
     def find(self, model: str, request_id: str, now_ms: int) -> Answered | None:
-        """The request, or None where it is unknown or its time for feedback is over."""
+        """The request, or None where it is unknown or its time for feedback is over.
+
+        Raises:
+            DeviceError: The disk cannot be read.
+        """
         key = (model, request_id)
         with self._lock:
             found = self._recent.get(key) or self._unwritten.get(key)
-            if found is None:
-                row = self._database.execute(
-                    "SELECT package, prediction, confidence, inclusion_probability, at_ms, expires_ms"
-                    " FROM requests WHERE model = ? AND request_id = ?",
-                    key,
-                ).fetchone()
-                found = Answered(*row) if row else None
+        if found is None:
+            found = self._read(key)
         return found if found is not None and found.expires_ms > now_ms else None
 
     def persist(self, now_ms: int) -> None:
         """Write what is new, and forget what is too old or too much.
 
         Raises:
-            StorageFull, StorageNotWritable: Nothing was written; it will be tried again the next time.
+            StorageFull, StorageNotWritable, DeviceError: Nothing was written; it will be tried again the next time.
         """
         with self._lock:
-            rows = [(*key, *dataclasses.astuple(answered)) for key, answered in self._unwritten.items()]
-            try:
-                with self._database:
-                    self._database.executemany("INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-                    self._database.execute("DELETE FROM requests WHERE expires_ms <= ?", (now_ms,))
-                    self._trim()
-            except sqlite3.OperationalError as error:
-                raise self._storage_error(error) from error
-            self._unwritten.clear()
+            writing = dict(self._unwritten)
+        rows = [(*key, *dataclasses.astuple(answered)) for key, answered in writing.items()]
+        with self._database_lock, self._mended(), transaction(self._database):
+            self._database.executemany("INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._database.execute("DELETE FROM requests WHERE expires_ms <= ?", (now_ms,))
+            self._trim()
+        with self._lock:
+            for key, answered in writing.items():
+                if self._unwritten.get(key) is answered:  # else it was used again meanwhile
+                    del self._unwritten[key]
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
+        with self._database_lock:
             self._database.close()
+
+    def _read(self, key: tuple[str, str]) -> Answered | None:
+        with self._database_lock, self._mended():
+            row = self._database.execute(
+                "SELECT package, prediction, confidence, inclusion_probability, at_ms, expires_ms"
+                " FROM requests WHERE model = ? AND request_id = ?",
+                key,
+            ).fetchone()
+        return Answered(*row) if row else None
+
+    @contextlib.contextmanager
+    def _mended(self) -> Iterator[None]:
+        """Errors as ours; a damaged file (a worn-out card) is replaced, for what it remembered is lost anyway."""
+        try:
+            with storage_errors(self._path):
+                yield
+        except DamagedDatabase as error:
+            self._database.close()
+            self._database, _ = begin_anew(self._path, _SCHEMA, synchronous="NORMAL", error=error)
+            raise
 
     def _trim(self) -> None:
         (count,) = self._database.execute("SELECT count(*) FROM requests").fetchone()
@@ -124,19 +141,3 @@ class Remembered:
                 " (SELECT model, request_id FROM requests ORDER BY expires_ms LIMIT ?)",
                 (count - self._limit,),
             )
-
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, check_same_thread=False, timeout=10.0)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
-            database.executescript(_SCHEMA)
-        except sqlite3.Error:
-            database.close()
-            raise
-        return database
-
-    def _storage_error(self, error: sqlite3.OperationalError) -> DeviceError:
-        if "full" in str(error):  # SQLITE_FULL; Python 3.10 has no error codes on its exceptions
-            return StorageFull(f"{self._path}: no space left on the device; free some")
-        return StorageNotWritable(f"{self._path}: {error}; make it writable by this user")

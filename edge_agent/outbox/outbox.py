@@ -23,10 +23,22 @@ from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, e
 from edge_agent.contract.errors import DeviceError, MessageError
 from edge_agent.contract.messages import Ack, Event, EventKind
 from edge_agent.contract.topics import Stream
-from edge_agent.outbox.storage import open_database, storage_errors
+from edge_agent.sqlite_file import DamagedDatabase, begin_anew, open_database, storage_errors, transaction
 
 _log = logging.getLogger(__name__)
 
+# ``streams.last`` outlives the messages: a sequence is never given twice, though all of them may be acknowledged.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS streams (
+    stream TEXT PRIMARY KEY, last INTEGER NOT NULL, unreported INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS messages (
+    stream TEXT NOT NULL, sequence INTEGER NOT NULL, made_at_ms INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (stream, sequence)
+);
+"""
 # Two names of 63 letters, an epoch, the numbers and the field names take less than this.
 ENVELOPE_BYTES = 512
 MAX_BODY_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
@@ -82,10 +94,15 @@ class Outbox:
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], None]] = []
         self._unstored: dict[Stream, int] = {}
-        self._database, damaged = open_database(path)
+        self._database, damaged = open_database(path, _SCHEMA, synchronous="FULL")
         self._ledger: _Ledger = {stream: _Counters() for stream in Stream}
         try:
-            self._epoch = self._load()
+            try:
+                self._epoch = self._load()
+            except DamagedDatabase as error:  # a spoilt page shows only when it is read
+                self._database.close()
+                self._database, damaged = begin_anew(path, _SCHEMA, synchronous="FULL", error=error)
+                self._epoch = self._load()
             if damaged:
                 text = f"the outbox was damaged; what waited in it is in {damaged.name}"
                 self.append(Stream.EVENTS, Event(kind=EventKind.STORAGE, at_ms=self._clock(), reason=text))
@@ -216,20 +233,12 @@ class Outbox:
     def _transaction(self) -> Iterator[_Ledger]:
         """A transaction, with a copy of the counters that becomes the truth only with the commit."""
         ledger = {stream: dataclasses.replace(counters) for stream, counters in self._ledger.items()}
-        with storage_errors(self._path):
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield ledger
-                rows = [
-                    (stream.value, c.last, c.unreported) for stream, c in ledger.items() if c != self._ledger[stream]
-                ]
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO streams (stream, last, unreported) VALUES (?, ?, ?)", rows
-                )
-                self._database.execute("COMMIT")
-            finally:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
+        with storage_errors(self._path), transaction(self._database):
+            yield ledger
+            rows = [(stream.value, c.last, c.unreported) for stream, c in ledger.items() if c != self._ledger[stream]]
+            self._database.executemany(
+                "INSERT OR REPLACE INTO streams (stream, last, unreported) VALUES (?, ?, ?)", rows
+            )
         self._ledger = ledger
 
     def _store(self, ledger: _Ledger, stream: Stream, body: bytes) -> int:

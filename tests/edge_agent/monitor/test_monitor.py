@@ -319,7 +319,8 @@ def test_a_damaged_memory_of_requests_is_set_aside(watching: Watching, tmp_path:
     folder.mkdir()
     (folder / "requests.db").write_bytes(b"this is no database" * 100)
     Monitor(watching.outbox, folder).close()
-    assert (folder / "requests.db.damaged").exists()
+    assert len(list(folder.glob("requests.db.damaged-*"))) == 1
+    assert (folder / "requests.db").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(1, 10), (3, 1), (1, 1), (50, 10), (2, 500), (5, 1)])

@@ -183,6 +183,23 @@ def test_a_damaged_file_is_set_aside_and_reported(open_outbox: Open, tmp_path: P
     assert aside.read_bytes().startswith(b"not a database")
 
 
+def test_a_file_with_a_spoilt_page_is_set_aside_too_and_only_the_newest_such_is_kept(
+    open_outbox: Open, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        outbox = open_outbox()
+        for _ in range(200):
+            outbox.append(Stream.SAMPLES, batch(1000))
+        outbox.close()
+        with (tmp_path / "outbox.db").open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * 4096 * 20)
+    outbox = open_outbox()
+    first = decode(bytes(envelopes(outbox, Stream.EVENTS)[0].body), Event)
+    assert (first.kind, outbox.size()[0]) == (EventKind.STORAGE, 1)
+    assert [path.name for path in tmp_path.glob("outbox.db.damaged-*")] == [first.reason.rpartition(" ")[2]]
+
+
 def test_the_file_is_readable_by_its_owner_only(open_outbox: Open, tmp_path: Path) -> None:
     open_outbox().append(Stream.SAMPLES, batch())
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("outbox.db*")} == {0o600}

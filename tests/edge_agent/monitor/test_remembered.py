@@ -1,0 +1,97 @@
+"""Requests that may still get a label, on disks that are slow, full or worn out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.contract.errors import DeviceError, StorageNotWritable
+from edge_agent.monitor.remembered import Answered, Remembered
+
+LATER_MS = 1_000_000
+
+
+def answered(prediction: str = "1") -> Answered:
+    return Answered(
+        package="a" * 64, prediction=prediction, confidence=0.5, inclusion_probability=0.1, at_ms=1, expires_ms=LATER_MS
+    )
+
+
+@pytest.fixture
+def remembered(tmp_path: Path) -> Iterator[Remembered]:
+    made = Remembered(tmp_path / "requests.db", recent=2, limit=100)
+    yield made
+    made.close()
+
+
+def test_of_one_id_used_twice_the_later_request_counts(remembered: Remembered) -> None:
+    remembered.add("digits", "r", answered("1"), sampled=True)
+    remembered.persist(0)
+    remembered.add("digits", "r", answered("2"), sampled=True)
+    for _ in range(2):
+        found = remembered.find("digits", "r", 0)
+        assert found is not None
+        assert found.prediction == "2"
+        remembered.persist(0)
+
+
+def test_remembering_does_not_wait_for_a_disk_that_is_busy(remembered: Remembered) -> None:
+    """The serving path calls it, on the event loop's own thread."""
+    remembered.add("digits", "before", answered(), sampled=True)
+    with remembered._database_lock:  # as while a write to a slow card goes on
+        writing = threading.Thread(target=remembered.persist, args=(0,))
+        writing.start()
+        remembered.add("digits", "meanwhile", answered(), sampled=True)
+        assert remembered.find("digits", "meanwhile", 0) is not None
+    writing.join(30)
+    remembered.persist(0)
+    for name in ("x", "y"):  # push both out of the memory
+        remembered.add("digits", name, answered(), sampled=False)
+    assert remembered.find("digits", "before", 0) is not None
+    assert remembered.find("digits", "meanwhile", 0) is not None
+
+
+def test_a_disk_that_refuses_for_long_does_not_fill_the_memory(remembered: Remembered) -> None:
+    remembered._database.execute("PRAGMA query_only=ON")
+    for number in range(150):
+        remembered.add("digits", str(number), answered(), sampled=True)
+    with pytest.raises(StorageNotWritable, match=r"requests\.db"):
+        remembered.persist(0)
+    assert len(remembered._unwritten) == 100
+    remembered._database.execute("PRAGMA query_only=OFF")
+    remembered.persist(0)
+    assert remembered.find("digits", "49", 0) is None
+    assert remembered.find("digits", "50", 0) is not None
+
+
+def test_the_oldest_go_when_too_many_are_on_the_disk(remembered: Remembered) -> None:
+    for number in range(100):
+        remembered.add("digits", str(number), answered(), sampled=True)
+    remembered.persist(0)
+    remembered.add("digits", "last", answered(), sampled=True)
+    remembered.persist(0)
+    assert remembered.find("digits", "last", 0) is not None
+    (count,) = remembered._database.execute("SELECT count(*) FROM requests").fetchone()
+    assert count == 100
+
+
+def test_a_file_that_is_spoilt_while_the_agent_runs_is_replaced(remembered: Remembered, tmp_path: Path) -> None:
+    for number in range(100):
+        remembered.add("digits", str(number), answered(), sampled=True)
+    remembered.persist(0)
+    remembered._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / "requests.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096 * 20)
+    remembered._database.execute("PRAGMA shrink_memory")
+    remembered.add("digits", "new", answered(), sampled=True)
+    with pytest.raises(DeviceError, match="damaged"):
+        remembered.persist(0)
+    remembered.persist(0)
+    for name in ("x", "y"):
+        remembered.add("digits", name, answered(), sampled=False)
+    assert remembered.find("digits", "new", 0) is not None
+    assert len(list(tmp_path.glob("requests.db.damaged-*"))) == 1
