@@ -117,7 +117,8 @@ class Agent:
         _log.info("%s %s %s %s", event.kind.value, event.model, event.package[:12], event.reason or event.detail)
         try:
             self._outbox.append(Stream.EVENTS, event)
-        except DeviceError as error:  # counted as dropped by the outbox, which reports it once there is room
+        except DeviceError as error:
+            self._outbox.count_lost(Stream.EVENTS)
             _log.warning("event %s could not be kept: %s", event.kind.value, error)
 
     def _traffic(self) -> tuple[int, int]:

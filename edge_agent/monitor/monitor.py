@@ -58,6 +58,9 @@ class OutboxWriter(Protocol):
             DeviceError: The disk refuses.
         """
 
+    def count_lost(self, stream: Stream, count: int = 1) -> None:
+        """Report ``count`` records as lost."""
+
     def size(self) -> tuple[int, int]:
         """Messages and bytes that wait."""
 
@@ -91,10 +94,10 @@ class Monitor:
         self._policies: dict[str, SamplingPolicy] = {}
         self._samples: collections.deque[tuple[str, int, Sample]] = collections.deque()  # model, bytes, sample
         self._sample_bytes = 0
+        self._samples_lost = 0  # since the last report
         self._from_ms = int(clock() * 1000)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self.samples_lost = 0
 
     @property
     def over_budget(self) -> int:
@@ -233,7 +236,7 @@ class Monitor:
     def _keep(self, model: str, sample: Sample) -> None:
         size = encoded_bytes(sample)
         if size > ROOM_BYTES:
-            self.samples_lost += 1
+            self._samples_lost += 1
             log.warning("a sample of %s takes %d bytes, a message holds %d: not sent", model, size, ROOM_BYTES)
             return
         self._samples.append((model, size, sample))
@@ -241,7 +244,7 @@ class Monitor:
         while self._sample_bytes > _WAITING_BYTES:
             _, oldest, _ = self._samples.popleft()
             self._sample_bytes -= oldest
-            self.samples_lost += 1
+            self._samples_lost += 1
 
     def _take_windows(self) -> dict[str, Window]:
         with self._lock:
@@ -274,6 +277,9 @@ class Monitor:
         """Append samples in batches; each leaves memory once the outbox has it."""
         with self._lock:
             waiting = list(self._samples)
+            lost, self._samples_lost = self._samples_lost, 0
+        if lost:
+            self._outbox.count_lost(Stream.SAMPLES, lost)
         by_model: dict[str, list[tuple[str, int, Sample]]] = {}
         for entry in waiting:
             by_model.setdefault(entry[0], []).append(entry)

@@ -93,7 +93,7 @@ class Outbox:
         self._reported_at = -math.inf  # on the monotonic clock: the other may be set while we run
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], None]] = []
-        self._unstored: dict[Stream, int] = {}
+        self._lost: dict[Stream, int] = {}
         self._database, damaged = open_database(path, _SCHEMA, synchronous="FULL")
         self._ledger: _Ledger = {stream: _Counters() for stream in Stream}
         try:
@@ -122,7 +122,8 @@ class Outbox:
             Its sequence, even if it had to be dropped at once because all that waits is more important.
         Raises:
             MessageError: The body is larger than ``MAX_BODY_BYTES``.
-            StorageFull, StorageNotWritable, DeviceError: It is not stored; it is counted as dropped.
+            StorageFull, StorageNotWritable, DeviceError: It is not stored: keep it and come again, or give it up and
+                say so by :meth:`count_lost`.
         """
         return self.append_all([(stream, body)])[0]
 
@@ -130,20 +131,20 @@ class Outbox:
         """:meth:`append` for several messages with one sync of the disk: all of them are stored, or none is."""
         bodies = [(stream, _encode_body(stream, body)) for stream, body in messages]
         with self._lock:
-            try:
-                with self._transaction() as ledger:
-                    for stream, count in self._unstored.items():
-                        ledger[stream].unreported += count
-                    sequences = [self._store(ledger, stream, body) for stream, body in bodies]
-                    self._report_drops(ledger)
-            except DeviceError:
-                for stream, _ in bodies:
-                    self._unstored[stream] = self._unstored.get(stream, 0) + 1
-                raise
-            self._unstored.clear()
+            with self._transaction() as ledger:
+                for stream, count in self._lost.items():
+                    ledger[stream].unreported += count
+                sequences = [self._store(ledger, stream, body) for stream, body in bodies]
+                self._report_drops(ledger)
+            self._lost.clear()
         for listener in self._listeners:
             listener()
         return sequences
+
+    def count_lost(self, stream: Stream, count: int = 1) -> None:
+        """Report, with what is dropped here, ``count`` records that were given up before they came here."""
+        with self._lock:
+            self._lost[stream] = self._lost.get(stream, 0) + count
 
     def pending(self, stream: Stream, *, after: int, limit: int, limit_bytes: int = 1 << 20) -> list[Pending]:
         """The next messages of ``stream`` beyond sequence ``after``, oldest first.
@@ -300,7 +301,8 @@ class Outbox:
         for counters in ledger.values():
             counters.unreported = 0
         total = sum(dropped.values())
-        reason = f"{total} messages dropped: the outbox may take {self._limit_bytes} bytes, or the disk was full"
+        limit = f"the outbox may take {self._limit_bytes} bytes, a message {MAX_PAYLOAD_BYTES}"
+        reason = f"{total} messages dropped: {limit}, or the disk was full"
         event = Event(kind=EventKind.OUTBOX_DROPPED, at_ms=self._clock(), reason=reason, detail=dict(dropped))
         _log.warning("%s: %s", self._path, reason)
         self._reported_at = now

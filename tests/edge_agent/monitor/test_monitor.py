@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, decode, encode
 from edge_agent.contract.errors import StorageFull, UnknownRequest
-from edge_agent.contract.messages import LabelBatch, MetricsReport, ProfileReport, SampleBatch
+from edge_agent.contract.messages import Event, EventKind, LabelBatch, MetricsReport, ProfileReport, SampleBatch
 from edge_agent.contract.profile import Projection, count_batch, merge
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Sensitivity
 from edge_agent.contract.topics import Stream
+from edge_agent.monitor import monitor
 from edge_agent.monitor.machine import Machine, hardware
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.monitor.predictions import predictions
@@ -42,6 +43,9 @@ class FillingDisk:
         if stream in self.full_for:
             raise StorageFull("no space left")
         return self._outbox.append(stream, body)
+
+    def count_lost(self, stream: Stream, count: int = 1) -> None:
+        self._outbox.count_lost(stream, count)
 
     def size(self) -> tuple[int, int]:
         return self._outbox.size()
@@ -253,6 +257,25 @@ def test_packages_replaced_long_ago_are_let_go_and_recent_ones_still_take_labels
     watching.monitor.flush()
     rows = [profile.rows for profile in watching.sent(Stream.PROFILES, ProfileReport)]
     assert rows == [1] * 13
+
+
+def test_samples_that_a_full_disk_leaves_no_memory_for_are_reported_as_lost_and_others_are_not(
+    watching: Watching, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching.observe(loaded, reference_images(1), "first")
+    (_, size, _) = watching.monitor._samples[0]
+    monkeypatch.setattr(monitor, "_WAITING_BYTES", size * 5)
+    watching.observe(loaded, reference_images(8), "r")
+    watching.disk.full_for = {Stream.SAMPLES}
+    for _ in range(3):
+        with pytest.raises(StorageFull):
+            watching.monitor.flush()
+    watching.disk.full_for = set()
+    watching.monitor.flush()
+    kept = sum(len(batch.samples) for batch in watching.sent(Stream.SAMPLES, SampleBatch))
+    (event,) = watching.sent(Stream.EVENTS, Event)
+    assert (event.kind, event.detail) == (EventKind.OUTBOX_DROPPED, {"samples": 9 - kept})
+    assert kept >= 4
 
 
 def test_two_versions_in_one_window_are_reported_apart(watching: Watching, loaded: LoadedModel, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_message_too_large_to_travel_is_refused(open_outbox: Open) -> None:
     assert len(outbox.pending(Stream.SAMPLES, after=0, limit=1)[0].payload) <= MAX_PAYLOAD_BYTES
 
 
-def test_a_full_disk_says_so_keeps_what_was_stored_and_counts_what_was_not(open_outbox: Open) -> None:
+def test_a_full_disk_says_so_keeps_what_was_stored_and_reports_what_was_then_given_up(open_outbox: Open) -> None:
     outbox = open_outbox(report_interval_s=0.0)
     outbox.append(Stream.EVENTS, event("stored"))
     (pages,) = outbox._database.execute("PRAGMA page_count").fetchone()
@@ -153,6 +153,9 @@ def test_a_full_disk_says_so_keeps_what_was_stored_and_counts_what_was_not(open_
         outbox.append(Stream.SAMPLES, batch(60_000))
     assert links(outbox, Stream.EVENTS) == [(0, 1)]
     outbox._database.execute("PRAGMA max_page_count=100000")
+    outbox.append(Stream.SAMPLES, batch(60_000))
+    assert links(outbox, Stream.EVENTS) == [(0, 1)], "what comes again was not lost"
+    outbox.count_lost(Stream.SAMPLES)
     outbox.append(Stream.SAMPLES, batch(10))
     last = decode(bytes(envelopes(outbox, Stream.EVENTS)[-1].body), Event)
     assert (last.kind, last.detail) == (EventKind.OUTBOX_DROPPED, {"samples": 1})
