@@ -24,8 +24,10 @@ from fleet_server.upsert import upsert
 SESSION_S = 7 * 86_400
 LOGIN_S = 3_600
 CLAIM_S = 3_600
+_ANOTHER_CLAIM = "ask an administrator for a new one: shoal devices claim"
 
-OnEnrolled = Callable[[sa.Connection, str, Hardware], None]
+# (transaction, device, hardware, whether it was shut out before)
+OnEnrolled = Callable[[sa.Connection, str, Hardware, bool], None]
 
 
 class AccessService:
@@ -62,7 +64,9 @@ class AccessService:
             row = self._valid(connection, login, ("login",))
             if row is None:
                 return None
-            connection.execute(sa.update(tokens).where(tokens.c.id == row.id).values(ended_at_ms=self._clock()))
+            unused = sa.update(tokens).where(tokens.c.id == row.id, tokens.c.ended_at_ms.is_(None))
+            if connection.execute(unused.values(ended_at_ms=self._clock())).rowcount == 0:
+                return None  # where the database has several writers: another browser was quicker
             return self._insert(connection, Role(row.role), "browser", "session", SESSION_S)
 
     def logout(self, session: str) -> None:
@@ -139,20 +143,22 @@ class AccessService:
         with self._db.write() as connection:
             now = self._clock()
             claim = self._claim(connection, request, now)
-            known = connection.scalar(
-                sa.select(device_secrets.c.device).where(device_secrets.c.device == request.device)
-            )
+            known = connection.execute(
+                sa.select(device_secrets.c.revoked_at_ms).where(device_secrets.c.device == request.device)
+            ).one_or_none()
             if known is not None and claim.device is None:
                 raise Conflict(
                     f"device {request.device!r} is enrolled already; to replace it, claim it by name: "
                     f"shoal devices claim --device {request.device}"
                 )
-            connection.execute(
-                sa.update(claims).where(claims.c.id == claim.id).values(used_at_ms=now, used_by=request.device)
-            )
+            # Where the database has several writers another enrolment may have used it since we looked.
+            unused = sa.update(claims).where(claims.c.id == claim.id, claims.c.used_at_ms.is_(None))
+            if connection.execute(unused.values(used_at_ms=now, used_by=request.device)).rowcount == 0:
+                raise Forbidden(f"the claim token has been used already; {_ANOTHER_CLAIM}")
             values = {"sha256": _digest(secret), "enrolled_at_ms": now, "revoked_at_ms": None}
             upsert(connection, device_secrets, {"device": request.device}, values)
-            self._on_enrolled(connection, request.device, request.hardware)
+            was_revoked = known is not None and known.revoked_at_ms is not None
+            self._on_enrolled(connection, request.device, request.hardware, was_revoked)
         return Enrolment(
             fleet=self._fleet,
             device=request.device,
@@ -198,15 +204,14 @@ class AccessService:
 
     def _claim(self, connection: sa.Connection, request: EnrolmentRequest, now: int) -> sa.Row[Any]:
         claim = connection.execute(sa.select(claims).where(claims.c.sha256 == _digest(request.claim))).first()
-        again = "ask an administrator for a new one: shoal devices claim"
         if claim is None or not hmac.compare_digest(claim.sha256, _digest(request.claim)):
-            raise Forbidden(f"the claim token is not known here; {again}")
+            raise Forbidden(f"the claim token is not known here; {_ANOTHER_CLAIM}")
         if claim.used_at_ms is not None:
-            raise Forbidden(f"the claim token has been used already; {again}")
+            raise Forbidden(f"the claim token has been used already; {_ANOTHER_CLAIM}")
         if claim.expires_at_ms <= now:
-            raise Forbidden(f"the claim token has expired; {again}")
+            raise Forbidden(f"the claim token has expired; {_ANOTHER_CLAIM}")
         if claim.device is not None and claim.device != request.device:
-            raise Forbidden(f"the claim token is bound to another device than {request.device!r}; {again}")
+            raise Forbidden(f"the claim token is bound to another device than {request.device!r}; {_ANOTHER_CLAIM}")
         return claim
 
     def _create(self, role: Role, name: str, kind: str, ttl_s: float | None) -> str:

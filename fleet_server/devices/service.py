@@ -56,8 +56,12 @@ class DeviceService:
         self._seen: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def enrolled(self, connection: sa.Connection, device: str, hardware: Hardware) -> None:
-        """Make room for a device, in the transaction of its enrolment; one that comes again keeps its twin."""
+    def enrolled(self, connection: sa.Connection, device: str, hardware: Hardware, was_revoked: bool = False) -> None:
+        """Make room for a device, in the transaction of its enrolment; one that comes again keeps its twin.
+
+        Args:
+            was_revoked: Rollouts went on without it: what it was told may be long out of date, and is forgotten.
+        """
         first = {
             "online": False,
             "desired_revision": 0,
@@ -66,6 +70,8 @@ class DeviceService:
         }
         values = {"hardware": msgspec.to_builtins(hardware), "enrolled_at_ms": self._clock()}
         upsert(connection, devices, {"name": device}, values, first=first)
+        if was_revoked:
+            connection.execute(sa.delete(desired_models).where(desired_models.c.device == device))
         twin_store.bump(connection, [device])
 
     def list(self) -> Sequence[DeviceRecord]:
@@ -145,7 +151,8 @@ class DeviceService:
     def forget_connections(self) -> None:
         """At the server's start: nobody is known to be online until its status says so."""
         with self._db.write() as connection:
-            connection.execute(sa.update(devices).values(online=False))
+            online = sa.update(devices).where(devices.c.online)
+            connection.execute(online.values(online=False, online_changed_at_ms=self._clock()))
 
     def revoked(self, device: str) -> None:
         """A device was shut out: what it says about its presence is no longer heard, so it counts as offline."""

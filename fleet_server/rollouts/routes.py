@@ -16,16 +16,22 @@ from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import Gate
 from fleet_server.rollouts.store import RolloutRecord
 
+_YEAR_S = 366 * 86_400
+
 
 class GateRequest(BaseModel):
     """When a wave counts as healthy; what is left out keeps the server's default."""
 
-    soak_s: float | None = Field(default=None, ge=0, description="Time that a wave must be healthy for.")
+    soak_s: float | None = Field(default=None, ge=0, le=_YEAR_S, description="Time that a wave must be healthy for.")
     min_requests: int | None = Field(default=None, ge=0, description="Requests a device must answer first.")
     max_failed_rate: float | None = Field(default=None, ge=0, le=1, description="Share of its requests that may fail.")
     max_failures: int | None = Field(default=None, ge=0, description="Devices that may fail before the rollout halts.")
-    device_timeout_s: float | None = Field(default=None, gt=0, description="Time for a connected device to commit.")
-    offline_timeout_s: float | None = Field(default=None, gt=0, description="Time until an offline one is skipped.")
+    device_timeout_s: float | None = Field(
+        default=None, gt=0, le=_YEAR_S, description="For a connected device to commit."
+    )
+    offline_timeout_s: float | None = Field(
+        default=None, gt=0, le=_YEAR_S, description="Until an offline one is skipped."
+    )
 
 
 class RolloutRequest(BaseModel):

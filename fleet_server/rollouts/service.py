@@ -27,6 +27,8 @@ from fleet_server.rollouts.state import Gate, Rollout, State
 from fleet_server.rollouts.store import RolloutRecord
 
 DEFAULT_WAVES: tuple[int | float, ...] = (1, 0.5, 1.0)
+# Devices told in one step: each is a signature and a transaction, and whoever halts the rollout waits for the step.
+_AT_ONCE = 50
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class RolloutService:
         clock: Clock = now_ms,
     ) -> None:
         self._db, self._devices, self._models, self._director, self._clock = db, devices, models, director, clock
+        self._said: dict[str, str] = {}  # by rollout: what the log was told last
         self._lock = threading.RLock()  # a tick and a person's command never work on a rollout at once
 
     def create(
@@ -88,8 +91,6 @@ class RolloutService:
             Conflict: It is withdrawn, the waves make no sense, or another rollout of the model is active.
         """
         found = self._models.find(model, package)
-        if found.state is ReleaseState.WITHDRAWN:
-            raise Conflict(f"{model} {found.version} is withdrawn ({found.state_reason}); roll out another version")
         rollout = Rollout(
             id=f"r-{secrets.token_hex(4)}",
             model=model,
@@ -103,6 +104,9 @@ class RolloutService:
         if start:
             rollout = state.move(rollout, State.RUNNING)
         with self._lock, self._db.write() as connection:
+            found = self._models.package(connection, found.digest)
+            if found.state is ReleaseState.WITHDRAWN:
+                raise Conflict(f"{model} {found.version} is withdrawn ({found.state_reason}); roll out another version")
             for active in store.unsettled(connection, model):
                 self._supersede(connection, active, rollout, allowed=supersede)
             store.insert(connection, rollout, self._clock())
@@ -161,31 +165,47 @@ class RolloutService:
                 return self._models.package(connection, package.digest)
 
     def tick(self, now: int) -> None:
-        """Carry every rollout one step on, and give new devices what the fleet has. Call it about once a second."""
+        """Carry every rollout one step on, and give new devices what the fleet has. Call it about once a second.
+
+        Raises:
+            ExceptionGroup: What went wrong with single rollouts and devices; the others were carried on.
+        """
+        failures: list[Exception] = []
         with self._lock:
             with self._db.read() as connection:
                 active = store.unsettled(connection)
             for rollout_id in active:
-                self._step(rollout_id, now)
-            self._welcome()
+                try:
+                    self._step(rollout_id, now)
+                except Exception as error:  # noqa: BLE001  raised below: other models must not wait for this one
+                    failures.append(error)
+            failures += self._welcome()
+        if failures:
+            raise ExceptionGroup("rollouts that could not be carried on", failures)
 
     def _step(self, rollout_id: str, now: int) -> None:
         with self._db.write() as connection:
-            before = store.load(connection, rollout_id)
-            rollout = state.join(before, self._devices.active(connection)) if before.state is State.RUNNING else before
+            before = rollout = store.load(connection, rollout_id)
+            if before.state in {State.RUNNING, State.PAUSED}:
+                rollout = state.join(before, self._devices.active(connection))
             sights = {one.name: store.sight(one, rollout.model) for one in twin_store.records(connection)}
             rollout = state.observe(rollout, sights, now)
             self._save(connection, before, rollout, now)
-        try:
-            for device in state.due(rollout, sights):
-                rollout = self._assign(rollout, device, now)
-            for member in state.to_revert(rollout):
-                rollout = self._send_back(rollout, member, now)
-        except (ShoalError, OSError) as error:
-            _log.exception("rollout %s stands still", rollout_id)
-            stuck = dataclasses.replace(rollout, note=f"cannot be carried on: {error}")
+        due = [(one, self._assign) for one in state.due(rollout, sights)]
+        due += [(member.device, self._send_back) for member in state.to_revert(rollout)]
+        stuck = []
+        for device, carry_on in due[:_AT_ONCE]:
+            try:
+                rollout = carry_on(rollout, device, now)
+            except (ShoalError, OSError) as error:  # the other devices are told all the same
+                stuck.append(f"{device} cannot be told: {error}")
+        note = "; ".join(stuck[:3])
+        if note and self._said.get(rollout_id) != note:
+            _log.error("rollout %s: %s", rollout_id, note)
+        self._said[rollout_id] = note
+        if note and rollout.state is not State.HALTED:  # whose note says why it was halted
             with self._db.write() as connection:
-                store.save(connection, rollout, stuck, now)
+                store.save(connection, rollout, dataclasses.replace(rollout, note=note), now)
 
     def _assign(self, rollout: Rollout, device: str, now: int) -> Rollout:
         with self._db.read() as connection:
@@ -205,12 +225,12 @@ class RolloutService:
         candidates = [one.package for one in (actual, told) if one is not None and one.package != package.digest]
         return next((digest for digest in candidates if self._models.is_known(connection, digest)), "")
 
-    def _send_back(self, rollout: Rollout, member: state.Member, now: int) -> Rollout:
+    def _send_back(self, rollout: Rollout, device: str, now: int) -> Rollout:
         with self._db.read() as connection:
-            package = self._models.package(connection, member.previous)
-        release = self._sign(member.device, package, rollout.id)
-        after = state.reverted(rollout, member.device)
-        self._announce(member.device, package, release, before=rollout, after=after, now=now)
+            package = self._models.package(connection, rollout.members[device].previous)
+        release = self._sign(device, package, rollout.id)
+        after = state.reverted(rollout, device)
+        self._announce(device, package, release, before=rollout, after=after, now=now)
         return after
 
     def _announce(
@@ -231,16 +251,21 @@ class RolloutService:
         self._director.assign(device, target, package.manifest_bytes, package.digest, assignment)
         return release
 
-    def _welcome(self) -> None:
-        """Give devices that enrolled during or after a rollout what the whole fleet has."""
+    def _welcome(self) -> Sequence[Exception]:
+        """Give devices that enrolled during or after a rollout what the whole fleet has; gives what went wrong."""
+        failures: list[Exception] = []
         with self._db.read() as connection:
             current = [self._models.current(connection, model) for model in self._models.names(connection)]
             new = [(one, self._devices.without(connection, one.model)) for one in current if one is not None]
         for package, devices in new:
-            for device in devices:
-                release = self._sign(device, package, "")
-                wanted = DesiredModel(version=package.version, package=package.digest, release=release)
-                self._devices.desire_model(device, package.model, wanted)
+            for device in devices[:_AT_ONCE]:
+                try:
+                    release = self._sign(device, package, "")
+                    wanted = DesiredModel(version=package.version, package=package.digest, release=release)
+                    self._devices.desire_model(device, package.model, wanted)
+                except (ShoalError, OSError) as error:  # the other devices are welcome all the same
+                    failures.append(error)
+        return failures
 
     def _move(self, rollout_id: str, wanted: State, note: str = "", *, revert: bool | None = None) -> None:
         now = self._clock()

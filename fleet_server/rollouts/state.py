@@ -60,6 +60,8 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
         max_failures: Devices that may fail before the rollout halts.
         device_timeout_s: Time for a connected device to commit or fail; after it, it has failed.
         offline_timeout_s: Time for a disconnected device to come back; after it, it is skipped.
+    Raises:
+        ValueError: A figure is negative or not finite, or the rate is no share.
     """
 
     soak_s: float = 30.0
@@ -68,6 +70,13 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
     max_failures: int = 0
     device_timeout_s: float = 900.0
     offline_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, value in msgspec.structs.asdict(self).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"gate: {name} must be 0 or more and finite, got {value}")
+        if self.max_failed_rate > 1:
+            raise ValueError(f"gate: max_failed_rate is a share of the requests, 0 to 1, got {self.max_failed_rate}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +99,14 @@ class Member:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
-    """What a device is reported to be, with respect to the rollout's model; None where it reports no such model."""
+    """What a device is reported to be, with respect to the rollout's model; None where it reports no such model.
+
+    Args:
+        changed_at_ms: Since when it is connected, or is not; None where that is not known.
+    """
 
     online: bool
+    changed_at_ms: int | None = None
     package: str | None = None
     step: UpdateStep | None = None
     target: str = ""
@@ -264,7 +278,9 @@ def _look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member
 def _patience(gate: Gate, member: Member, sight: Sight, now_ms: int) -> Member:
     """An assigned device that has not ended its update yet."""
     waited_s = (now_ms - member.assigned_at_ms) / 1000 if member.assigned_at_ms is not None else 0.0
-    if not sight.online and waited_s > gate.offline_timeout_s:
+    # Not from the assignment on: an update may take long, and a connection that breaks meanwhile has just broken.
+    away_s = waited_s if sight.changed_at_ms is None else min(waited_s, (now_ms - sight.changed_at_ms) / 1000)
+    if not sight.online and away_s > gate.offline_timeout_s:
         return dataclasses.replace(member, progress=Progress.SKIPPED, reason="offline; it catches up later")
     if sight.online and waited_s > gate.device_timeout_s:
         return _failed(member, f"not committed after {round(waited_s)} s: {sight.reason or 'it says no reason'}")

@@ -145,9 +145,10 @@ def sight(device: DeviceRecord, model: str) -> Sight:
     """What the rollout's rules see of a device."""
     one = device.reported.get(model)
     if one is None:
-        return Sight(online=device.online)
+        return Sight(online=device.online, changed_at_ms=device.online_changed_at_ms)
     return Sight(
         online=device.online,
+        changed_at_ms=device.online_changed_at_ms,
         package=one.package,
         step=one.step,
         target=one.target,

@@ -16,6 +16,7 @@ import msgspec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
 
 from edge_agent.contract.errors import ConfigurationError
 from edge_agent.contract.names import check_digest, check_name
@@ -116,15 +117,24 @@ class Director:
             return _release(self._targets(device), model)
 
     def refresh(self, now: dt.datetime | None = None) -> int:
-        """Sign anew what has lived half of its time; gives for how many devices."""
+        """Sign anew what has lived half of its time; gives for how many devices.
+
+        Raises:
+            ExceptionGroup: That of some devices could not be; all others have theirs.
+        """
         now = now or self._utc_now()
-        count = 0
+        count, failures = 0, []
         for device in self.devices():
-            with self._lock:
-                timestamp = self._timestamp(device)
-                if timestamp is not None and timestamp.expires - now < self._lifetime / 2:
-                    self._sign(device, self._targets(device), now=now)
-                    count += 1
+            try:
+                with self._lock:
+                    timestamp = self._timestamp(device)
+                    if timestamp is not None and timestamp.expires - now < self._lifetime / 2:
+                        self._sign(device, self._targets(device), now=now)
+                        count += 1
+            except (ConfigurationError, OSError) as error:  # what the other devices have must not expire
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("devices whose metadata could not be signed anew", failures)
         return count
 
     def devices(self) -> list[str]:
@@ -148,7 +158,7 @@ class Director:
 
     def _timestamp(self, device: str) -> Timestamp | None:
         data = self.metadata(device, "timestamp.json")
-        return Metadata[Timestamp].from_bytes(data).signed if data is not None else None
+        return self._read(device, "timestamp.json", data, Timestamp) if data is not None else None
 
     def _targets(self, device: str) -> dict[str, TargetFile]:
         timestamp = self._timestamp(device)
@@ -160,7 +170,18 @@ class Director:
             raise ConfigurationError(
                 f"{self._folder / device}: {timestamp.version}.targets.json is missing; restore it from a backup"
             )
-        return dict(Metadata[Targets].from_bytes(data).signed.targets)
+        return dict(self._read(device, f"{timestamp.version}.targets.json", data, Targets).targets)
+
+    def _read(self, device: str, name: str, data: bytes, role: type[_R]) -> _R:
+        try:
+            found = Metadata.from_bytes(data).signed
+        except DeserializationError as error:
+            raise ConfigurationError(
+                f"{self._folder / device / name} is damaged ({error}); restore it from a backup"
+            ) from error
+        if not isinstance(found, role):
+            raise ConfigurationError(f"{self._folder / device / name} holds {found.type}; restore it from a backup")
+        return found
 
     def _sign(self, device: str, targets: dict[str, TargetFile], *, now: dt.datetime | None = None) -> None:
         """Sign and store; visible at once when the timestamp, written last, is there."""

@@ -64,7 +64,7 @@ class Fleet:
     """The services, a clock that stands still until it is moved, and what was published."""
 
     def __init__(self, folder: Path, keys: Path) -> None:
-        self.now_ms = 1_000_000
+        self.now_ms, self.folder = 1_000_000, folder
         self.db = Database(f"sqlite:///{folder / 'shoal.db'}")
         metadata.create_all(self.db.engine)
         self.published: dict[str, bytes] = {}
