@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 
 from fleet_server.database import Database
 from fleet_server.migrate import upgrade
+from tests.fleet_server.migrations.manual import go_back
 from tests.fleet_server.migrations.revisions import all_tables, fleet_of_one, revision_of, with_next
 from tests.fleet_server.running_server import prepared, server, shoal
 
@@ -57,7 +57,9 @@ def test_a_newer_servers_database_is_refused_in_one_line(command: tuple[str, ...
     db.close()
 
 
-def test_a_database_from_before_revisions_is_looked_at_upgraded_served_and_restored(data: Path) -> None:
+def test_a_database_from_before_revisions_is_looked_at_upgraded_served_and_restored(
+    data: Path, repository: Path
+) -> None:
     url = f"sqlite:///{data}/shoal.db"
     dry, real = ("server", "migrate", "--data", data, "--dry-run"), ("server", "migrate", "--data", data)
     for command in (dry, real):
@@ -85,10 +87,7 @@ def test_a_database_from_before_revisions_is_looked_at_upgraded_served_and_resto
         assert names(client) == ["d0", "d1"]
         running.process.kill()
     assert [path.name for path in data.glob("shoal.db.*before*")] == ["shoal.db.before-0001"]
-    # The way back, as docs/operations.md has it. Without the first step the log would be played into the older file.
-    for name in ("shoal.db-wal", "shoal.db-shm"):
-        (data / name).unlink(missing_ok=True)
-    shutil.copy(data / "shoal.db.before-0001", data / "shoal.db")
+    go_back(repository, data, "0001")
     with server(data) as running, running.client() as client:
         assert names(client) == ["d0"]
 
