@@ -40,17 +40,22 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = sa.create_engine(self.url, pool_pre_ping=not self.is_sqlite)
         # SQLite has one writer. Waiting for it here, in order, beats its busy handler, which starves.
-        self._writer = threading.RLock()
+        self._writer = threading.Lock()
+        self._writing: int | None = None  # the thread that holds it
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction that may write: committed at the end, rolled back on an exception. Never nest them."""
+        """A transaction that may write: committed at the end, rolled back on an exception. Never nest them.
+
+        Raises:
+            RuntimeError: This thread is in such a transaction already: it would wait for itself.
+        """
         with contextlib.ExitStack() as stack:
             if self.is_sqlite:
-                stack.enter_context(self._writer)
+                stack.enter_context(self._alone())
             connection = stack.enter_context(self.engine.connect())
             if self.is_sqlite:
                 connection = connection.execution_options(shoal_begin="IMMEDIATE")
@@ -69,7 +74,7 @@ class Database:
         """
         with contextlib.ExitStack() as stack:
             if self.is_sqlite:
-                stack.enter_context(self._writer)
+                stack.enter_context(self._alone())
             connection = stack.enter_context(self.engine.connect())
             if self.is_sqlite:
                 stack.enter_context(_foreign_keys_off(connection))
@@ -86,6 +91,17 @@ class Database:
         """A transaction that only reads."""
         with self.engine.connect() as connection, connection.begin():
             yield connection
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._writing == threading.get_ident():
+            raise RuntimeError("a write transaction inside another: pass the connection on instead")
+        with self._writer:
+            self._writing = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._writing = None
 
     @property
     def name(self) -> str:

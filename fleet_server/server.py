@@ -174,7 +174,7 @@ class Server:
 
     def _authenticate(self, features: Features, name: str, secret: str) -> bool:
         if name == SERVER_USER:
-            return hmac.compare_digest(secret, self._password)
+            return hmac.compare_digest(secret.encode(), self._password.encode())
         return features.access.verify_device(name, secret)
 
     def _publish(self, topic: str, payload: bytes, retain: bool) -> None:
@@ -258,11 +258,13 @@ def build(config: ServerConfig) -> Server:
 def _receive(features: Features, messages: Sequence[Received]) -> None:
     features.receiver.receive(messages)
     for message in messages:
-        if not message.retained:
-            try:
-                features.devices.seen(parse(message.topic)[0].device)
-            except MessageError:
-                continue  # set aside by the receiver, with its reason
+        try:
+            topics, rest = parse(message.topic)
+        except MessageError:
+            continue  # set aside by the receiver, with its reason
+        # A status may be a last will: the broker's word, long after the device's own.
+        if not message.retained and rest != "status":
+            features.devices.seen(topics.device)
 
 
 def _connected(features: Features) -> None:

@@ -55,6 +55,7 @@ class DeviceService:
         self._published: dict[str, int] = {}  # in memory: a new broker or server starts with no retained messages
         self._seen: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._publishing = threading.Lock()  # held from reading to sending: an older state must not be retained last
 
     def enrolled(self, connection: sa.Connection, device: str, hardware: Hardware, was_revoked: bool = False) -> None:
         """Make room for a device, in the transaction of its enrolment; one that comes again keeps its twin.
@@ -131,17 +132,18 @@ class DeviceService:
 
     def publish_desired(self, device: str) -> None:
         """Publish a device's desired state, retained; what the broker does not take now, :meth:`tick` tries again."""
-        with self._db.read() as connection:
-            wanted = twin_store.desired(connection, device)
-        if wanted is None:
-            return
-        try:
-            self._publish(DeviceTopics(self._fleet, device).desired, encode(wanted), True)
-        except (OSError, NetworkError) as error:
-            _log.warning("the desired state of %s is not published yet: %s", device, error)
-            return
-        with self._lock:
-            self._published[device] = max(wanted.revision, self._published.get(device, 0))
+        with self._publishing:
+            with self._db.read() as connection:
+                wanted = twin_store.desired(connection, device)
+            if wanted is None:
+                return
+            try:
+                self._publish(DeviceTopics(self._fleet, device).desired, encode(wanted), True)
+            except (OSError, NetworkError) as error:
+                _log.warning("the desired state of %s is not published yet: %s", device, error)
+                return
+            with self._lock:
+                self._published[device] = wanted.revision
 
     def broker_connected(self) -> None:
         """The broker is there (again): it may have forgotten what it retained, so :meth:`tick` publishes all."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+import sqlalchemy as sa
+
 from edge_agent.contract.envelope import decode, encode
-from edge_agent.contract.errors import MessageError, ShoalError
+from edge_agent.contract.errors import MessageError
 from edge_agent.contract.messages import Reported, Status
 from edge_agent.contract.topics import DeviceTopics, parse
 from fleet_server.ingest.service import IngestService
@@ -68,5 +70,8 @@ class Receiver:
                 self._on_status(topics.device, decode(message.payload, Status))
         except MessageError as error:
             self._ingest.put_aside(message.topic, message.payload, str(error))
-        except ShoalError as error:
-            _log.warning("%s ignored: %s", message.topic, error)
+        except (sa.exc.OperationalError, sa.exc.InterfaceError):
+            raise  # the database fails, not the message: all is tried again
+        except Exception as error:  # noqa: BLE001  one device's message must not cost the others theirs, or be tried for ever
+            _log.warning("%s: set aside", message.topic, exc_info=error)
+            self._ingest.put_aside(message.topic, message.payload, f"{type(error).__name__}: {error}")

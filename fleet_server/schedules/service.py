@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Collection
 from typing import Any
 
 import sqlalchemy as sa
 
-from edge_agent.contract.errors import ShoalError
+from edge_agent.contract.errors import CallerError, ShoalError
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
 from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
@@ -76,6 +77,7 @@ class RunService:
         self._db, self._lake, self._clock = db, lake, clock
         self._lake_versions, self._champion, self._on_released = lake_versions, champion, on_released
         self._settings = settings or RunSettings()
+        self._announcing = threading.Lock()  # a tick and a worker's result must not both hand on one release
 
     # --- schedules
 
@@ -255,16 +257,20 @@ class RunService:
         if self._on_released is None:
             return
         waiting = runs.c.state == RunState.RELEASED.value, sa.not_(runs.c.announced)
-        with self._db.read() as connection:
-            released = connection.execute(sa.select(runs).where(*waiting).order_by(runs.c.ended_at_ms)).mappings().all()
-        for run in released:
-            try:
-                self._on_released(run["model"], run["package"], "; ".join(run["reasons"]) or run["reason"])
-            except ShoalError:
-                _log.exception("run %s: its release is not handed on yet; the next tick tries again", run["id"])
-                continue
-            with self._db.write() as connection:
-                connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(announced=True))
+        query = sa.select(runs).where(*waiting).order_by(runs.c.ended_at_ms)
+        with self._announcing:
+            with self._db.read() as connection:
+                released = connection.execute(query).mappings().all()
+            for run in released:
+                try:
+                    self._on_released(run["model"], run["package"], "; ".join(run["reasons"]) or run["reason"])
+                except CallerError as error:  # no such package, or it was withdrawn: tomorrow's answer is the same
+                    _log.error("run %s: its release goes no further: %s", run["id"], error)
+                except ShoalError:
+                    _log.exception("run %s: its release is not handed on yet; the next tick tries again", run["id"])
+                    continue
+                with self._db.write() as connection:
+                    connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(announced=True))
 
     def _run_file(self, run: dict[str, Any]) -> RunFile:
         return RunFile(

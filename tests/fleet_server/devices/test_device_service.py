@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
 
-from edge_agent.contract.envelope import Envelope
-from edge_agent.contract.messages import DesiredModel, Event, EventKind
+from edge_agent.contract.envelope import Envelope, decode
+from edge_agent.contract.messages import Desired, DesiredModel, Event, EventKind
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from fleet_server.devices.service import EVENTS_KEPT_MS, DeviceService
@@ -161,3 +163,28 @@ def test_events_come_newest_first_page_by_page_and_grow_old(fleet: Fleet) -> Non
     assert len(fleet.devices.events()) == 4
     fleet.devices.prune(fleet.now_ms + EVENTS_KEPT_MS + 1)
     assert fleet.devices.events() == []
+
+
+def test_of_two_changes_at_once_the_newer_is_retained(fleet: Fleet) -> None:
+    device = fleet.join("d0")
+    older_is_sent, newer_is_asked_for = threading.Event(), threading.Event()
+    sent: list[int] = []
+
+    def slow(topic: str, payload: bytes, _retain: bool) -> None:
+        if not older_is_sent.is_set():
+            older_is_sent.set()
+            newer_is_asked_for.wait(0.3)
+        sent.append(decode(payload, Desired).revision)
+        assert topic.endswith("/d0/twin/desired")
+
+    devices = DeviceService(fleet.db, slow, "test")
+    older = threading.Thread(target=devices.publish_desired, args=("d0",))
+    older.start()
+    assert older_is_sent.wait(30)
+    newer = threading.Thread(target=devices.desire_model, args=("d0", "digits", WANTED))
+    newer.start()
+    newer.join(0.1)
+    newer_is_asked_for.set()
+    older.join(30)
+    newer.join(30)
+    assert sent == [device.desired.revision, device.desired.revision + 1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -316,3 +317,46 @@ def test_on_postgresql_a_request_that_loses_the_race_gets_the_winners_run(postgr
         assert connection.execute(sa.text("select count(*) from runs")).scalar() == 1
     assert runs.request("digits", HARM, "late") == run
     db.close()
+
+
+def test_a_release_that_can_never_be_handed_on_is_said_once_and_then_left(
+    db: Database, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def refuse(_model: str, digest: str, _reason: str) -> None:
+        asked.append(digest)
+        raise NotFound("there is no package bbbbbbbbbbbb")
+
+    runs = service(db, clock, on_released=refuse)
+    runs.request("digits")
+    run = claimed(runs)
+    runs.finish(run.run, released(run.fence))
+    runs.tick()
+    runs.tick()
+    assert len(asked) == 1
+    assert "goes no further: there is no package" in caplog.text
+    assert runs.get(run.run)["state"] == "released"
+
+
+def test_a_release_is_handed_on_once_though_tick_and_worker_come_together(db: Database, clock: Clock) -> None:
+    begun, go_on, told = threading.Event(), threading.Event(), []
+
+    def slow(_model: str, digest: str, _reason: str) -> None:
+        told.append(digest)
+        begun.set()
+        go_on.wait(30)
+
+    runs = service(db, clock, on_released=slow)
+    runs.request("digits")
+    run = claimed(runs)
+    worker = threading.Thread(target=runs.finish, args=(run.run, released(run.fence)))
+    worker.start()
+    assert begun.wait(30)
+    ticker = threading.Thread(target=runs.tick)
+    ticker.start()
+    ticker.join(0.3)
+    go_on.set()
+    worker.join(30)
+    ticker.join(30)
+    assert told == ["b" * 64]
