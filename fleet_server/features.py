@@ -8,6 +8,7 @@ import os
 from edge_agent.contract.errors import PackageError
 from edge_agent.contract.manifest import REFERENCE_FILE, Manifest
 from edge_agent.contract.profile import ReferenceProfile, decode_profile
+from edge_agent.contract.runs import RunState
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from fleet_server.access.service import AccessService
@@ -87,7 +88,8 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         set_sampling=devices.desire_sampling,
         request_run=runs.request,
         base_sampling=lambda model: _sampling(models, model),
-        hold=lambda model: _hold(rollouts, model),
+        hold=lambda model: _hold(rollouts, runs, model),
+        parent=lambda digest: _manifest(models, digest).parent,
         settings=config.monitoring,
     )
     ingest = IngestService(
@@ -158,14 +160,18 @@ def _versions(samples: SampleService) -> tuple[int | None, int | None]:
 
 
 def _reference(models: ModelService, images: ImageRepository, digest: str) -> ReferenceProfile:
-    try:
-        entry = models.manifest(digest).files.get(REFERENCE_FILE)
-    except NotFound as error:
-        raise PackageError(str(error)) from error
+    entry = _manifest(models, digest).files.get(REFERENCE_FILE)
     blob = images.blobs.released(entry.sha256) if entry is not None else None
     if blob is None:
         raise PackageError(f"package {digest[:12]} has no {REFERENCE_FILE}")
     return decode_profile(blob.read_bytes())
+
+
+def _manifest(models: ModelService, digest: str) -> Manifest:
+    try:
+        return models.manifest(digest)
+    except NotFound as error:
+        raise PackageError(str(error)) from error
 
 
 def _sampling(models: ModelService, model: str) -> SamplingPolicy:
@@ -173,7 +179,10 @@ def _sampling(models: ModelService, model: str) -> SamplingPolicy:
     return models.manifest(champion[0]).sampling if champion is not None else SamplingPolicy()
 
 
-def _hold(rollouts: RolloutService, model: str) -> str | None:
-    """While a rollout is under way the labels still speak of the old package; another run would learn nothing new."""
+def _hold(rollouts: RolloutService, runs: RunService, model: str) -> str | None:
+    """While a run is under way it reads no new labels, and while a rollout is they still speak of the old package."""
+    for run in runs.list(model, limit=5):
+        if run["state"] in {RunState.QUEUED.value, RunState.RUNNING.value}:
+            return f"run {run['id']} is {run['state']}"
     active = [one for one in rollouts.list(model, limit=5) if one.state in {State.RUNNING, State.PAUSED}]
     return f"rollout {active[0].id} of {active[0].version} is {active[0].state.value}" if active else None

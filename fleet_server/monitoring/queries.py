@@ -134,6 +134,15 @@ def estimate_series(connection: sa.Connection, model: str, *, since_ms: int, buc
     ]
 
 
+def serving_since(connection: sa.Connection, model: str) -> dict[str, list[int]]:
+    """Since when each device is served, Unix milliseconds, by the package that serves it now."""
+    query = sa.select(serving.c.package, serving.c.since_ms).where(serving.c.model == model)
+    found: dict[str, list[int]] = {}
+    for row in connection.execute(query.order_by(serving.c.package, serving.c.device)):
+        found.setdefault(row.package, []).append(row.since_ms)
+    return found
+
+
 def label_budget(connection: sa.Connection, model: str) -> dict[str, Any] | None:
     """The sampling last asked of the model's devices, why and since when; None where it never differed."""
     row = connection.execute(sa.select(label_budgets).where(label_budgets.c.model == model)).mappings().one_or_none()

@@ -17,7 +17,7 @@ from edge_agent.contract.profile import ReferenceProfile
 from edge_agent.contract.sampling import SamplingPolicy
 from fleet_server.database import Database
 from fleet_server.monitoring import alerts, harm, intake, queries
-from fleet_server.monitoring.budget import policy_for
+from fleet_server.monitoring.budget import policy_for, unconfirmed
 from fleet_server.monitoring.drift import FleetVerdict, Verdict, judge_fleet
 from fleet_server.monitoring.harm import HarmVerdict
 from fleet_server.monitoring.settings import MonitoringSettings
@@ -44,7 +44,10 @@ class MonitoringService:
         request_run: Told ``(model, "harm", reason)`` at every evaluation while labels show harm; it decides whether one
             is made (one active run per model, cool-down).
         base_sampling: A model's own sampling policy, as its package states it.
-        hold: Why no run should be requested for a model now (a rollout is under way), or None.
+        hold: Why no run should be requested for a model now (a run or a rollout is under way), or None; meanwhile no
+            more labels are asked for than the package says.
+        parent: Digest of the package that a package was made to replace, None for a first one; raises PackageError
+            where it is not known. After an update labels are asked for, to confirm it.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class MonitoringService:
         request_run: RequestRun | None = None,
         base_sampling: Callable[[str], SamplingPolicy] | None = None,
         hold: Callable[[str], str | None] | None = None,
+        parent: Callable[[str], str | None] | None = None,
         settings: MonitoringSettings | None = None,
     ) -> None:
         self._db = db
@@ -63,6 +67,7 @@ class MonitoringService:
         self._set_sampling, self._request_run = set_sampling, request_run
         self._base_sampling = base_sampling or (lambda _model: SamplingPolicy())
         self._hold = hold or (lambda _model: None)
+        self._parent = parent or (lambda _package: None)
         self._settings = settings or MonitoringSettings()
         self._evaluating = threading.Lock()
 
@@ -94,20 +99,19 @@ class MonitoringService:
             harms = self._settle_harm(connection, model, now_ms)
             harmed = [verdict.reason for verdict in harms.values() if verdict.harmed]
             wrong = "; ".join(([fleet.reason] if fleet.alert else []) + harmed)
+            served = queries.serving_since(connection, model)
             used = queries.labels_since(connection, model, _midnight(now_ms))
-            current = connection.execute(
-                sa.select(label_budgets.c.policy).where(label_budgets.c.model == model)
-            ).scalar()
-            devices = connection.execute(
-                sa.select(sa.func.count()).select_from(serving).where(serving.c.model == model)
-            ).scalar_one()
+            current = queries.label_budget(connection, model)
+        held = self._hold(model)
         if harmed and self._request_run is not None:
-            held = self._hold(model)
             if held is None:
                 self._request_run(model, alerts.HARM, "; ".join(harmed))
+                held = self._hold(model)  # labels that come from now on come too late for that run
             else:
-                _log.info("%s: no run is requested: %s", model, held)
-        self._budget(model, current, wrong, used=used, devices=devices, now_ms=now_ms)
+                _log.debug("%s: no run is requested: %s", model, held)
+        cause = wrong or self._unconfirmed(served, harms, now_ms)
+        devices = sum(map(len, served.values()))
+        self._budget(model, current, cause, held, used=used, devices=devices, now_ms=now_ms)
 
     # --- drift
 
@@ -179,13 +183,48 @@ class MonitoringService:
 
     # --- label budget
 
-    def _budget(self, model: str, current: Any, wrong: str, *, used: int, devices: int, now_ms: int) -> None:
+    def _unconfirmed(self, served: dict[str, list[int]], harms: dict[str, HarmVerdict], now_ms: int) -> str:
+        """Why labels are wanted though nothing is wrong: a package that replaced another has still to prove itself."""
+        for package, since_ms in served.items():
+            try:
+                if self._parent(package) is None:
+                    continue
+            except PackageError as error:
+                _log.warning("nothing is known of package %s yet: %s", package[:12], error)
+                continue
+            labels = harms[package].fleet.labels if package in harms else 0
+            enough = self._settings.harm.min_labels
+            words = unconfirmed(
+                package, self._settings.budget, since_ms=since_ms, labels=labels, min_labels=enough, now_ms=now_ms
+            )
+            if words:
+                return words
+        return ""
+
+    def _budget(
+        self,
+        model: str,
+        current: dict[str, Any] | None,
+        cause: str,
+        held: str | None,
+        *,
+        used: int,
+        devices: int,
+        now_ms: int,
+    ) -> None:
         if self._set_sampling is None:
             return
         base = self._base_sampling(model)
-        policy, reason = policy_for(base, self._settings.budget, alert=wrong, used_today=used, devices=devices)
+        policy, reason = policy_for(
+            base, self._settings.budget, cause=cause, held=held, used_today=used, devices=devices
+        )
+        if current is None and policy == base:
+            return
         wanted = msgspec.to_builtins(policy)
-        if wanted == current or (current is None and policy == base):
+        if current is not None and current["policy"] == wanted:
+            if current["reason"] != reason:
+                with self._db.write() as connection:
+                    upsert(connection, label_budgets, {"model": model}, current | {"reason": reason})
             return
         self._set_sampling(model, policy)
         _log.info("%s: %g labels per device and minute, %s", model, policy.labels_per_minute, reason)

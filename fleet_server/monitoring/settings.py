@@ -76,16 +76,19 @@ class LabelBudget:
     """What labels may cost.
 
     Args:
-        alert_per_minute: Labels asked of each device and minute while a drift alert is open.
+        alert_per_minute: Labels asked of each device and minute while an alert is open, and after an update until the
+            harm rule has enough of them to judge the new package.
+        confirm_s: How long after an update they are asked for at most; 0: not at all.
         per_day: Labels of one model that all devices together may give in a UTC day; then none are asked any more.
     """
 
     alert_per_minute: float = 10.0
+    confirm_s: float = 3_600.0
     per_day: int = 2_000
 
     def __post_init__(self) -> None:
-        if self.alert_per_minute < 0 or self.per_day < 0:
-            raise ConfigurationError("label budget: alert_per_minute and per_day must not be negative")
+        if self.alert_per_minute < 0 or self.confirm_s < 0 or self.per_day < 0:
+            raise ConfigurationError("label budget: alert_per_minute, confirm_s and per_day must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

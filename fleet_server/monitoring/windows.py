@@ -100,9 +100,11 @@ def _judge_device(
     history = [(frozenset(row.flagged), row.from_ms) for row in reversed(past)]
     before = Verdict(past[0].verdict) if past else Verdict.NONE
     since_ms = past[0].since_ms if past else (reports[0].from_ms if reports else now_ms)
+    # A device that the reference knows is compared with itself: what it differs in from the others is no change.
+    expected = {**profile.counts, **profile.devices.get(key[0], {})}
     written = []
     for window in gather(reports, rule.min_rows):
-        features = compare(profile.counts, window.counts, rule)
+        features = compare(expected, window.counts, rule)
         flagged = sorted(feature.feature for feature in features if feature.flagged)
         history = [*history, (frozenset(flagged), window.from_ms)][-rule.persistence :]
         verdict = judge([names for names, _ in history], before=before, persistence=rule.persistence)

@@ -49,7 +49,16 @@ def reference_of(mean: float) -> ReferenceProfile:
     return ReferenceProfile(features=features, counts=counts, calibration=((0.0, 0.0), (1.0, 1.0)), accuracy=0.95)
 
 
-PROFILES = {OLD: reference_of(0.0), NEW: reference_of(2.0)}
+def knowing(profile: ReferenceProfile, **means: float) -> ReferenceProfile:
+    """The profile with a reference of 80 rows for each device named, whose ``x`` lies about the mean given."""
+    rng = np.random.default_rng(13)
+    (x,) = (feature for feature in profile.features if feature.name == "x")
+    devices = {device: {"x": count(x, rng.normal(mean, 1.0, 80))} for device, mean in means.items()}
+    return msgspec.structs.replace(profile, devices=devices)
+
+
+# The devices named far-... stand where their data differs from the others'.
+PROFILES = {OLD: knowing(reference_of(0.0), far=1.5, farther=-2.0), NEW: reference_of(2.0)}
 
 
 def reference(package: str) -> ReferenceProfile:

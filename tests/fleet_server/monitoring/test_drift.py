@@ -79,6 +79,30 @@ def test_without_drift_a_device_is_rarely_significant_and_almost_never_flagged(r
     assert flagged <= RULE.device_false_alarms
 
 
+@pytest.mark.parametrize("own", [60, 100, 150])
+def test_a_small_reference_of_a_devices_own_raises_no_false_alarm(own: int) -> None:
+    digits, rng = figures_of_digits(), np.random.default_rng(own)
+    features = elements(digits)
+    everybody = np.arange(len(digits))
+
+    def counts(rows: int, offset: float = 0.0) -> dict[str, FeatureCounts]:
+        drawn = digits[rng.choice(everybody, rows)] + offset * digits.std(axis=0)
+        return {feature.name: count(feature, drawn[:, feature.index]) for feature in features}
+
+    def drifted(*, shift: float, windows: int) -> bool:
+        reference, verdict, history = counts(own, 0.5), Verdict.NONE, []
+        for _ in range(windows):
+            found = compare(reference, counts(200, 0.5 + shift), RULE)
+            history.append(frozenset(one.feature for one in found if one.flagged))
+            verdict = judge(history, before=verdict, persistence=RULE.persistence)
+            if verdict is Verdict.DRIFTED:
+                return True
+        return False
+
+    assert sum(drifted(shift=0.0, windows=4) for _ in range(100)) <= 100 * RULE.device_false_alarms
+    assert all(drifted(shift=0.8, windows=2) for _ in range(10))
+
+
 def test_without_drift_on_real_digits_no_device_is_flagged() -> None:
     digits = figures_of_digits()
     rng = np.random.default_rng(3)

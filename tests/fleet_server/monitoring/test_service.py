@@ -36,15 +36,21 @@ class World:
         self.policies: list[float] = []
         self.runs: list[str] = []
         self.held: str | None = None
+        self.begins = False  # whether what is asked for holds from then on
         chosen: dict[str, Any] = {"settings": SETTINGS, "base_sampling": lambda _model: BASE} | parts
         self.service = MonitoringService(
             db,
             reference,
             set_sampling=lambda _model, policy: self.policies.append(policy.labels_per_minute),
-            request_run=lambda model, trigger, reason: self.runs.append(f"{model} {trigger}: {reason}"),
+            request_run=self._request,
             hold=lambda _model: self.held,
             **chosen,
         )
+
+    def _request(self, model: str, trigger: str, reason: str) -> None:
+        self.runs.append(f"{model} {trigger}: {reason}")
+        if self.begins:
+            self.held = "run run-1 is queued"
 
 
 @pytest.fixture
@@ -99,6 +105,16 @@ def test_when_more_devices_drift_than_chance_explains_the_fleet_alerts_and_asks_
     closed = world.service.alerts(MODEL)
     assert all(alert["closed_at_ms"] is not None for alert in closed)
     assert world.runs == [], "drift alone trains nothing"
+
+
+def test_a_device_that_the_reference_knows_is_compared_with_itself(world: World, fleet: Fleet) -> None:
+    live(world, fleet, 12, far=1.5, farther=-2.0, near=0.0)
+    assert set(verdicts(world, fleet).values()) == {"none"}
+    assert world.service.alerts(MODEL) == []
+    live(world, fleet, 4, far=0.5, farther=-2.0, near=1.5)
+    assert verdicts(world, fleet) == {"far": "drifted", "farther": "none", "near": "drifted"}
+    (row,) = (row for row in world.service.drift(MODEL, fleet.now)["devices"] if row["device"] == "far")
+    assert row["flagged"] == ["x"], "the others' data would be new to it; confidence it shares with them"
 
 
 def test_a_new_package_starts_new_windows_with_its_own_bins(world: World, fleet: Fleet) -> None:
@@ -178,6 +194,90 @@ def test_after_a_rollout_the_labels_of_the_old_package_no_longer_count(world: Wo
     assert open_alerts(world) == set()
     assert len(world.runs) == 1
     assert world.service.accuracy(MODEL, fleet.now)["packages"] == {}
+
+
+def test_after_an_update_labels_are_asked_for_until_they_can_confirm_it(db: Database, fleet: Fleet) -> None:
+    world = World(db, parent={OLD: None, NEW: OLD}.get)
+    live(world, fleet, 4, d1=2.0, d2=2.0)
+    assert world.policies == [20.0], "drift"
+    world.held = "rollout 7 of 2 is running"
+    live(world, fleet, 1, d1=2.0, d2=2.0)
+    assert world.policies == [20.0, 1.0]
+    fleet.serves = {"d1": NEW, "d2": NEW}
+    live(world, fleet, 2, d1=2.0, d2=2.0)
+    assert world.policies == [20.0, 1.0], "under way still"
+    world.held = None
+    live(world, fleet, 1, d1=2.0, d2=2.0)
+    assert world.policies == [20.0, 1.0, 20.0]
+    budget = world.service.accuracy(MODEL, fleet.now)["budget"]
+    assert budget["reason"] == f"raised: whether package {NEW[:12]} is better is to be confirmed by 30 labels"
+    fleet.label("d1", right=29, wrong=0)
+    live(world, fleet, 1, d1=2.0, d2=2.0)
+    assert world.policies[-1] == 20.0
+    fleet.label("d2", right=1, wrong=0)
+    live(world, fleet, 1, d1=2.0, d2=2.0)
+    assert world.policies == [20.0, 1.0, 20.0, 1.0]
+    view = world.service.accuracy(MODEL, fleet.now)
+    assert (view["packages"][NEW]["fleet"]["value"], view["budget"]["reason"]) == (1.0, "as the package says")
+
+
+def test_an_update_that_made_it_worse_is_found_out_by_the_labels_that_it_asked_for(db: Database, fleet: Fleet) -> None:
+    world = World(db, parent={NEW: OLD}.get)
+    fleet.serves = {"d1": NEW, "d2": NEW}
+    live(world, fleet, 1, d1=2.0, d2=2.0)
+    assert world.policies == [20.0]
+    fleet.label("d1", right=10, wrong=20)
+    live(world, fleet, 1, d1=2.0, d2=2.0)
+    assert len(world.runs) == 1
+
+
+def test_the_time_to_confirm_an_update_is_limited_and_a_first_package_has_nothing_to_confirm(
+    db: Database, fleet: Fleet
+) -> None:
+    world = World(db, parent={OLD: None, NEW: OLD}.get)
+    live(world, fleet, 1, d1=0.0)
+    assert world.policies == []
+    fleet.serves = {"d1": NEW}
+    live(world, fleet, 59, d1=2.0)
+    assert world.policies == [20.0]
+    live(world, fleet, 2, d1=2.0)
+    assert world.policies == [20.0, 1.0]
+
+
+def test_a_package_of_which_nothing_is_known_is_not_to_be_confirmed(db: Database, fleet: Fleet) -> None:
+    def parent(_package: str) -> str | None:
+        raise PackageError("not registered")
+
+    world = World(db, parent=parent)
+    live(world, fleet, 1, d1=0.0)
+    assert world.policies == []
+
+
+def test_once_a_run_is_asked_for_no_more_labels_are(db: Database, fleet: Fleet) -> None:
+    world = World(db)
+    live(world, fleet, 4, d1=1.5, d2=1.5)
+    assert world.policies == [20.0]
+    world.begins = True
+    fleet.label("d1", right=10, wrong=30)
+    world.service.evaluate(fleet.now)
+    assert (len(world.runs), world.policies) == (1, [20.0, 1.0])
+    budget = world.service.accuracy(MODEL, fleet.now)["budget"]
+    assert budget["reason"] == "as the package says, for more labels could not be used: run run-1 is queued"
+    world.begins, world.held = False, None  # the run was refused, the next one must wait for the cool-down
+    live(world, fleet, 1, d1=1.5, d2=1.5)
+    assert world.policies == [20.0, 1.0, 20.0]
+
+
+def test_why_labels_are_asked_for_is_kept_up_to_date_though_their_number_stays(db: Database, fleet: Fleet) -> None:
+    world = World(db, parent={NEW: OLD}.get)
+    live(world, fleet, 4, d1=2.0, d2=2.0)
+    before = world.service.accuracy(MODEL, fleet.now)["budget"]
+    fleet.serves = {"d1": NEW, "d2": NEW}
+    live(world, fleet, 1, d1=2.0, d2=2.0)
+    after = world.service.accuracy(MODEL, fleet.now)["budget"]
+    assert world.policies == [20.0]
+    assert (before["reason"][:9], after["reason"][:16]) == ("raised: 2", "raised: whether ")
+    assert before["since_ms"] == after["since_ms"]
 
 
 def test_labels_from_before_a_drift_do_not_hide_its_harm(world: World, fleet: Fleet) -> None:
