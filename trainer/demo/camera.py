@@ -52,8 +52,8 @@ class LocalApi:
         """Say what an earlier request's answer should have been."""
         return self._post("feedback", {"request_id": request_id, "label": label, "source": "camera"})
 
-    def reconnect(self) -> None:
-        """Begin the next request on a new connection."""
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
         self._connection.close()
 
     def _post(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -61,10 +61,10 @@ class LocalApi:
             "POST", f"/v2/models/{self._model}/{action}", json.dumps(body), {"Content-Type": "application/json"}
         )
         reply = self._connection.getresponse()
-        found = json.loads(reply.read())
+        data = reply.read()
         if reply.status != 200:
-            raise http.client.HTTPException(f"{reply.status}: {found}")
-        return dict(found)
+            raise http.client.HTTPException(f"{reply.status}: {data[:500].decode(errors='replace')}")
+        return dict(json.loads(data))
 
 
 class Camera:
@@ -80,6 +80,7 @@ class Camera:
         self._api, self._interval_s = api, 1.0 / per_second
         self._order: list[int] = []
         self.sent: Counter[str] = Counter()
+        self.labels: dict[str, str] = {}
 
     def step(self) -> None:
         """Show the next digit of the stream; a failure is counted and said, never hidden."""
@@ -91,12 +92,13 @@ class Camera:
             answer = self._api.infer(image, {"group": self._group(int(self._stream.rows[row]))})
             self.sent["requests"] += 1
             if answer["parameters"]["label_wanted"]:
-                self._api.feedback(answer["id"], str(self._stream.labels[row]))
-                self.sent["labels"] += 1
+                label = str(self._stream.labels[row])
+                self._api.feedback(answer["id"], label)
+                self.labels[answer["id"]] = label
         except (OSError, http.client.HTTPException) as error:
             self.sent["failed"] += 1
             say("failed", error=f"{type(error).__name__}: {error}")
-            self._api.reconnect()
+            self._api.close()
 
     def measure(self) -> dict[str, Any]:
         """Accuracy over the held-out digits as this camera sees them now."""
@@ -130,7 +132,7 @@ class Camera:
                 say("measured", tag=order["tag"], **self.measure())
             elif what == "pause":
                 paused = True
-                say("paused", **self.sent)
+                say("paused", requests=self.sent["requests"], failed=self.sent["failed"], labels=self.labels)
             elif what == "resume":
                 paused, due = False, time.monotonic()
             elif what == "stop":

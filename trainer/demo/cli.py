@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import sys
@@ -11,9 +12,12 @@ from types import FrameType
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from edge_agent.contract.errors import ShoalError
 from trainer.demo import report as reports
+from trainer.demo.processes import ENDING
+from trainer.plain_errors import plainly
 
 
 @click.command()
@@ -30,6 +34,7 @@ from trainer.demo import report as reports
 @click.option(
     "--folder", type=click.Path(path_type=Path, file_okay=False), help="Keep all state and logs here (must not exist)."
 )
+@plainly
 def demo(*, keep: bool, port: int, report_path: Path, folder: Path | None) -> None:
     """Show a fleet that notices it has become wrong, and mends itself.
 
@@ -42,12 +47,17 @@ def demo(*, keep: bool, port: int, report_path: Path, folder: Path | None) -> No
     console = Console() if sys.stdout.isatty() else Console(width=120)
     if folder is not None and folder.exists():
         raise click.UsageError(f"{folder} is there already; remove it, or choose another --folder")
+    # Before minutes of work: can it be written there? And no earlier verdict may stand for this one.
+    report_path.parent.mkdir(parents=True, exist_ok=True)
+    report_path.unlink(missing_ok=True)
     place = folder or Path(tempfile.mkdtemp(prefix="shoal-demo-"))
-    signal.signal(signal.SIGTERM, _end)
+    for number in ENDING:
+        signal.signal(number, _end)
     try:
         ok = _play(console, place, keep=keep, port=port, report_path=report_path)
     except ShoalError as error:
-        console.print(f"[red]the demo could not go on:[/red] {error}", markup=True)
+        console.print(f"[red]the demo could not go on:[/red] {escape(str(error))}")
+        console.print(f"state and logs: {place}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print(f"interrupted; state and logs are in {place}", soft_wrap=True)
@@ -55,7 +65,7 @@ def demo(*, keep: bool, port: int, report_path: Path, folder: Path | None) -> No
     if ok and folder is None:
         shutil.rmtree(place)
     elif not ok:
-        console.print(f"state and logs: {place}")
+        console.print(f"state and logs: {place}", soft_wrap=True)
     sys.exit(0 if ok else 1)
 
 
@@ -72,7 +82,7 @@ def _play(console: Console, place: Path, *, keep: bool, port: int, report_path: 
         reports.write(report, report_path)
         console.print(reports.table(report))
         for problem in report.problems:
-            console.print(f"[red]not ok:[/red] {problem}")
+            console.print(f"[red]not ok:[/red] {escape(problem)}")
         verdict = (
             "[green]The fleet has mended itself[/green]" if report.ok else "[red]The fleet has not mended itself[/red]"
         )
@@ -82,7 +92,8 @@ def _play(console: Console, place: Path, *, keep: bool, port: int, report_path: 
         )
         if keep:
             console.print(f"everything runs on; console: {fleet.login()}\nstate and logs: {place}\nCtrl-C ends it")
-            fleet.run_on()
+            with contextlib.suppress(KeyboardInterrupt):
+                fleet.run_on()
     return report.ok
 
 

@@ -62,7 +62,7 @@ class Pace:
 
     per_second: float = 25.0
     labels_per_minute: float = 240.0
-    labels_per_day: int = 600
+    labels_per_day: int = 900
     min_labels: int = 360
 
 
@@ -124,7 +124,8 @@ class Fleet:
             "first-model",
             [*trainer, "train", MODEL, "--lake", self.lake, "--out", str(out), "--version", "1", *recipes],
         )
-        run("publish", [*trainer, "publish", str(out), *self._trainer_access()])
+        access, secret = self._trainer_access()
+        run("publish", [*trainer, "publish", str(out), *access], environment=secret)
         # No device has enrolled yet: this makes it the release that each new device gets.
         self.api.post("rollouts", {"model": MODEL, "package": "1", "reason": "the first model"})
         return float(self.api.get(f"models/{MODEL}")["versions"][0]["evaluation"]["accuracy"])
@@ -132,8 +133,9 @@ class Fleet:
     def start_worker(self) -> None:
         """Start the trainer's worker, which waits for runs. The signing keys are with it, not with the server."""
         options = ["--poll", "1", "--work", str(self._folder / "work"), "--recipes", str(self._recipes)]
-        command = program("fleet_server.cli", "trainer", "work", *self._trainer_access(), *options)
-        self._processes.start("trainer", command, environment=_ONE_THREAD)
+        access, secret = self._trainer_access()
+        command = program("fleet_server.cli", "trainer", "work", *access, *options)
+        self._processes.start("trainer", command, environment=_ONE_THREAD | secret)
 
     def start_device(self, name: str, number: int) -> None:
         """Enrol a device by a claim token, start its agent and its camera."""
@@ -167,7 +169,7 @@ class Fleet:
         """Each camera's accuracy on held-out digits, as it sees them now."""
         for camera in self.cameras.values():
             camera.tell("measure", tag=tag)
-        return {name: camera.hear("measured") for name, camera in self.cameras.items()}
+        return {name: camera.hear("measured", tag=tag) for name, camera in self.cameras.items()}
 
     def until(self, true: Callable[[], Any], what: str, *, timeout_s: float, poll_s: float = 0.5) -> Any:
         """Wait until ``true()`` is, and give what it gave.
@@ -191,9 +193,10 @@ class Fleet:
             self._processes.check()
             time.sleep(1)
 
-    def _trainer_access(self) -> Sequence[str]:
+    def _trainer_access(self) -> tuple[Sequence[str], dict[str, str]]:
+        """Options and environment of the trainer's commands: a token on a command line is there for all to read."""
         token = self._folder / "trainer.token"
         if not token.exists():
             token.touch(mode=0o600)
             token.write_text(self.api.post("tokens", {"role": "trainer", "name": "demo"})["token"])
-        return ["--server", self.api.url, "--token", token.read_text(), "--keys", str(self._keys)]
+        return ["--server", self.api.url, "--keys", str(self._keys)], {"SHOAL_TOKEN": token.read_text()}

@@ -16,6 +16,9 @@ from typing import Any, Self
 
 from edge_agent.contract.errors import ShoalError
 
+# What ends the demo, and with it its processes.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class DemoFailed(ShoalError):
     """The demo cannot go on; its text names the log to read."""
@@ -55,7 +58,7 @@ class Processes:
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else log,
                 stderr=log,
-                env={**os.environ, **(environment or {})},
+                env=_environment(environment),
                 # Ctrl-C reaches the demo alone, which then ends its processes in order.
                 start_new_session=True,
             )
@@ -68,9 +71,7 @@ class Processes:
         Raises:
             DemoFailed: It failed; the message holds its last lines.
         """
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **(environment or {})}, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(environment), check=False)
         with self.log_of(name).open("a") as log:
             log.write(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}\n")
         if done.returncode:
@@ -91,11 +92,15 @@ class Processes:
                 raise DemoFailed(f"{name} ended by itself with {code}:\n{tail}\n(log: {self.log_of(name)})")
 
     def wait_for_file(self, path: Path, *, timeout_s: float = 60.0) -> dict[str, Any]:
-        """The JSON object in ``path``, as soon as a process has written it."""
+        """The JSON object in ``path``, as soon as a process has written it.
+
+        Raises:
+            DemoFailed: It does not appear in time, or a process has ended.
+        """
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             self.check()
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
                 return dict(json.loads(path.read_text()))
             time.sleep(0.05)
         raise DemoFailed(f"{path} did not appear within {timeout_s:g} s (logs: {self._logs})")
@@ -120,12 +125,18 @@ class Processes:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C while ending would leave processes behind."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A second Ctrl-C while ending, or a terminal that closes, would leave processes behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    """Ours without settings of a real fleet: a demo that found SHOAL_DATABASE would write into its database."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")} | dict(more or {})
 
 
 def program(module: str, *arguments: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,11 @@ from rich.table import Table
 
 @dataclasses.dataclass(kw_only=True)
 class DeviceReport:
-    """One device: accuracy is over held-out digits, as its camera saw them at that time."""
+    """One device: accuracy is over held-out digits, as its camera saw them at that time.
+
+    Args:
+        package_before, package: Which answered when the accuracy before, and recovered, was measured.
+    """
 
     id: str
     accuracy_before: float
@@ -23,6 +28,7 @@ class DeviceReport:
     requests: int = 0
     requests_failed: int = 0
     requests_failed_in_swap: int = 0
+    package_before: str = ""
     package: str = ""
 
     @property
@@ -37,7 +43,8 @@ class Report:
     """The whole demo.
 
     Args:
-        lost: Answered requests, samples and labels that the server lacks in the end; ``duplicated``: that it has twice.
+        lost: Records that the server lacks in the end; ``duplicated``: that it has twice, or that nobody sent
+            (:mod:`trainer.demo.accounts`).
         problems: Why ``ok`` is false, in words.
     """
 
@@ -50,10 +57,16 @@ class Report:
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
-def judge(devices: list[DeviceReport], *, lost: int, duplicated: int, wall_s: float) -> Report:
-    """The verdict: every request answered, nothing lost or doubled, and every device right again."""
+def judge(
+    devices: list[DeviceReport], *, lost: int, duplicated: int, wall_s: float, problems: Sequence[str] = ()
+) -> Report:
+    """The verdict: every request answered, nothing lost or doubled, and every device right again by the new model.
+
+    Args:
+        problems: Found on the way.
+    """
     failed = sum(device.requests_failed for device in devices)
-    problems = [f"{failed} requests failed"] * bool(failed)
+    problems = [*problems, *[f"{failed} requests failed"] * bool(failed)]
     problems += [f"{lost} records were lost"] * bool(lost)
     problems += [f"{duplicated} records came twice"] * bool(duplicated)
     for device in devices:
@@ -64,6 +77,10 @@ def judge(devices: list[DeviceReport], *, lost: int, duplicated: int, wall_s: fl
                 f"{device.id}: accuracy {device.accuracy_before:.3f} fell to {device.accuracy_drifted:.3f} "
                 f"and only came back to {device.accuracy_recovered:.3f}"
             )
+        if device.package == device.package_before:
+            problems.append(f"{device.id}: still answers with the model that it began with")
+    if len({device.package for device in devices}) > 1:
+        problems.append("the devices do not answer with one and the same model")
     return Report(
         ok=not problems, wall_s=round(wall_s, 1), requests_failed=failed, lost=lost, duplicated=duplicated,
         devices=devices, problems=problems,

@@ -18,22 +18,21 @@ class ServerApi:
 
     def get(self, path: str, **query: Any) -> Any:
         """GET ``/api/v1/{path}``, decoded."""
-        return self._answer(self._client.get(f"/api/v1/{path}", params=query))
+        return self._ask("GET", path, params=query)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST ``/api/v1/{path}``, decoded."""
-        return self._answer(self._client.post(f"/api/v1/{path}", json=body))
-
-    def put(self, path: str, body: dict[str, Any]) -> Any:
-        """PUT ``/api/v1/{path}``, decoded."""
-        return self._answer(self._client.put(f"/api/v1/{path}", json=body))
+        return self._ask("POST", path, json=body)
 
     def close(self) -> None:
         """Give the connections back."""
         self._client.close()
 
-    @staticmethod
-    def _answer(reply: httpx.Response) -> Any:
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            reply = self._client.request(method, f"/api/v1/{path}", **options)
+        except httpx.HTTPError as error:
+            raise DemoFailed(f"{method} {self.url}/api/v1/{path}: {type(error).__name__}: {error}") from error
         if reply.is_error:
             raise DemoFailed(f"{reply.request.method} {reply.request.url}: {reply.status_code}: {reply.text}")
         return reply.json() if reply.content else None

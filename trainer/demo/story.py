@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from deltalake import DeltaTable
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
-from edge_agent.contract.lake import LABELS, SAMPLES
+from trainer.demo.accounts import Received, Sent, difference, labels_before, received
 from trainer.demo.fleet import MODEL, Fleet
 from trainer.demo.processes import DemoFailed
 from trainer.demo.report import DeviceReport, Report, judge
 from trainer.recipe import load_module
 
-_STEADY_S = 20.0
+_STEADY_S = 10.0
+# Two reports of each device: what would come twice has come by then.
+_QUIET_S = 5.0
 _MOST_RUNS = 2
 
 
@@ -38,8 +38,9 @@ class Story:
         self._began = time.monotonic()
         self._status: Status | None = None
         self._swap_began = 0.0
-        self._before: dict[str, float] = {}
-        self._drifted: dict[str, float] = {}
+        self._measured: dict[str, dict[str, dict[str, Any]]] = {}
+        self._drift_at_ms = 0
+        self._problems: list[str] = []
 
     def play(self, http_port: int) -> Report:
         """Play all of it."""
@@ -69,9 +70,12 @@ class Story:
     def _steady(self) -> None:
         self._doing("the fleet works; reference and live data agree")
         self._fleet.until(self._all_judged, "the first verdict on every device's data", timeout_s=60)
-        time.sleep(max(0.0, _STEADY_S - 10.0))
-        self._before = self._accuracy("before")
-        self._say(f"accuracy on held-out digits: {_shown(self._before)}; drift: none")
+        time.sleep(_STEADY_S)
+        accuracy = self._measure("before")
+        drift = self._alert("drift")
+        if drift is not None:
+            self._problems.append(f"drift was seen before the world changed: {drift['reason']}")
+        self._say(f"accuracy on held-out digits: {_shown(accuracy)}; drift: {drift['reason'] if drift else 'none'}")
 
     def _world_changes(self) -> None:
         for name, camera in self._fleet.cameras.items():
@@ -79,12 +83,13 @@ class Story:
         self._say(
             "[yellow]the world changes[/yellow]: contrast, blur, rotation and noise, each camera in its own degree"
         )
-        self._drifted = self._accuracy("drifted")
-        self._say(f"accuracy on held-out digits: {_shown(self._drifted)} (the server knows none of these labels)")
+        accuracy = self._measure("drifted")
+        self._say(f"accuracy on held-out digits: {_shown(accuracy)} (the server knows none of these labels)")
         self._doing("waiting for drift to be seen, from counts alone")
-        labels_before = self._labels_used()
+        labels = self._labels_used()
         alert = self._fleet.until(lambda: self._alert("drift"), "a drift alert of the fleet", timeout_s=90)
-        self._say(f"[yellow]drift[/yellow], seen with {labels_before} labels: {alert['reason']}")
+        self._drift_at_ms = int(alert["opened_at_ms"])
+        self._say(f"[yellow]drift[/yellow], seen with {labels} labels: {escape(alert['reason'])}")
 
     def _learn(self) -> str:
         """Wait for a retraining that is released; gives its package. A first one may lack the evidence to be."""
@@ -94,12 +99,13 @@ class Story:
             run = self._fleet.until(
                 lambda: self._run_beside(refused), "the harm rule to ask for a retraining", timeout_s=120
             )
-            self._say(f"[yellow]harm[/yellow], after {self._labels_used()} labels: {run['reason']}")
+            self._say(f"[yellow]harm[/yellow], after {self._labels_used()} labels: {escape(run['reason'])}")
             while run["state"] in {"queued", "running"}:
                 self._doing(f"retraining: {run.get('stage') or 'waiting for the trainer'} {run.get('message') or ''}")
                 time.sleep(0.5)
+                self._swap_began = time.monotonic()  # no rollout begins before the run has ended
                 run = self._fleet.until(lambda: self._run_beside(refused), "the run", timeout_s=10)
-            self._say(f"retraining [bold]{run['state']}[/bold]: {'; '.join(run['reasons'])}")
+            self._say(f"retraining [bold]{run['state']}[/bold]: {escape('; '.join(run['reasons']))}")
             if run["state"] == "released":
                 return str(run["package"])
             refused.add(run["id"])
@@ -108,7 +114,6 @@ class Story:
 
     def _roll_out(self, package: str) -> None:
         self._doing("rolling out in waves, agents swap under load")
-        self._swap_began = time.monotonic()
         rollout = self._fleet.until(lambda: self._rollout_of(package), "the rollout to begin", timeout_s=30)
         shown = ""
         while rollout["state"] not in ("done", "halted"):
@@ -118,61 +123,60 @@ class Story:
                 self._doing(f"rollout {rollout['state']}: {states}")
                 shown = states
             time.sleep(0.5)
-        note = f": {rollout['note']}" if rollout["note"] else ""
+        note = f": {escape(rollout['note'])}" if rollout["note"] else ""
         self._say(f"rollout [bold]{rollout['state']}[/bold]: {shown}{note}")
 
     def _end(self) -> Report:
-        recovered = self._accuracy("recovered")
+        self._measure("recovered")
         failed_in_swap = {name: camera.failed_since(self._swap_began) for name, camera in self._fleet.cameras.items()}
         self._doing("letting the last reports arrive")
         for camera in self._fleet.cameras.values():
             camera.tell("pause")
-        sent = {name: Counter(_numbers(camera.hear("paused"))) for name, camera in self._fleet.cameras.items()}
+        sent = {name: _sent(camera.hear("paused")) for name, camera in self._fleet.cameras.items()}
         lost, duplicated = self._settle(sent)
-        machines = {row["device"]: row for row in self._fleet.api.get(f"monitoring/{MODEL}/metrics")}
+        if early := labels_before(self._fleet.lake, self._drift_at_ms):
+            self._problems.append(f"{early} labels had been given before drift was seen")
+        machines = {row["device"]: row["machine"] for row in self._metrics()}
         devices = [
             DeviceReport(
                 id=name,
-                accuracy_before=self._before[name],
-                accuracy_drifted=self._drifted[name],
-                accuracy_recovered=recovered[name],
-                labels_used=counts["labels"],
-                bytes_up=machines[name]["machine"]["bytes_up"],
-                bytes_down=machines[name]["machine"]["bytes_down"],
-                requests=counts["requests"],
-                requests_failed=counts["failed"],
+                **{f"accuracy_{tag}": round(said[name]["accuracy"], 4) for tag, said in self._measured.items()},
+                labels_used=len(what.labels),
+                bytes_up=machines[name]["bytes_up"],
+                bytes_down=machines[name]["bytes_down"],
+                requests=what.requests,
+                requests_failed=what.failed,
                 requests_failed_in_swap=failed_in_swap[name],
-                package=self._fleet.serving(name) or "",
+                package_before=", ".join(self._measured["before"][name]["packages"]),
+                package=", ".join(self._measured["recovered"][name]["packages"]),
             )
-            for name, counts in sent.items()
+            for name, what in sent.items()
         ]
-        return judge(devices, lost=lost, duplicated=duplicated, wall_s=time.monotonic() - self._began)
+        wall_s = time.monotonic() - self._began
+        return judge(devices, lost=lost, duplicated=duplicated, wall_s=wall_s, problems=self._problems)
 
-    def _settle(self, sent: Mapping[str, Counter[str]]) -> tuple[int, int]:
-        """Wait until the server has all that the cameras sent; gives what is missing and what is there twice."""
+    def _settle(self, sent: Mapping[str, Sent]) -> tuple[int, int]:
+        """Wait until the server has all that the cameras sent, and nothing more comes; gives lost and duplicated."""
         end = time.monotonic() + 30
-        while True:
-            lost, duplicated = self._compare(sent)
-            if not lost or time.monotonic() > end:
-                return lost, duplicated
+        while self._compare(sent)[0] and time.monotonic() < end:
             time.sleep(1)
+        time.sleep(_QUIET_S)
+        return self._compare(sent)
 
-    def _compare(self, sent: Mapping[str, Counter[str]]) -> tuple[int, int]:
-        counted = {row["device"]: row["requests"] for row in self._fleet.api.get(f"monitoring/{MODEL}/metrics")}
-        labels, samples = _per_device(self._fleet.lake, LABELS), _per_device(self._fleet.lake, SAMPLES)
-        lost = duplicated = 0
-        for name, counts in sent.items():
-            requests = counted.get(name, 0)
-            label_rows, label_ids = labels.get(name, (0, 0))
-            sample_rows, sample_ids = samples.get(name, (0, 0))
-            lost += max(0, counts["requests"] - requests) + max(0, counts["labels"] - label_ids)
-            # Each row that was asked for a label was a sample: a missing sample shows as a label without one.
-            duplicated += max(0, requests - counts["requests"]) + label_rows - label_ids + sample_rows - sample_ids
-        return lost, duplicated
+    def _compare(self, sent: Mapping[str, Sent]) -> tuple[int, int]:
+        ingest = self._fleet.api.get("ingest")
+        has = received(self._fleet.lake, self._metrics(), ingest)
+        found = [difference(what, has.get(name, Received(requests=0))) for name, what in sent.items()]
+        return sum(lost for lost, _ in found) + ingest["set_aside"], sum(surplus for _, surplus in found)
 
-    def _accuracy(self, tag: str) -> dict[str, float]:
+    def _metrics(self) -> list[dict[str, Any]]:
+        return list(self._fleet.api.get(f"monitoring/{MODEL}/metrics"))
+
+    def _measure(self, tag: str) -> dict[str, float]:
+        """Each camera's accuracy now; who answered is kept for the report."""
         self._doing("measuring on held-out digits")
-        return {name: round(said["accuracy"], 4) for name, said in self._fleet.measure(tag).items()}
+        self._measured[tag] = self._fleet.measure(tag)
+        return {name: said["accuracy"] for name, said in self._measured[tag].items()}
 
     def _all_judged(self) -> bool:
         drift = self._fleet.api.get(f"monitoring/{MODEL}/drift")
@@ -204,18 +208,8 @@ class Story:
         self._console.print(f"[dim]{time.monotonic() - self._began:4.0f} s[/dim] {what}")
 
 
-def _per_device(lake: str, table: str) -> dict[str, tuple[int, int]]:
-    """Rows and distinct request ids by device in a table of the lake."""
-    path = f"{lake}/{table}"
-    if not DeltaTable.is_deltatable(path):
-        return {}
-    rows = pa.table(DeltaTable(path).to_pyarrow_table(columns=["device", "request_id"]))
-    grouped = rows.group_by("device").aggregate([("request_id", "count"), ("request_id", "count_distinct")])
-    return {row["device"]: (row["request_id_count"], row["request_id_count_distinct"]) for row in grouped.to_pylist()}
-
-
-def _numbers(said: Mapping[str, Any]) -> dict[str, int]:
-    return {name: value for name, value in said.items() if isinstance(value, int)}
+def _sent(said: Mapping[str, Any]) -> Sent:
+    return Sent(requests=said["requests"], failed=said["failed"], labels=said["labels"])
 
 
 def _shown(accuracy: Mapping[str, float]) -> str:
