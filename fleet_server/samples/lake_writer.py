@@ -38,6 +38,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 }
 _PARTITIONS: Mapping[str, list[str]] = {SAMPLES: ["day"], LABELS: []}
 _BATCH_ROWS = 2000
+_APP = "shoal"
 
 
 class LakeWriter:
@@ -90,41 +91,52 @@ class LakeWriter:
                 self._open(table).optimize.compact()
 
     def _flush_batch(self, table: str) -> int:
-        number, app_id = self._number_batch(table)
-        if number is None:
-            return 0
-        this = (lake_spool.c.lake_table == table) & (lake_spool.c.batch == number)
+        waiting = lake_spool.c.lake_table == table
+        with self._db.read() as connection:
+            if connection.execute(sa.select(lake_spool.c.id).where(waiting).limit(1)).first() is None:
+                return 0
+            app_id = connection.execute(
+                sa.select(lake_batches.c.app_id).where(lake_batches.c.lake_table == table)
+            ).scalar()
+        in_lake = self._last_in_lake(table, app_id) if app_id is not None else 0
+        number, named = self._number_batch(table, in_lake)
+        this = waiting & (lake_spool.c.batch == number)
         with self._db.read() as connection:
             packed = (
                 connection.execute(sa.select(lake_spool.c.row).where(this).order_by(lake_spool.c.id)).scalars().all()
             )
-        if (self._last_in_lake(table, app_id) or 0) < number:
-            self._append(table, [msgspec.msgpack.decode(row) for row in packed], app_id, number)
+        if named != app_id or in_lake < number:
+            self._append(table, [msgspec.msgpack.decode(row) for row in packed], named, number)
         else:
             _log.info("batch %d of %s is in the lake already: a crash came between", number, table)
         with self._db.write() as connection:
             connection.execute(sa.delete(lake_spool).where(this))
         return len(packed)
 
-    def _number_batch(self, table: str) -> tuple[int | None, str]:
-        """The oldest batch under way, or a new one; None where nothing waits."""
-        waiting = lake_spool.c.lake_table == table
+    def _number_batch(self, table: str, in_lake: int) -> tuple[int, str]:
+        """The oldest batch under way, or a new one; and the name under which it goes into the lake.
+
+        Args:
+            in_lake: The newest batch that the lake has from us. Beyond our own count it means that the database went
+                back in time (a backup was put back): under the old name new rows would pass for those of then, and be
+                dropped. So they go on under a new one.
+        """
         with self._db.write() as connection:
             upsert(connection, lake_batches, {"lake_table": table}, {}, first={"app_id": uuid.uuid4().hex, "last": 0})
-            select = sa.select(lake_batches).where(lake_batches.c.lake_table == table).with_for_update()
-            state = connection.execute(select).one()
-            app_id = f"shoal-{state.app_id}"
+            ours = lake_batches.c.lake_table == table
+            state = connection.execute(sa.select(lake_batches).where(ours).with_for_update()).one()
+            waiting = lake_spool.c.lake_table == table
             oldest = connection.execute(sa.select(sa.func.min(lake_spool.c.batch)).where(waiting)).scalar()
             if oldest is not None:
-                return int(oldest), app_id
-            fresh = waiting & lake_spool.c.batch.is_(None)
-            newest = sa.select(lake_spool.c.id).where(fresh).order_by(lake_spool.c.id).limit(_BATCH_ROWS)
-            number = state.last + 1
-            numbered = sa.update(lake_spool).where(lake_spool.c.id.in_(newest)).values(batch=number)
-            if connection.execute(numbered).rowcount == 0:
-                return None, app_id
-            connection.execute(sa.update(lake_batches).where(lake_batches.c.lake_table == table).values(last=number))
-            return int(number), app_id
+                return int(oldest), state.app_id
+            app_id, number = state.app_id, state.last + 1
+            if in_lake > state.last:
+                app_id, number = uuid.uuid4().hex, 1
+                _log.warning("%s: the lake has batches that this database has forgotten; a backup was put back", table)
+            newest = sa.select(lake_spool.c.id).where(waiting).order_by(lake_spool.c.id).limit(_BATCH_ROWS)
+            connection.execute(sa.update(lake_spool).where(lake_spool.c.id.in_(newest)).values(batch=number))
+            connection.execute(sa.update(lake_batches).where(ours).values(app_id=app_id, last=number))
+            return number, app_id
 
     def _append(self, table: str, rows: list[dict[str, Any]], app_id: str, number: int) -> None:
         write_deltalake(
@@ -133,14 +145,16 @@ class LakeWriter:
             mode="append",
             partition_by=_PARTITIONS[table] or None,
             storage_options=self._storage or None,
-            commit_properties=CommitProperties(app_transactions=[Transaction(app_id=app_id, version=number)]),
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(app_id=f"{_APP}-{app_id}", version=number)]
+            ),
         )
 
-    def _last_in_lake(self, table: str, app_id: str) -> int | None:
+    def _last_in_lake(self, table: str, app_id: str) -> int:
         try:
-            return self._open(table).transaction_version(app_id)
+            return self._open(table).transaction_version(f"{_APP}-{app_id}") or 0
         except TableNotFoundError:
-            return None
+            return 0
 
     def _open(self, table: str) -> DeltaTable:
         return DeltaTable(self.path(table), storage_options=self._storage or None)

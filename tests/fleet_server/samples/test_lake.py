@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_samples_and_labels_reach_the_lake_in_the_columns_of_the_contract(db: Da
     assert inputs["image"].array().tolist() == [[2.0] * 8]
 
 
-@pytest.mark.parametrize("crash", ["before the lake", "after the lake", "after numbering"])
+@pytest.mark.parametrize("crash", ["before numbering", "before the lake", "after the lake"])
 def test_a_crash_between_any_two_steps_neither_loses_nor_doubles_a_row(
     db: Database, lake: str, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
@@ -137,7 +138,7 @@ def test_a_crash_between_any_two_steps_neither_loses_nor_doubles_a_row(
 
     with monkeypatch.context() as patch:
         patch.setattr(LakeWriter, "_append", killed)
-        if crash == "after numbering":
+        if crash == "before numbering":
             patch.setattr(LakeWriter, "_last_in_lake", killed)
         with pytest.raises(Killed):
             writer.flush()
@@ -158,6 +159,26 @@ def test_a_new_database_beside_an_old_lake_still_appends(db: Database, lake: str
     LakeWriter(fresh, lake).flush()
     fresh.close()
     assert ids(lake) == ["r0", "r1", "r2", "r7"]
+
+
+def test_a_database_put_back_from_a_backup_still_appends_every_new_row(lake: str, tmp_path: Path) -> None:
+    before = Database(f"sqlite:///{tmp_path / 'before.db'}")
+    metadata.create_all(before.engine)
+    take_samples(before, sample(1))
+    LakeWriter(before, lake).flush()
+    with sqlite3.connect(tmp_path / "before.db") as now, sqlite3.connect(tmp_path / "backup.db") as backup:
+        now.backup(backup)
+    now.close()
+    backup.close()
+    take_samples(before, sample(2))
+    LakeWriter(before, lake).flush()
+    before.close()
+    restored = Database(f"sqlite:///{tmp_path / 'backup.db'}")
+    for number in (3, 4):
+        take_samples(restored, sample(number))
+        LakeWriter(restored, lake).flush()
+    restored.close()
+    assert ids(lake) == ["r1", "r2", "r3", "r4"]
 
 
 def test_many_rows_go_in_several_batches(db: Database, lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
