@@ -72,7 +72,7 @@ class Training(_Table, frozen=True, kw_only=True):
         patience: Epochs without a better validation loss after which training stops.
         base_weight: Weight of an imported row beside the field's rows, in a fine-tune.
         current_weight: Weight of a row of today's world beside older field rows, in a fine-tune.
-        field_rows: Labelled field rows without which there is nothing to learn from.
+        field_rows: Labelled rows of today's world without which there is nothing to learn from.
         threads: Threads that the trainer may use.
         options: What the recipe's own ``Model`` is given besides.
     """
@@ -88,6 +88,11 @@ class Training(_Table, frozen=True, kw_only=True):
     field_rows: int = 40
     threads: int = 1
     options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "finetune_epochs", "learning_rate", "finetune_learning_rate", "batch_size", "threads"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 class Gates(_Table, frozen=True, kw_only=True):
@@ -109,6 +114,13 @@ class Gates(_Table, frozen=True, kw_only=True):
     max_slice_regression: float = 0.05
     slice_rows: int = 15
 
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence must lie in 0.5..1, got {self.confidence}")
+        for name in ("min_accuracy", "min_improvement", "max_base_regression", "max_slice_regression"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
 
 class WatchedFeature(_Table, frozen=True, kw_only=True):
     """``[[monitoring.features]]``: a number per row that devices count.
@@ -122,6 +134,11 @@ class WatchedFeature(_Table, frozen=True, kw_only=True):
     projection: Projection
     name: str = ""
     index: int = 0
+
+    @property
+    def full_name(self) -> str:
+        """What the profile calls it: its name, else ``TENSOR.PROJECTION``."""
+        return self.name or f"{self.tensor}.{self.projection.value}"
 
 
 class Monitoring(_Table, frozen=True, kw_only=True):
@@ -173,6 +190,9 @@ class RecipeFile(_Table, frozen=True, kw_only=True):
         for feature in self.monitoring.features:
             if feature.tensor not in tensors:
                 raise ValueError(f"monitoring: '{feature.tensor}' is no input or output; there are: {sorted(tensors)}")
+        names = [feature.full_name for feature in self.monitoring.features]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"monitoring: two features are called {', '.join(twice)}; give each a name")
 
     def signature(self) -> Signature:
         """Inputs and outputs as the contract writes them."""

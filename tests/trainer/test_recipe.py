@@ -37,6 +37,22 @@ def test_a_watched_tensor_that_is_none_is_named(own: Path) -> None:
         Recipe.load(own)
 
 
+@pytest.mark.parametrize(
+    ("setting", "wrong", "message"),
+    [
+        ("confidence = 0.9", "confidence = 90", "confidence must lie in 0.5..1, got 90"),
+        ("min_improvement = 0.02", "min_improvement = 2.0", "min_improvement must lie in 0..1"),
+        ("batch_size = 64", "batch_size = 0", "batch_size must be above 0"),
+        ('projection = "std"', 'projection = "mean"', r"two features are called image\.mean"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(own: Path, setting: str, wrong: str, message: str) -> None:
+    file = own / "model.toml"
+    file.write_text(file.read_text().replace(setting, wrong, 1))
+    with pytest.raises(RecipeError, match=rf"model\.toml: .*{message}"):
+        Recipe.load(own)
+
+
 def test_a_folder_without_a_recipe_says_what_one_is(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="a recipe is a folder with"):
         Recipe.load(tmp_path)
