@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fleet_server import __version__, http_errors
 from fleet_server.database import Database
+from fleet_server.http_limits import BodyLimit
 from fleet_server.metrics import ServerMetrics
 
 _TAGS = [
@@ -23,6 +25,9 @@ _TAGS = [
     {"name": "runs", "description": "Training runs, and the trainer's worker that claims them."},
     {"name": "schedules", "description": "When models are trained."},
     {"name": "monitoring", "description": "Drift, harm, alerts."},
+    {"name": "ingest", "description": "How far the devices' streams have come, and what could not be taken."},
+    {"name": "samples", "description": "What is in the lake."},
+    {"name": "labels", "description": "Live accuracy, by the labels of the devices' requests."},
     {"name": "updates", "description": "Signed metadata and files, for devices and the publisher."},
     {"name": "operations", "description": "Health and metrics of the server itself."},
 ]
@@ -31,24 +36,52 @@ _DESCRIPTION = """The fleet server of Shoal.
 Give a token with every request: `Authorization: Bearer TOKEN`. An administrator's lies in the server's data folder, in
 `admin.token`; `shoal tokens create` makes more. Errors are `{"error": "..."}`. Times are Unix milliseconds.
 """
+_ERROR = {
+    "description": "400 what is asked is wrong, 401 no valid token, 403 the token's role is too low, 404 there is no "
+    "such thing, 409 not now, 413 too large, 503 try again later.",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+        }
+    },
+}
+_log = logging.getLogger(__name__)
+
+
+class _Api(FastAPI):
+    """Describes errors as they are: FastAPI's own description has a 422 that `http_errors` never answers."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description, made once."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for methods in document["paths"].values():
+                for operation in methods.values():
+                    operation["responses"].pop("422", None)
+                    operation["responses"]["default"] = {"$ref": "#/components/responses/Error"}
+            document["components"]["responses"] = {"Error": _ERROR}
+            for unused in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(unused, None)
+        return super().openapi()
 
 
 def build_app(
     routers: Iterable[APIRouter], *, db: Database, metrics: ServerMetrics, broker_connected: Callable[[], bool]
 ) -> FastAPI:
     """The application."""
-    app = FastAPI(
+    app = _Api(
         title="Shoal",
         version=__version__,
         summary="Runs machine-learning models on fleets of edge devices and keeps them right.",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         openapi_url="/api/v1/openapi.json",
-        docs_url="/api/docs",
+        docs_url=None,  # the console has a page for it that loads nothing from elsewhere
         redoc_url=None,
         license_info={"name": "Apache-2.0"},
     )
     http_errors.install(app)
+    app.add_middleware(BodyLimit)
     app.add_middleware(_Counting, answered=metrics.request_answered)
     for router in routers:
         app.include_router(router)
@@ -67,7 +100,10 @@ def _operations(db: Database, metrics: ServerMetrics, broker_connected: Callable
             with db.read() as connection:
                 connection.execute(sa.text("SELECT 1"))
         except sa.exc.SQLAlchemyError as error:
-            parts["database"] = str(error)
+            _log.error("the database does not answer: %s", error)
+            parts["database"] = (
+                "does not answer; the server's log says why"  # anybody may ask, and the error names hosts
+            )
         healthy = all(value is True for value in parts.values())
         return JSONResponse({"status": "ok" if healthy else "failing", **parts}, status_code=200 if healthy else 503)
 

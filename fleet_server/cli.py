@@ -71,7 +71,3 @@ for _command in _BUILT_IN:
 
 if __name__ == "__main__":
     main()
-
-
-if __name__ == "__main__":
-    main()

@@ -19,10 +19,12 @@ class Answer(Response):
 
 def describe(kind: Any, status: int = 200) -> dict[int | str, dict[str, Any]]:
     """The ``responses=`` of a route that answers with a ``kind``, its schema inline."""
-    return {status: {"description": "Successful Response", "content": {"application/json": {"schema": _inline(kind)}}}}
+    content = {"application/json": {"schema": inline_schema(kind)}}
+    return {status: {"description": "Successful Response", "content": content}}
 
 
-def _inline(kind: Any) -> Any:
+def inline_schema(kind: Any) -> Any:
+    """The JSON schema of a type, with the types it refers to written in place."""
     (schema,), parts = msgspec.json.schema_components([kind], ref_template="#{name}")
 
     def resolve(node: Any) -> Any:

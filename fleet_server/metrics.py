@@ -14,6 +14,9 @@ from fleet_server.database import Database
 from fleet_server.devices.tables import devices
 from fleet_server.rollouts.tables import rollouts
 
+# Anybody may send a request with a method of his own making; each would be a series kept for good.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 
 class ServerMetrics:
     """Counters of this process and gauges read from the database at each scrape."""
@@ -38,7 +41,7 @@ class ServerMetrics:
 
     def request_answered(self, method: str, status: int) -> None:
         """A request was answered."""
-        self._requests.labels(method, str(status)).inc()
+        self._requests.labels(method if method in _METHODS else "other", str(status)).inc()
 
 
 class _FleetCollector(Collector):

@@ -20,7 +20,7 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 class Guard:
-    """What routes ask: ``Depends(guard.require(Role.VIEWER))`` or ``Depends(guard.require_device)``."""
+    """What routes ask: ``Depends(guard.require(Role.VIEWER))`` or ``Depends(guard.require_download)``."""
 
     def __init__(self, service: AccessService) -> None:
         self.service = service
@@ -44,19 +44,6 @@ class Guard:
             return found
 
         return dependency
-
-    def require_device(self, bearer: Bearer) -> str:
-        """A dependency that gives the name of the device whose secret the request carries.
-
-        Raises:
-            NotAuthenticated: It carries none, or that of a revoked device.
-        """
-        device = self.service.device_of(bearer.credentials) if bearer is not None else None
-        if device is None:
-            raise NotAuthenticated(
-                "give this device's secret: Authorization: Bearer SECRET; a revoked device enrols again"
-            )
-        return device
 
     def require_download(self, request: Request, bearer: Bearer) -> str:
         """A dependency for what devices and trainers fetch: gives the device's name, or "" for a trainer or better.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
-from fastapi import APIRouter, Body, Cookie, Depends, Request, Response, status
+from fastapi import APIRouter, Cookie, Depends, Path, Request, Response, status
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BaseModel, Field
 
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
-from edge_agent.contract.errors import MalformedRequest
 from fleet_server.access.guard import SESSION_COOKIE, Guard
 from fleet_server.access.roles import Role
 from fleet_server.access.service import CLAIM_S, SESSION_S, AccessService
-
-_JSON = "application/json"
+from fleet_server.json_answers import Answer, describe
+from fleet_server.json_requests import Body, decode, describe_body
 
 
 class ClaimRequest(BaseModel):
@@ -95,7 +93,7 @@ def routes(
         return [TokenInfo(**one) for one in service.tokens()]
 
     @router.delete("/api/v1/tokens/{token_id}", status_code=status.HTTP_204_NO_CONTENT, dependencies=[admin])
-    def revoke_token(token_id: int) -> None:
+    def revoke_token(token_id: Annotated[int, Path(ge=1, lt=1 << 63)]) -> None:
         """End a token."""
         service.revoke_token(token_id)
 
@@ -111,24 +109,19 @@ def routes(
 def _enrolment(
     router: APIRouter, service: AccessService, addresses: Callable[[Request], tuple[str, BrokerAddress]]
 ) -> None:
-    _, parts = msgspec.json.schema_components([EnrolmentRequest, Enrolment], ref_template="#/components/schemas/{name}")
     example = {"claim": "p8Zk...", "device": "camera-7", "hardware": {"architecture": "aarch64", "system": "Linux"}}
-    schema = {
-        **parts["EnrolmentRequest"],
-        "properties": {**parts["EnrolmentRequest"]["properties"], "hardware": {"type": "object"}},
-    }
-    document = {"requestBody": {"content": {_JSON: {"schema": schema, "example": example}}, "required": True}}
 
-    @router.post("/api/v1/enrol", openapi_extra=document)
-    def enrol(request: Request, body: Annotated[dict[str, Any], Body(include_in_schema=False)]) -> Response:
+    @router.post(
+        "/api/v1/enrol",
+        openapi_extra=describe_body(EnrolmentRequest, example=example),
+        responses=describe(Enrolment),
+    )
+    def enrol(request: Request, body: Body) -> Answer:
         """Join the fleet: a one-time claim token for an identity, a secret and the roots of trust."""
-        try:
-            wanted = msgspec.convert(body, EnrolmentRequest)
-        except msgspec.ValidationError as error:
-            raise MalformedRequest(f"enrolment: {error}") from error
         server, broker = addresses(request)
-        enrolment = service.enrol(wanted, server=server, broker=broker)
-        return Response(msgspec.json.encode(enrolment), media_type=_JSON, headers={"Cache-Control": "no-store"})
+        answer = Answer(service.enrol(decode(body, EnrolmentRequest), server=server, broker=broker))
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
 
 
 def _browser(router: APIRouter, service: AccessService) -> None:

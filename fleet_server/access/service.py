@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
-from edge_agent.contract.errors import ManifestError
+from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.messages import Hardware
 from edge_agent.contract.names import is_name
 from fleet_server.access.roles import Role
@@ -112,7 +112,7 @@ class AccessService:
         """A one-time token with which one device may enrol; bound to ``device`` where given.
 
         Raises:
-            ManifestError: ``device`` is no name.
+            MalformedRequest: ``device`` is no name.
         """
         if device is not None:
             _check_device(device)
@@ -134,6 +134,7 @@ class AccessService:
         Args:
             server, broker: Where this device reaches us.
         Raises:
+            MalformedRequest: The device's name is none, or taken by us.
             Forbidden: The claim is unknown, used, expired, or bound to another device.
             Conflict: The device exists already and the claim is not bound to its name.
         """
@@ -251,4 +252,6 @@ def _digest(secret: str) -> str:
 def _check_device(device: str) -> None:
     # "server" is the server's own user at the broker, "import" stands for rows that no device sent.
     if not is_name(device) or device in {"server", "import"}:
-        raise ManifestError(f"device {device!r}: use 1 to 63 of a-z, 0-9, '-' and '_'; 'server' and 'import' are taken")
+        raise MalformedRequest(
+            f"device {device[:80]!r}: use 1 to 63 of a-z, 0-9, '-' and '_'; 'server' and 'import' are taken"
+        )

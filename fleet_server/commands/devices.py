@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fleet_server.commands.rest import Rest, connects
+from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
 
@@ -40,8 +40,8 @@ def list_devices(rest: Rest, *, json_: bool) -> None:
 @connects
 def show_device(rest: Rest, device: str, *, json_: bool) -> None:
     """Show one device with its latest events."""
-    one = rest.get(f"devices/{device}")
-    events = rest.get(f"devices/{device}/events", limit=10)
+    one = rest.get(f"devices/{part(device)}")
+    events = rest.get(f"devices/{part(device)}/events", limit=10)
     if json_:
         show_json({**one, "events": events})
         return
@@ -82,7 +82,7 @@ def claim_device(rest: Rest, device: str | None, ttl_s: float, *, json_: bool) -
 @connects
 def revoke_device(rest: Rest, device: str) -> None:
     """Ignore a device from now on, for instance a stolen one."""
-    rest.post(f"devices/{device}/revoke")
+    rest.post(f"devices/{part(device)}/revoke")
     click.echo(f"{device} is revoked; `shoal devices claim --device {device}` lets it come back")
 
 

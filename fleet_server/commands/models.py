@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fleet_server.commands.rest import Rest, connects
+from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
 
@@ -39,7 +39,7 @@ def show_model(rest: Rest, model: str, version: str | None, *, json_: bool) -> N
     if version is not None:
         _show_version(rest, model, version, json_=json_)
         return
-    found = rest.get(f"models/{model}")
+    found = rest.get(f"models/{part(model)}")
     if json_:
         show_json(found)
         return
@@ -67,12 +67,12 @@ def withdraw(rest: Rest, model: str, version: str, reason: str) -> None:
 
     Devices that run it go on until another version is rolled out: shoal rollouts create MODEL OLDER_VERSION
     """
-    one = rest.post(f"models/{model}/versions/{version}/withdraw", {"reason": reason})
+    one = rest.post(f"models/{part(model)}/versions/{part(version)}/withdraw", {"reason": reason})
     click.echo(f"{model} {one['version']} is withdrawn")
 
 
 def _show_version(rest: Rest, model: str, version: str, *, json_: bool) -> None:
-    one = rest.get(f"models/{model}/versions/{version}")
+    one = rest.get(f"models/{part(model)}/versions/{part(version)}")
     if json_:
         show_json(one)
         return

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -16,6 +17,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
+
+
+def part(name: str) -> str:
+    """A name that a person gave, as one part of a path.
+
+    Raises:
+        ConfigurationError: It is empty: the path would be another.
+    """
+    if not name:
+        raise ConfigurationError("an empty name: give the name of what you mean")
+    return quote(name, safe="")
 
 
 class Rest:
@@ -44,6 +56,8 @@ class Rest:
         import httpx  # 0.1 s to import, which `shoal --help` does not spend
 
         url = f"{self.url}/api/v1/{path}"
+        if not self._token.isascii() or not self._token.isprintable():
+            raise ConfigurationError("the token is none: give it as `shoal tokens create` printed it")
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
             reply = httpx.request(method, url, params=query, json=body, headers=headers, timeout=30.0)
@@ -53,12 +67,17 @@ class Rest:
             raise NetworkError(
                 f"{self.url} does not answer ({error}): is the server running? Give its address with --server"
             ) from error
-        if reply.is_error:
+        if not reply.is_success:
             raise ServerRefused(url, status=reply.status_code, detail=_detail(reply))
-        return reply.json() if reply.content else None
+        try:
+            return reply.json() if reply.content else None
+        except ValueError as error:
+            raise NetworkError(f"{url} is no Shoal server's: it answers {reply.status_code}, not with JSON") from error
 
 
 def _detail(reply: Any) -> str:
+    if reply.has_redirect_location:
+        return f"it is at {reply.headers['location']} instead; give that address with --server"
     try:
         found = reply.json()["error"]
     except (ValueError, KeyError, TypeError):

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fleet_server.commands.rest import Rest, connects
+from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
 
@@ -51,7 +51,7 @@ def list_rollouts(rest: Rest, model: str | None, *, json_: bool) -> None:
 @connects
 def show_rollout(rest: Rest, rollout: str, *, json_: bool) -> None:
     """Show one rollout with all its devices."""
-    _show(rest.get(f"rollouts/{rollout}"), json_=json_)
+    _show(rest.get(f"rollouts/{part(rollout)}"), json_=json_)
 
 
 @rollouts_group.command("create")
@@ -92,7 +92,7 @@ def create_rollout(rest: Rest, /, model: str, package: str, *, json_: bool, **op
 @connects
 def pause_rollout(rest: Rest, rollout: str) -> None:
     """Give the package to no further device; those that have it go on."""
-    _tell(rest.post(f"rollouts/{rollout}/pause"))
+    _tell(rest.post(f"rollouts/{part(rollout)}/pause"))
 
 
 @rollouts_group.command("resume")
@@ -100,7 +100,7 @@ def pause_rollout(rest: Rest, rollout: str) -> None:
 @connects
 def resume_rollout(rest: Rest, rollout: str) -> None:
     """Go on with a paused rollout, or start a draft."""
-    _tell(rest.post(f"rollouts/{rollout}/resume"))
+    _tell(rest.post(f"rollouts/{part(rollout)}/resume"))
 
 
 @rollouts_group.command("halt")
@@ -110,7 +110,7 @@ def resume_rollout(rest: Rest, rollout: str) -> None:
 @connects
 def halt_rollout(rest: Rest, rollout: str, reason: str, *, revert: bool | None) -> None:
     """End a rollout for good; devices that have not committed go back to what they had."""
-    _tell(rest.post(f"rollouts/{rollout}/halt", {"reason": reason, "revert": revert}))
+    _tell(rest.post(f"rollouts/{part(rollout)}/halt", {"reason": reason, "revert": revert}))
 
 
 def _show(one: dict[str, Any], *, json_: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fleet_server.commands.rest import Rest, connects
+from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
 
@@ -33,7 +33,7 @@ def list_runs(rest: Rest, model: str | None, *, json_: bool) -> None:
 @connects
 def show_run(rest: Rest, run: str, *, json_: bool) -> None:
     """Show one run: what it was made from, how it ended and why."""
-    one = rest.get(f"runs/{run}")
+    one = rest.get(f"runs/{part(run)}")
     if json_:
         show_json(one)
         return

@@ -13,15 +13,15 @@ _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=ut
 
 
 class Assets:
-    """The files under ``static/`` by relative name, compressed."""
+    """The files under ``static/`` by relative name."""
 
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
+        self._packed: dict[str, bytes] = {}  # once somebody has asked for it: some are large and seldom wanted
         self._tags: dict[str, str] = {}
         _collect(importlib.resources.files("fleet_server.console") / "static", "", self._files)
         for name, data in self._files.items():
             self._tags[name] = hashlib.sha256(data).hexdigest()[:16]
-            self._files[name] = gzip.compress(data, mtime=0)
 
     def url(self, name: str) -> str:
         """The address of a file. Browsers keep it for good, since other content has another address.
@@ -47,8 +47,9 @@ class Assets:
         body = self._files[name]
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["Content-Encoding"] = "gzip"
-        else:
-            body = gzip.decompress(body)
+            if name not in self._packed:
+                self._packed[name] = gzip.compress(body, mtime=0)
+            body = self._packed[name]
         return Response(body, media_type=_TYPES["." + name.rpartition(".")[2]], headers=headers)
 
 

@@ -51,6 +51,10 @@ class Pages:
         """What changes: the inside of the page's main part."""
         return self._render("live.html", console, server)
 
+    def reference(self) -> str:
+        """The page of the REST API, which reads ``/api/v1/openapi.json``."""
+        return self._environment.get_template("reference.html").render()
+
     def _render(self, template: str, console: Console, server: str) -> str:
         def page_url(**changed: str) -> str:
             return "/" + _query({"model": console.model, "span": console.span} | changed)

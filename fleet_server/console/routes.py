@@ -52,6 +52,10 @@ def routes(service: ConsoleService, guard: Guard) -> APIRouter:
             raise NotAuthenticated("log in to the console again: shoal login")
         return HTMLResponse(pages.live(service.read(model, span), server=_server(request)), headers=HEADERS)
 
+    @router.get("/api/docs")
+    def reference() -> Response:
+        return HTMLResponse(pages.reference(), headers=HEADERS)
+
     @router.get("/static/{name:path}")
     def static(request: Request, name: str) -> Response:
         answer = assets.answer(name, request)

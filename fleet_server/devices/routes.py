@@ -9,23 +9,28 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, status
 from pydantic import BaseModel, Field
 
+from edge_agent.contract.names import is_name
 from edge_agent.contract.sampling import SamplingPolicy
 from fleet_server.access.guard import Guard
 from fleet_server.access.roles import Role
 from fleet_server.devices.records import DeviceRecord, EventRecord
 from fleet_server.devices.service import DeviceService
+from fleet_server.errors import NotFound
 from fleet_server.json_answers import Answer, describe
+
+# Identifiers are 64-bit numbers.
+Before = Annotated[int | None, Query(ge=0, lt=1 << 63, description="Only events with a smaller id.")]
 
 
 class Sampling(BaseModel):
     """How many requests devices send home, and for how many they ask a label."""
 
-    samples_per_minute: float = Field(60.0, ge=0, description="Per device.")
-    labels_per_minute: float = Field(0.0, ge=0, description="Per device; 0 asks for none.", examples=[12])
+    samples_per_minute: float = Field(60.0, ge=0, le=1e6, description="Per device.")
+    labels_per_minute: float = Field(0.0, ge=0, le=1e6, description="Per device; 0 asks for none.", examples=[12])
     uniform_share: float = Field(
         0.3, gt=0, le=1, description="Drawn uniformly; the rest goes to the narrowest margins."
     )
-    label_lifetime_s: float = Field(86_400.0, gt=0)
+    label_lifetime_s: float = Field(86_400.0, gt=0, le=366 * 86_400)
 
 
 class ReportInterval(BaseModel):
@@ -55,14 +60,14 @@ def routes(service: DeviceService, guard: Guard, *, disconnect: Callable[[str], 
 
     @router.get("/devices/{device}/events", dependencies=[viewer], responses=describe(list[EventRecord]))
     def list_device_events(
-        device: str, limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: int | None = None
+        device: str, limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: Before = None
     ) -> Answer:
         """List a device's events, newest first."""
         service.get(device)
         return Answer(service.events(device, limit=limit, before=before))
 
     @router.get("/events", dependencies=[viewer], responses=describe(list[EventRecord]))
-    def list_events(limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: int | None = None) -> Answer:
+    def list_events(limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: Before = None) -> Answer:
         """List the events of all devices, newest first."""
         return Answer(service.events(limit=limit, before=before))
 
@@ -76,6 +81,8 @@ def routes(service: DeviceService, guard: Guard, *, disconnect: Callable[[str], 
     @router.put("/models/{model}/sampling", dependencies=[admin])
     def set_sampling(model: str, policy: Sampling) -> Sampling:
         """Set how much every device of a model sends home."""
+        if not is_name(model):
+            raise NotFound(f"{model[:80]!r} is no model's name")
         service.desire_sampling(model, msgspec.convert(policy.model_dump(), SamplingPolicy))
         return policy
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
 
 from fleet_server.access.guard import Guard
 from fleet_server.access.roles import Role
 from fleet_server.json_answers import Answer, describe
 from fleet_server.labels.service import LabelledAccuracy, LabelService
+
+Time = Annotated[int, Query(ge=0, lt=1 << 63, description="Unix milliseconds.")]
 
 
 def routes(service: LabelService, guard: Guard) -> APIRouter:
@@ -16,7 +20,7 @@ def routes(service: LabelService, guard: Guard) -> APIRouter:
     viewer = Depends(guard.require(Role.VIEWER))
 
     @router.get("/models/{model}/accuracy", dependencies=[viewer], responses=describe(list[LabelledAccuracy]))
-    def show_accuracy(model: str, since_ms: int = 0, until_ms: int | None = None) -> Answer:
+    def show_accuracy(model: str, since_ms: Time = 0, until_ms: Time | None = None) -> Answer:
         """Show how often each device was right with each package, by the labels of its requests in the period."""
         return Answer(service.accuracy(model, since_ms=since_ms, until_ms=until_ms))
 

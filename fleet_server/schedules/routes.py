@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import msgspec
-from fastapi import APIRouter, Depends, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Response, status
 from pydantic import BaseModel, Field
 
-from edge_agent.contract.errors import MalformedRequest, ManifestError
+from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.names import check_name
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult
 from fleet_server.errors import Conflict
+from fleet_server.json_answers import Answer, describe
+from fleet_server.json_requests import Body, decode, describe_body
 from fleet_server.schedules.service import MANUAL, RunService
 from fleet_server.schedules.slots import CatchUp, Schedule, ScheduleRefused
-
-_JSON = "application/json"
-T = TypeVar("T")
 
 
 class ScheduleBody(BaseModel):
@@ -49,13 +47,6 @@ class RunAsked(BaseModel):
     """The run that was made, or the one of the model that is active already."""
 
     run: str
-
-
-async def _body(request: Request) -> bytes:
-    return await request.body()
-
-
-Body = Annotated[bytes, Depends(_body)]
 
 
 def routes(
@@ -123,61 +114,35 @@ def _work(router: APIRouter, service: RunService, trainer: Any) -> None:
         "/api/v1/runs/claim",
         tags=["runs"],
         dependencies=[trainer],
-        responses={200: {"content": {_JSON: {"schema": _schema(RunFile)}}}, 204: {"description": "No run waits."}},
+        responses={**describe(RunFile), 204: {"description": "No run waits."}},
     )
     def claim(body: ClaimBody) -> Response:
         """Claim a run under a lease: the run file, or 204 where none waits."""
         found = service.claim(body.worker, body.models)
         if found is None:
             return Response(status_code=status.HTTP_204_NO_CONTENT)
-        return Response(msgspec.json.encode(found), media_type=_JSON)
+        return Answer(found)
 
     @router.post(
         "/api/v1/runs/{run}/progress",
         tags=["runs"],
         status_code=status.HTTP_204_NO_CONTENT,
         dependencies=[trainer],
-        openapi_extra=_request(RunProgress),
+        openapi_extra=describe_body(RunProgress),
         responses={409: {"description": "The lease was lost: stop the run."}},
     )
     def progress(run: str, body: Body) -> None:
         """Report progress, which renews the lease."""
-        service.progress(run, _decode(body, RunProgress))
+        service.progress(run, decode(body, RunProgress))
 
     @router.post(
         "/api/v1/runs/{run}/result",
         tags=["runs"],
         status_code=status.HTTP_204_NO_CONTENT,
         dependencies=[trainer],
-        openapi_extra=_request(RunResult),
+        openapi_extra=describe_body(RunResult),
         responses={409: {"description": "The lease was lost, or the result contradicts itself."}},
     )
     def result(run: str, body: Body) -> None:
         """Report how a run ended; the same report twice is taken once."""
-        service.finish(run, _decode(body, RunResult))
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise MalformedRequest(f"{kind.__name__}: {error}") from error
-
-
-def _request(kind: type[Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {_JSON: {"schema": _schema(kind)}}}}
-
-
-def _schema(kind: type[Any]) -> dict[str, Any]:
-    """The JSON schema of a contract's struct, with the types it refers to written in place."""
-    _, parts = msgspec.json.schema_components([kind], ref_template="{name}")
-
-    def inline(node: Any) -> Any:
-        if isinstance(node, dict):
-            return (
-                inline(parts[node["$ref"]]) if "$ref" in node else {key: inline(value) for key, value in node.items()}
-            )
-        return [inline(item) for item in node] if isinstance(node, list) else node
-
-    found: dict[str, Any] = inline(parts[kind.__name__])
-    return found
+        service.finish(run, decode(body, RunResult))

@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge_agent.contract.errors import storage_error
 from edge_agent.durable import sync_folder
 from fleet_server.updates.errors import UploadRefused
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STAGED_S = 24 * 3600.0
+_UNDER_WAY = "."
 
 
 class BlobStore:
@@ -48,10 +49,19 @@ class BlobStore:
 
         Raises:
             UploadRefused: It is not the file it is called, or too large.
+            StorageFull, StorageNotWritable: The disk refuses; nothing of it is kept.
         """
         if not _DIGEST.fullmatch(sha256):
             raise UploadRefused(f"{sha256!r} is no SHA-256 in lowercase hexadecimal")
-        descriptor, name = tempfile.mkstemp(prefix=".", dir=self._staged)
+        try:
+            with self._written_beside(sha256) as receiver:
+                yield receiver
+        except OSError as error:
+            raise storage_error(error, str(self._staged)) or error from error
+
+    @contextlib.contextmanager
+    def _written_beside(self, sha256: str) -> Iterator[Receiver]:
+        descriptor, name = tempfile.mkstemp(prefix=_UNDER_WAY, dir=self._staged)
         beside = Path(name)
         try:
             receiver = Receiver(descriptor, self._limit_bytes)
@@ -76,19 +86,16 @@ class BlobStore:
         sync_folder(self._blobs)
 
     def forget_staged(self, *, older_than_s: float = 0.0) -> None:
-        """Remove files that nothing signed ever named."""
+        """Remove files that nothing signed ever named; what is being sent at this moment stays."""
         for path in self._staged.iterdir():
+            least_s = max(older_than_s, _STAGED_S) if path.name.startswith(_UNDER_WAY) else older_than_s
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime >= older_than_s:
+                if time.time() - path.stat().st_mtime >= least_s:
                     path.unlink()
 
     def forget_abandoned(self) -> None:
         """Remove what a publisher sent a day ago and never signed."""
         self.forget_staged(older_than_s=_STAGED_S)
-
-    def free_bytes(self) -> int:
-        """Room left on the disk."""
-        return shutil.disk_usage(self._blobs).free
 
 
 class Receiver:

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from edge_agent.contract.errors import MalformedRequest
 from fleet_server.errors import Forbidden, NotFound
+from fleet_server.json_requests import decode, describe_body
 from fleet_server.updates.director import Director
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_repository import ImageRepository
@@ -53,7 +53,7 @@ def _for_devices(
     # A default, not an annotation: those are resolved where only the module's names are known.
     asks = Depends(require_device)
 
-    @router.get("/updates/image/{file}", summary="Metadata of the image repository")
+    @router.get("/updates/image/{file}", summary="Metadata of the image repository", dependencies=[asks])
     def image_metadata(file: str) -> Response:
         return _json(images.metadata(file), file)
 
@@ -80,6 +80,7 @@ def _for_publishers(router: APIRouter, images: ImageRepository, require_publishe
         summary="Upload a file of a package; devices get it once signed metadata names it",
         status_code=status.HTTP_201_CREATED,
         dependencies=guard,
+        openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
     )
     async def put_blob(sha256: str, request: Request) -> Response:
         with images.blobs.receive(sha256) as receiver:
@@ -91,6 +92,7 @@ def _for_publishers(router: APIRouter, images: ImageRepository, require_publishe
         "/api/v1/repository/metadata",
         summary="Upload signed metadata; all of it becomes visible, or nothing",
         dependencies=guard,
+        openapi_extra=describe_body(MetadataUpload),
     )
     async def post_metadata(request: Request) -> dict[str, list[str]]:
         files = await _upload(request)
@@ -103,11 +105,7 @@ async def _upload(request: Request) -> dict[str, bytes]:
         body += chunk
         if len(body) > _METADATA_LIMIT_BYTES:
             raise UploadRefused(f"the metadata is larger than {_METADATA_LIMIT_BYTES} bytes")
-    try:
-        upload = msgspec.json.decode(bytes(body), type=MetadataUpload)
-    except msgspec.DecodeError as error:
-        raise MalformedRequest(f"the body is not {{'files': {{NAME: TEXT}}}}: {error}") from error
-    return {name: text.encode() for name, text in upload.files.items()}
+    return {name: text.encode() for name, text in decode(bytes(body), MetadataUpload).files.items()}
 
 
 def _json(data: bytes | None, name: str) -> Response:

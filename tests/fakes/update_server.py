@@ -191,6 +191,8 @@ def _require_device(authorization: Annotated[str, Header()] = "") -> str:
     for device, secret in SECRETS.items():
         if authorization == f"Bearer {secret}":
             return device
+    if authorization == f"Bearer {TOKEN}":  # the publisher reads what is shown before it signs on
+        return ""
     raise NotAuthenticated("give this device's secret")
 
 

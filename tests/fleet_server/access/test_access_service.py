@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from edge_agent.contract.enrolment import EnrolmentRequest
-from edge_agent.contract.errors import ManifestError
+from edge_agent.contract.errors import MalformedRequest
 from fleet_server.access.roles import Role
 from fleet_server.errors import Conflict, Forbidden, NotFound
 from tests.fleet_server.fleet import BROKER, HARDWARE, Fleet
@@ -96,7 +96,7 @@ def test_an_enrolled_name_is_taken_over_only_with_a_claim_bound_to_it(fleet: Fle
 
 @pytest.mark.parametrize("name", ["", "UPPER", "a/b", "+", "#", "$server", "server", "import", "a" * 64])
 def test_names_that_would_break_topics_or_paths_are_refused(fleet: Fleet, name: str) -> None:
-    with pytest.raises(ManifestError):
+    with pytest.raises(MalformedRequest):
         enrol(fleet, fleet.access.create_claim(), name)
 
 

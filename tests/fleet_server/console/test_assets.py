@@ -15,7 +15,7 @@ STATIC = Path("fleet_server/console/static")
 def test_third_party_files_are_those_that_are_listed_with_licence_and_digest(repository: Path) -> None:
     vendor = repository / STATIC / "vendor"
     table = (vendor / "THIRD_PARTY.md").read_text()
-    listed = dict(re.findall(r"`([a-z]+/[\w.]+\.(?:js|css))` \| `([0-9a-f]{64})`", table))
+    listed = dict(re.findall(r"`([a-z]+/[\w.-]+\.(?:js|css))` \| `([0-9a-f]{64})`", table))
     found = {str(path.relative_to(vendor)): path for kind in ("js", "css") for path in vendor.rglob(f"*.{kind}")}
     assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()} == listed
     assert all((path.parent / "LICENSE").is_file() for path in found.values())
