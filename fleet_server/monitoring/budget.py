@@ -8,6 +8,7 @@ replace the package that they would speak of.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -37,12 +38,18 @@ def policy_for(
     # What is left of the day is never promised away within less than a minute; the next evaluation comes before that.
     rest = max(0, budget.per_day - used_today) / max(1, devices)
     if wanted > rest:
-        # Steps of a quarter: the devices need not hear of every single label.
-        wanted, reason = int(rest * 4) / 4, f"limited: {used_today} of {budget.per_day} labels of today are used"
+        wanted, reason = _halved(wanted, rest), f"limited: {used_today} of {budget.per_day} labels of today are used"
     policy = msgspec.structs.replace(
         base, labels_per_minute=wanted, samples_per_minute=max(base.samples_per_minute, wanted)
     )
     return policy, reason
+
+
+def _halved(wanted: float, most: float) -> float:
+    """Halved until it fits: devices begin their draws anew with each policy, and must not with every single label."""
+    if most <= 0:
+        return 0.0
+    return wanted / 2.0 ** math.ceil(math.log2(wanted / most))
 
 
 def unconfirmed(

@@ -62,7 +62,7 @@ class Pace:
 
     per_second: float = 25.0
     labels_per_minute: float = 240.0
-    labels_per_day: int = 900
+    labels_per_day: int = 1_500
     min_labels: int = 360
 
 

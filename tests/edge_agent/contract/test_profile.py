@@ -249,7 +249,7 @@ def test_a_profile_whose_parts_disagree_is_refused() -> None:
         remade(PROFILE, counts={})
     with pytest.raises(PackageError, match="feature confidence: 3 counts for 2 bins"):
         remade(PROFILE, counts={**PROFILE.counts, "confidence": FeatureCounts(bins=(1, 2, 3))})
-    with pytest.raises(PackageError, match="feature image.3: 1 counts of crane-3 for 3 bins"):
+    with pytest.raises(PackageError, match=r"feature image\.3: 1 counts of crane-3 for 3 bins"):
         remade(PROFILE, devices={"crane-3": {"image.3": FeatureCounts(bins=(1,))}})
     with pytest.raises(PackageError, match="counts of crane-3 of blur, which is none of the features"):
         remade(PROFILE, devices={"crane-3": {"blur": FeatureCounts(bins=(1,))}})

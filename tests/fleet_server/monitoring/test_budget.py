@@ -33,8 +33,15 @@ def test_an_alert_raises_the_labels_and_the_samples_that_carry_them() -> None:
 
 def test_what_is_left_of_the_day_is_shared_by_the_devices() -> None:
     policy, reason = asked("drift", used=85, devices=4)
-    assert policy.labels_per_minute == 3.75
+    assert policy.labels_per_minute == 3
     assert reason == "limited: 85 of 100 labels of today are used"
+
+
+def test_towards_the_end_of_the_days_budget_the_devices_hear_of_a_few_steps_only() -> None:
+    steps = [asked("drift", used=used, devices=4)[0].labels_per_minute for used in range(101)]
+    assert sorted(steps, reverse=True) == steps
+    assert sorted(set(steps)) == [0, 0.1875, 0.375, 0.75, 1.5, 3, 6, 12]
+    assert all(4 * step <= 100 - used for used, step in enumerate(steps))
 
 
 def test_even_the_quiet_trickle_ends_with_the_days_budget() -> None:
