@@ -13,7 +13,7 @@ import msgspec
 
 from edge_agent import __version__
 from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
-from edge_agent.contract.errors import ConfigurationError, DeviceError
+from edge_agent.contract.errors import ConfigurationError, DeviceError, storage_error
 from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Desired, Event, EventKind, Reported
 from edge_agent.contract.topics import Stream
@@ -52,6 +52,7 @@ class Agent:
         self._enrolment = read_identity(self._state)
         self._started_at_ms = _now_ms()
         self._desired_revision = 0
+        self._interval_s = config.report.interval_s
         self._hardware = hardware()
         self._slots = Slots()
         identity = self._enrolment
@@ -70,24 +71,13 @@ class Agent:
         app = InferenceApp(self._slots, self._monitor, self._monitor, agent_version=__version__)
         self._http = HttpServer(app, host=config.api.host, port=config.api.port, uds=config.api.unix_socket)
         self._reporter = Reporter(
-            flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=config.report.interval_s
+            flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
         )
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM, then stop every part in order."""
-        self._installer.start()
-        self._tell(Event(kind=EventKind.AGENT_STARTED, at_ms=_now_ms(), detail={"version": __version__}))
-        self._updates.start()
-        self._reporter.start()
-        if self._link is not None:
-            self._link.start()
-        else:
-            _log.warning("this device has not enrolled: it serves what it holds, and reports to nobody")
-        address = {"api": self._http.address, "pid": os.getpid(), "version": __version__}
-        write_durably(self._state / ADDRESS_FILE, msgspec.json.encode(address))
-        served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
-        _log.info("listening on %s, serving %s", self._http.address, served)
         try:
+            self._start()
             self._http.run()
         finally:
             self.close()
@@ -99,17 +89,35 @@ class Agent:
         self._reporter.stop()
         if self._link is not None:
             self._link.stop()
+        self._http.close()
         self._slots.close()
         self._monitor.close()
         self._outbox.close()
         self._lock.close()
 
+    def _start(self) -> None:
+        self._installer.start()
+        self._tell(Event(kind=EventKind.AGENT_STARTED, at_ms=_now_ms(), detail={"version": __version__}))
+        self._updates.start()
+        self._reporter.start()
+        if self._link is not None:
+            self._link.start()
+        else:
+            _log.warning("this device has not enrolled: it serves what it holds, and reports to nobody")
+        address = {"api": self._http.address, "pid": os.getpid(), "version": __version__}
+        path = self._state / ADDRESS_FILE
+        try:
+            write_durably(path, msgspec.json.encode(address))
+        except OSError as error:  # who needs the file will miss it; applications get their answers all the same
+            _log.warning("%s could not be written: %s", path, error.strerror)
+        served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
+        _log.info("listening on %s, serving %s", self._http.address, served)
+
     def _take_desired(self, desired: Desired) -> None:
         """Called in the link's thread: nothing here waits."""
-        for model, policy in desired.sampling.items():
-            self._monitor.set_policy(model, policy)
-        if desired.report_interval_s is not None:
-            self._reporter.set_interval(desired.report_interval_s)
+        self._monitor.set_policies(desired.sampling)
+        wanted_s = desired.report_interval_s
+        self._reporter.set_interval(self._interval_s if wanted_s is None else wanted_s)
         self._desired_revision = max(self._desired_revision, desired.revision)
         self._updates.submit(desired)
 
@@ -173,7 +181,11 @@ def _load(package: Package, config: AgentConfig) -> LoadedModel:
 
 def _lock(state: Path) -> IO[bytes]:
     """Hold the state folder: two agents would number messages and write slots against each other."""
-    file = (state / "agent.lock").open("ab")
+    path = state / "agent.lock"
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

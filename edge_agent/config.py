@@ -116,5 +116,5 @@ def read_identity(state: Path) -> Enrolment | None:
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: {error}; enrol this device again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,7 +11,14 @@ import msgspec
 
 from edge_agent.config import IDENTITY_FILE, read_identity
 from edge_agent.contract.enrolment import Enrolment, EnrolmentRequest
-from edge_agent.contract.errors import ConfigurationError, NetworkError, ServerRefused, TrustError
+from edge_agent.contract.errors import (
+    ConfigurationError,
+    DeviceError,
+    NetworkError,
+    ServerRefused,
+    TrustError,
+    storage_error,
+)
 from edge_agent.contract.names import is_name
 from edge_agent.durable import write_durably
 
@@ -30,6 +38,7 @@ def enrol(
     Raises:
         ConfigurationError: The device has an identity already, or a name or URL is wrong.
         TrustError: The server's trust anchor is not the one that came with the device.
+        StorageFull, StorageNotWritable: The identity cannot be kept.
         NetworkError: The server cannot be reached, or refuses the claim.
     """
     if read_identity(state) is not None:
@@ -40,19 +49,32 @@ def enrol(
         raise ConfigurationError(f"device name {request.device!r}: use 1 to 63 of a-z, 0-9, '-' and '_'")
     if not server.startswith(("http://", "https://")):
         raise ConfigurationError(f"server {server!r}: begin it with http:// or https://")
+    # Before the claim is spent.
+    pinned = {path: _read_root(path) for path in (image_root, director_root) if path is not None}
     reply = _post(f"{server.rstrip('/')}/api/v1/enrol", msgspec.json.encode(request))
     try:
         enrolment = msgspec.json.decode(reply, type=Enrolment)
     except msgspec.DecodeError as error:
         raise NetworkError(f"{server}: answered the enrolment with something else: {error}") from error
-    for path, sent, what in (
-        (image_root, enrolment.image_root, "image"),
-        (director_root, enrolment.director_root, "director"),
+    for what, path, sent in (
+        ("image", image_root, enrolment.image_root),
+        ("director", director_root, enrolment.director_root),
     ):
-        if path is not None and path.read_text() != sent:
+        if path is not None and pinned[path] != sent:
             raise TrustError(f"{server}: its {what} root is not the one in {path}; do not trust this server")
-    write_durably(state / IDENTITY_FILE, msgspec.json.encode(enrolment), mode=0o600)
+    identity = state / IDENTITY_FILE
+    try:
+        write_durably(identity, msgspec.json.encode(enrolment), mode=0o600)
+    except OSError as error:
+        raise storage_error(error, str(identity)) or DeviceError(f"{identity}: {error.strerror}") from error
     return enrolment
+
+
+def _read_root(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as root metadata: {error}") from error
 
 
 def _post(url: str, body: bytes) -> bytes:
@@ -62,5 +84,5 @@ def _post(url: str, body: bytes) -> bytes:
             return bytes(reply.read(_MAX_REPLY_BYTES))
     except urllib.error.HTTPError as error:
         raise ServerRefused(url, status=error.code, detail=error.read(2000).decode(errors="replace")) from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:  # the latter: what answers there speaks no HTTP
         raise NetworkError(f"{url}: {getattr(error, 'reason', error)}; is the server running and reachable?") from error

@@ -146,20 +146,15 @@ class Monitor:
         with self._lock:
             (self._watched.get(loaded.digest) or self._watch(loaded)).window.failed += 1
 
-    def set_policy(self, model: str, policy: SamplingPolicy | None) -> None:
-        """Sample this model by another policy from now on; None: by the one in its package again."""
+    def set_policies(self, policies: Mapping[str, SamplingPolicy]) -> None:
+        """Sample these models by other policies from now on, and all others by those in their packages."""
         with self._lock:
-            if policy == self._policies.get(model):
-                return
-            if policy is None:
-                del self._policies[model]
-            else:
-                self._policies[model] = policy
+            before, self._policies = self._policies, dict(policies)
             for watched in self._watched.values():
-                if watched.name == model:
-                    used = policy or watched.manifest.sampling
-                    watched.lifetime_ms = int(used.label_lifetime_s * 1000)
-                    watched.sampler.restart(used, watched.sampler.threshold)
+                if before.get(watched.name) != self._policies.get(watched.name):
+                    policy = self._policies.get(watched.name, watched.manifest.sampling)
+                    watched.lifetime_ms = int(policy.label_lifetime_s * 1000)
+                    watched.sampler.restart(policy, watched.sampler.threshold)
 
     def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
         """Keep a label for an earlier request; it is in the outbox when this returns.

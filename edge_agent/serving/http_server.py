@@ -52,7 +52,7 @@ class HttpServer:
     """
 
     def __init__(self, app: InferenceApp, *, host: str = "127.0.0.1", port: int = 0, uds: str = "") -> None:
-        self._uds = uds
+        self._uds, self._closed = uds, False
         self._socket = _listen_unix(uds) if uds else _listen_tcp(host, port)
         config = uvicorn.Config(
             app,
@@ -88,9 +88,14 @@ class HttpServer:
         try:
             self._server.run(sockets=[self._socket])
         finally:
-            self._socket.close()
-            if self._uds:
-                Path(self._uds).unlink(missing_ok=True)
+            self.close()
+
+    def close(self) -> None:
+        """Give the address back; :meth:`run` does so itself."""
+        self._socket.close()
+        if self._uds and not self._closed:  # later the path may be another's
+            Path(self._uds).unlink(missing_ok=True)
+        self._closed = True
 
     def start(self) -> None:
         """Serve in a thread of its own; connections are taken from now on."""

@@ -43,11 +43,13 @@ class UpdateThread:
             self._wake.notify()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End after the step under way, then close the installer."""
+        """End after the step under way (a download: at its next bytes), then close the installer."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join(timeout_s)
+        self._installer.interrupt()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         if not self._thread.is_alive():
             self._installer.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +13,7 @@ import pytest
 
 from edge_agent.config import prepare_state, read_identity
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
-from edge_agent.contract.errors import ConfigurationError, NetworkError, ServerRefused, TrustError
+from edge_agent.contract.errors import ConfigurationError, DeviceError, NetworkError, ServerRefused, TrustError
 from edge_agent.contract.messages import Hardware
 from edge_agent.enrol import enrol
 
@@ -90,6 +91,36 @@ def test_a_server_with_another_root_than_the_pinned_one_is_not_trusted(
     assert read_identity(state) is None
     pinned.write_text(ENROLMENT.image_root)
     enrol(state, server.url, REQUEST, image_root=pinned, director_root=None)
+
+
+def test_a_pinned_root_that_cannot_be_read_is_named_before_the_claim_is_spent(server: Server, state: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read as root metadata"):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=state)
+    assert server.asked == []
+
+
+def test_an_identity_that_cannot_be_kept_is_an_error_with_its_file(server: Server, state: Path) -> None:
+    (state / ".identity.json.new").mkdir()
+    with pytest.raises(DeviceError, match=r"identity\.json"):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert read_identity(state) is None
+
+
+def test_a_server_that_speaks_no_http_is_named(state: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.recv(1000)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(NetworkError, match="is the server running and reachable"):
+            enrol(state, f"http://127.0.0.1:{other.getsockname()[1]}", REQUEST, image_root=None, director_root=None)
+        thread.join()
 
 
 def test_the_servers_own_words_reach_the_person(server: Server, state: Path) -> None:

@@ -304,7 +304,7 @@ def test_a_label_carries_the_request_it_is_for(watching: Watching, loaded: Loade
 
 
 def test_a_volunteered_label_has_no_inclusion_probability(watching: Watching, loaded: LoadedModel) -> None:
-    watching.monitor.set_policy("digits", SamplingPolicy(samples_per_minute=0))
+    watching.monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=0)})
     assert watching.observe(loaded, reference_images(1), "r1") is False
     watching.monitor.feedback(loaded, "r1", 3, "operator")
     assert watching.sent(Stream.LABELS, LabelBatch)[0].labels[0].inclusion_probability == 0.0
@@ -314,9 +314,9 @@ def test_a_volunteered_label_has_no_inclusion_probability(watching: Watching, lo
 
 def test_a_policy_may_be_withdrawn(watching: Watching, loaded: LoadedModel) -> None:
     watching.observe(loaded, reference_images(1))
-    watching.monitor.set_policy("digits", SamplingPolicy(samples_per_minute=0))
+    watching.monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=0)})
     assert watching.observe(loaded, reference_images(1)) is False
-    watching.monitor.set_policy("digits", None)
+    watching.monitor.set_policies({"other": SamplingPolicy(samples_per_minute=0)})
     assert watching.observe(loaded, reference_images(1)) is True
 
 

@@ -1,0 +1,56 @@
+"""The agent's parts put together: what the server wishes reaches them, and its end finds them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.agent import Agent
+from edge_agent.config import AgentConfig, ApiSettings, ReportSettings
+from edge_agent.contract.errors import ConfigurationError, DeviceError
+from edge_agent.contract.messages import Desired
+from edge_agent.contract.sampling import SamplingPolicy
+
+
+def config(state: Path) -> AgentConfig:
+    return AgentConfig(state=str(state), api=ApiSettings(port=0), report=ReportSettings(interval_s=7.0))
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    made = Agent(config(tmp_path))
+    yield made
+    made.close()
+
+
+def test_wishes_that_the_server_takes_back_no_longer_hold(agent: Agent) -> None:
+    policy = SamplingPolicy(samples_per_minute=1.0)
+    agent._take_desired(Desired(revision=1, sampling={"digits": policy}, report_interval_s=2.0))
+    assert (agent._monitor._policies, agent._reporter._interval_s) == ({"digits": policy}, 2.0)
+    agent._take_desired(Desired(revision=2))
+    assert (agent._monitor._policies, agent._reporter._interval_s) == ({}, 7.0)
+
+
+def test_an_agent_that_could_not_start_ends_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(config(tmp_path))
+    monkeypatch.setattr(agent._installer, "start", _fail)
+    with pytest.raises(DeviceError, match="worn out"):
+        agent.run()
+    Agent(config(tmp_path)).close()  # neither the lock nor the databases are held any more
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "agent.lock").mkdir()
+    with pytest.raises(DeviceError, match=r"agent\.lock"):
+        Agent(config(tmp_path))
+
+
+def test_two_agents_do_not_share_a_state_folder(agent: Agent, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="another agent runs on this state folder"):
+        Agent(config(tmp_path))
+
+
+def _fail() -> None:
+    raise DeviceError("the disk is worn out")
