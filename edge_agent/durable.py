@@ -29,6 +29,12 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make the names in ``folder`` and in all folders within it durable."""
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(inner)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable: a rename is only on disk once its folder is (fsync(2), NOTES)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -132,18 +132,20 @@ def decode_golden(data: bytes) -> Golden:
     Raises:
         PackageError: They are none.
     """
-    golden = Golden(inputs={}, outputs={})
-    sides = {"input": golden.inputs, "output": golden.outputs}
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            for key in archive.files:
-                side, _, name = key.partition("/")
-                if side not in sides or not name:
-                    raise PackageError(f"{GOLDEN_FILE}: key {key!r} is neither input/NAME nor output/NAME")
-                array = archive[key]
-                sides[side][name] = _object_bytes(array) if Datatype.of(array.dtype) is Datatype.BYTES else array
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {key: archive[key] for key in archive.files}
+        texts = {key for key, array in arrays.items() if Datatype.of(array.dtype) is Datatype.BYTES}
+    except Exception as error:
+        # zipfile, zlib and numpy have an exception of their own for every way in which an archive can be wrong.
         raise PackageError(f"{GOLDEN_FILE}: {error}") from error
+    golden = Golden(inputs={}, outputs={})
+    sides = {"input": golden.inputs, "output": golden.outputs}
+    for key, array in arrays.items():
+        side, _, name = key.partition("/")
+        if side not in sides or not name:
+            raise PackageError(f"{GOLDEN_FILE}: key {key!r} is neither input/NAME nor output/NAME")
+        sides[side][name] = _object_bytes(array) if key in texts else array
     if not golden.inputs or not golden.outputs:
         raise PackageError(f"{GOLDEN_FILE}: needs at least one input and one output")
     return golden

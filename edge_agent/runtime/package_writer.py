@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_agent.contract.errors import PackageError, storage_error
 from edge_agent.contract.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest
-from edge_agent.durable import sync_folder
+from edge_agent.durable import sync_folder, sync_tree
 from edge_agent.runtime.package import Package, file_digest
 
 
@@ -37,6 +37,7 @@ def write_package(
         _write(building / MANIFEST_FILE, encode_manifest(manifest(entries)))
         building.chmod(0o755)  # mkdtemp makes it private
         package = Package.open(building, verify=False)
+        sync_tree(building)
         building.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:

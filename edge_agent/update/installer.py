@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import psutil
@@ -31,7 +32,6 @@ from edge_agent.contract.errors import (
     NetworkError,
     PackageError,
     ShoalError,
-    TrustError,
     UnknownModel,
     storage_error,
 )
@@ -60,8 +60,15 @@ def _nothing(_model: str, _step: UpdateStep) -> None:
     """No hook."""
 
 
+class _Earlier(NamedTuple):
+    """What can be gone back to, or why nothing can."""
+
+    loaded: LoadedModel | None
+    why_not: str
+
+
 class Installer:
-    """Installs, watches and rolls back. All but :meth:`reported` is called from one thread.
+    """Installs, watches and rolls back. All but :meth:`reported` and :meth:`interrupt` is called from one thread.
 
     Args:
         state: The agent's state folder.
@@ -93,7 +100,9 @@ class Installer:
         self._told: dict[str, tuple[EventKind, str]] = {}
         self._files = ServerFiles(enrolment.server, enrolment.secret) if enrolment else ServerFiles("", "")
         self._store = PackageStore(state / "packages", self._files)
+        self._journal_is_new = False
         self._journal = self._read_journal(state / SLOTS_FILE)
+        self._interrupted = threading.Event()
         self._resolver: Resolver | None = None
         self._watched_since: dict[str, float] = {}
         self._next_watch = 0.0
@@ -107,7 +116,8 @@ class Installer:
         """Load each model's active package, or its last known good one. Needs no network and no fresh metadata."""
         for model in self._journal.models():
             self._start(model)
-        self._store.collect(self._journal.packages())
+        if not self._journal_is_new:  # else the packages on disk spare a download when the server names them again
+            self._store.collect(self._journal.packages())
 
     def apply(self, desired: Desired) -> bool:
         """Bring each model to what is signed for this device.
@@ -156,6 +166,10 @@ class Installer:
         """What each model is, for the twin; safe from any thread."""
         return {model: self._reported(model, record) for model, record in self._journal.models().items()}
 
+    def interrupt(self) -> None:
+        """Break off a download under way, to be resumed after the next start; safe from any thread."""
+        self._interrupted.set()
+
     def close(self) -> None:
         """An orderly stop; no package is blamed for it."""
         for model, record in self._journal.models().items():
@@ -167,7 +181,8 @@ class Installer:
             return SlotsFile(path)
         except OSError as error:
             raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._journal_is_new = True
             aside = path.with_suffix(".damaged")
             path.replace(aside)
             self._tell(EventKind.STORAGE, "", "", f"{path}: {error}; set aside as {aside.name}, models come anew")
@@ -179,16 +194,18 @@ class Installer:
         if record.crashes >= MAX_CRASHES:
             reason = f"the agent died {record.crashes} times while it was tested or watched"
             if record.step is UpdateStep.PROBATION:
-                self._roll_back(model, record, reason, refuse=True)
+                self._roll_back(model, record, reason, self._earlier(record), refuse=True)
                 return
             record = self._fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=True)
         if not record.active:
             return
         try:
             self._serve(self._load(self._store.open(record.active, verify=True)))
-        except (PackageError, TrustError, DeviceError) as error:
-            # Most likely the disk: the same package may be fetched again, and is refused then if it is to blame.
-            self._roll_back(model, record, f"could not start: {error}", refuse=False)
+        except Exception as error:  # noqa: BLE001 - see below
+            # Most likely the disk: the same package may be fetched again, and is refused then if it is to blame. And
+            # whatever else it is, an agent that serves an older model is better than one that does not start.
+            _log.warning("%s: package %s could not start", model, record.active[:12], exc_info=error)
+            self._roll_back(model, record, f"could not start: {error}", self._earlier(record), refuse=False)
         else:
             self._watched_since[model] = self._monotonic()
 
@@ -243,7 +260,7 @@ class Installer:
 
     def _download(self, model: str, record: SlotRecord, target: ResolvedTarget) -> None:
         self._step(model, slots_file.at(record, UpdateStep.DOWNLOADING))
-        manifest = self._store.fetch_manifest(target.digest, target.length, between_chunks=self._watch_others)
+        manifest = self._store.fetch_manifest(target.digest, target.length, between_chunks=self._between_chunks)
         if (manifest.name, manifest.version) != (model, target.version):
             raise ManifestError(
                 f"the signed target is {model} {target.version}, its manifest says {manifest.name} {manifest.version}"
@@ -253,7 +270,7 @@ class Installer:
             raise PackageError(
                 f"needs {manifest.resources.memory_bytes} bytes of memory, the machine has {memory_bytes}"
             )
-        self._store.fetch_files(target.digest, manifest, between_chunks=self._watch_others)
+        self._store.fetch_files(target.digest, manifest, between_chunks=self._between_chunks)
 
     def _tested(self, digest: str) -> LoadedModel:
         """The package, freshly loaded and found to answer its golden samples."""
@@ -270,8 +287,10 @@ class Installer:
         self._step(model, slots_file.swapped(record))
         self._serve(loaded)
 
-    def _watch_others(self) -> None:
-        """Another model's probation does not wait for a download."""
+    def _between_chunks(self) -> None:
+        """Neither an orderly stop nor another model's probation waits for a download."""
+        if self._interrupted.is_set():
+            raise NetworkError("the agent stops; the download goes on after the next start")
         now = self._monotonic()
         if now >= self._next_watch:
             self._next_watch = now + _WATCH_EVERY_S
@@ -287,11 +306,11 @@ class Installer:
         seen = max(requests, bad)
         if seen and bad / seen > rule.max_error_rate:
             reason = f"{bad} of {seen} requests failed on probation, {rule.max_error_rate:.1%} are allowed"
-            if record.last_known_good:
-                self._roll_back(model, record, reason, refuse=True)
-            else:  # the first model here: answers that sometimes fail beat none
-                reason += "; there is no earlier package to go back to"
+            if (earlier := self._earlier(record)).loaded is None:  # answers that sometimes fail beat none
+                reason = f"{reason}; {earlier.why_not}"
                 self._fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=True)
+            else:
+                self._roll_back(model, record, reason, earlier, refuse=True)
         elif now - self._watched_since.setdefault(model, now) >= rule.seconds:
             try:
                 self._put(model, slots_file.committed(record))
@@ -302,16 +321,23 @@ class Installer:
             self._after_step(model, UpdateStep.COMMITTED)
             self._store.collect(self._journal.packages())
 
-    def _roll_back(self, model: str, record: SlotRecord, reason: str, *, refuse: bool) -> None:
-        """Serve the last known good package again, or nothing where there is none."""
+    def _earlier(self, record: SlotRecord) -> _Earlier:
+        """The last known good package, freshly loaded, where there is one beside the one that is to go."""
+        digest = record.last_known_good
+        if digest in ("", record.active):
+            return _Earlier(None, "there is no earlier package to go back to")
+        try:
+            return _Earlier(self._load(self._store.open(digest, verify=True)), "")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the agent must go on
+            return _Earlier(None, f"nor can the earlier package serve: {error}")
+
+    def _roll_back(self, model: str, record: SlotRecord, reason: str, earlier: _Earlier, *, refuse: bool) -> None:
+        """Serve the earlier package again, or nothing where there is none."""
         bad = record.active
         back = slots_file.rolled_back(record, reason, refuse=refuse)
-        loaded: LoadedModel | None = None
-        if back.active:
-            try:
-                loaded = self._load(self._store.open(back.active, verify=True))
-            except (PackageError, TrustError, DeviceError) as error:
-                back = msgspec.structs.replace(back, active="", reason=f"{reason}; nor the one before: {error}")
+        loaded = earlier.loaded
+        if loaded is None:
+            back = msgspec.structs.replace(back, active="", reason=f"{reason}; {earlier.why_not}")
         self._note(model, back)
         if loaded is not None:
             self._serve(loaded)
@@ -380,14 +406,15 @@ class Installer:
         self._events(Event(kind=kind, at_ms=at_ms, model=model, package=package, reason=reason, detail=dict(detail)))
 
     def _reported(self, model: str, record: SlotRecord) -> ReportedModel:
-        version, requests, bad = "", 0, 0
+        version, package, requests, bad = "", record.active, 0, 0
         try:
             loaded = self._slots.get(model)
         except UnknownModel:
             pass
         else:
-            version, requests, bad = loaded.package.manifest.version, loaded.requests, loaded.failed
+            # Not the record's package: a swap writes it down before it serves, and counts must not be given to it yet.
+            version, package, requests, bad = loaded.version, loaded.digest, loaded.requests, loaded.failed
         return ReportedModel(
-            version=version, package=record.active, step=record.step, target=record.target, reason=record.reason,
+            version=version, package=package, step=record.step, target=record.target, reason=record.reason,
             release=max(record.announced, record.release), rollout=record.rollout, requests=requests, failed=bad,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_agent.contract.errors import DeviceError, DigestMismatch, PackageError, StorageFull, storage_error
 from edge_agent.contract.manifest import MANIFEST_FILE, FileEntry, Manifest, decode_manifest
-from edge_agent.durable import sync_folder
+from edge_agent.durable import sync_folder, sync_tree
 from edge_agent.runtime.package import Package, file_digest
 from edge_agent.update.download import Download
 from edge_agent.update.server_files import ServerFiles
@@ -80,8 +80,7 @@ class PackageStore:
         """
         gathering, place = self._gathering(digest), self._folder / digest
         with self._storage_errors():
-            for folder in (gathering, *(path for path in gathering.rglob("*") if path.is_dir())):
-                sync_folder(folder)
+            sync_tree(gathering)
             shutil.rmtree(place, ignore_errors=True)  # a damaged package of that name
             gathering.rename(place)
             sync_folder(self._folder)

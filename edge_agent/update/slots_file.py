@@ -128,7 +128,8 @@ def failed(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
         refuse: Whether the package is to blame, so that this release does not try it again.
     """
     refused = {**record.refused, record.target: record.release} if refuse and record.target else record.refused
-    return msgspec.structs.replace(record, step=UpdateStep.FAILED, reason=reason, refused=refused)
+    crashes = 0 if refuse else record.crashes  # judged: a newer release may try again from the beginning
+    return msgspec.structs.replace(record, step=UpdateStep.FAILED, reason=reason, refused=refused, crashes=crashes)
 
 
 def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
@@ -140,7 +141,8 @@ def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
     bad = record.active or record.target
     return msgspec.structs.replace(
         record, step=UpdateStep.FAILED, active=record.last_known_good if record.last_known_good != bad else "",
-        target=bad, reason=reason, refused={**record.refused, bad: record.release} if refuse else record.refused,
+        target=bad, reason=reason, crashes=0,
+        refused={**record.refused, bad: record.release} if refuse else record.refused,
     )  # fmt: skip
 
 

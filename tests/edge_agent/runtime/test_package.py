@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_agent.contract.errors import DigestMismatch, ManifestError, PackageError
 from edge_agent.contract.manifest import GOLDEN_FILE, MANIFEST_FILE, REFERENCE_FILE
@@ -90,10 +94,28 @@ def test_golden_samples_survive_with_text_and_numbers() -> None:
     np.testing.assert_array_equal(golden.outputs["y"], numbers)
 
 
-@pytest.mark.parametrize("data", [b"", b"PK", b"no zip at all"])
+def _one_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+_COMPLEX = encode_golden(Golden(inputs={"x": np.zeros(2, np.complex64)}, outputs={"y": np.zeros(2)}))
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"no zip at all", _one_array(), _COMPLEX])
 def test_golden_samples_that_are_no_archive_are_refused(data: bytes) -> None:
     with pytest.raises(PackageError, match=r"golden\.npz"):
         decode_golden(data)
+
+
+@settings(max_examples=200)
+@given(at=st.integers(0, 1000), value=st.integers(1, 255))
+def test_damaged_golden_samples_are_refused_or_read_but_never_crash(at: int, value: int) -> None:
+    data = bytearray(encode_golden(Golden(inputs={"x": np.arange(50.0)}, outputs={"y": np.arange(50.0)})))
+    data[at % len(data)] ^= value
+    with contextlib.suppress(PackageError):
+        decode_golden(bytes(data))
 
 
 def test_golden_samples_of_a_package_have_inputs_and_outputs(tmp_path: Path) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+import urllib3
 
 from edge_agent.contract.errors import DigestMismatch, SelfTestFailed
 from edge_agent.contract.manifest import Probation, Resources
-from edge_agent.contract.messages import EventKind, UpdateStep
+from edge_agent.contract.messages import EventKind, ReportedModel, UpdateStep
 from edge_agent.contract.repository import blob_path
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.package_writer import write_package
-from edge_agent.runtime.slots import Slots, load
+from edge_agent.runtime.slots import LoadedModel, Slots, load
 from edge_agent.update.installer import Installer
+from edge_agent.update.update_thread import UpdateThread
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import UpdateServer, hint
@@ -212,8 +217,9 @@ def test_a_damaged_factory_image_is_refused(tmp_path: Path) -> None:
     device.close()
 
 
-def test_a_damaged_journal_is_set_aside_and_said(tmp_path: Path, first: Package) -> None:
-    (tmp_path / "slots.json").write_bytes(b'{"models": 3}')
+@pytest.mark.parametrize("damage", [b'{"models": 3}', b'{"models": {"\xff": {}}}', b""])
+def test_a_damaged_journal_is_set_aside_and_said(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "slots.json").write_bytes(damage)
     events: list[EventKind] = []
     installer = Installer(tmp_path, None, Slots(), lambda event: events.append(event.kind), load)
     installer.start()
@@ -316,3 +322,132 @@ def test_a_first_model_that_fails_on_probation_goes_on_where_there_is_nothing_el
     assert empty.version == "1"
     assert empty.reported().step is UpdateStep.FAILED
     assert "no earlier package" in empty.reported().reason
+
+
+def test_after_a_damaged_journal_the_packages_on_disk_spare_a_download(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package
+) -> None:
+    device.close()
+    (device.state / "slots.json").write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.slots.models() == []
+    server.line.requests.clear()
+    restarted.update(hint(first, 1))
+    assert restarted.version == "1"
+    asked = [path for _, path, _ in server.line.requests if path.startswith("/updates/targets/")]
+    assert asked == [blob_path(first.digest)], "the manifest alone"
+    assert restarted.packages() == {first.digest}
+
+
+def test_a_model_that_fails_on_probation_serves_on_where_the_disk_has_spoilt_the_one_before(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    answer = device.infer()
+    (device.state / "packages" / first.digest / "model.onnx").unlink()
+    device.slots.get("digits").count(failed=True)
+    device.installer.watch()
+    assert (device.version, device.reported().step) == ("2", UpdateStep.FAILED)
+    assert "requests failed on probation" in device.reported().reason
+    assert "nor can the earlier package serve" in device.reported().reason
+    device.close()
+    restarted = new_device()
+    np.testing.assert_array_equal(restarted.infer(), answer)
+
+
+def test_a_package_that_no_longer_loads_for_a_reason_nobody_foresaw_does_not_keep_the_agent_from_starting(
+    server: UpdateServer, device: UpdatingDevice, second: Package, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.apply(server.assign(second))
+    device.close()
+
+    def fussy(package: Package) -> LoadedModel:
+        if package.manifest.version == "2":
+            raise MemoryError("a machine with less memory than before")
+        return load(package)
+
+    slots = Slots()
+    installer = Installer(device.state, server.enrolment(), slots, lambda _event: None, fussy)
+    installer.start()
+    assert slots.get("digits").version == "1"
+    assert "less memory" in installer.reported()["digits"].reason
+    assert "less memory" in caplog.text
+    installer.close()
+    slots.close()
+
+
+def test_until_the_swap_the_counts_are_reported_as_those_of_the_old_package(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package, second: Package
+) -> None:
+    """The reporter looks from another thread, also between the record of a swap and the swap."""
+    seen: list[ReportedModel] = []
+    device.close()
+
+    def look(model: str, step: UpdateStep) -> None:
+        if step is UpdateStep.PROBATION:
+            seen.append(looking.installer.reported()[model])
+
+    looking = new_device(after_step=look)
+    looking.slots.get("digits").count(failed=True)
+    looking.apply(server.assign(second))
+    (between,) = seen
+    assert (between.version, between.package, between.failed) == ("1", first.digest, 1)
+    assert (looking.reported().package, looking.reported().failed) == (second.digest, 0)
+
+
+def test_after_two_crashes_a_newer_release_of_the_package_is_not_blamed_for_the_first_power_cut(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    new_device()
+    crashed_twice = new_device()
+    assert crashed_twice.version == "1"
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(_model: str, step: UpdateStep) -> None:
+        if step is UpdateStep.STAGED:
+            raise PowerCut
+
+    again = new_device(after_step=cut)
+    newer = server.assign(second, release=9)
+    with pytest.raises(PowerCut):
+        again.apply(newer)
+    restarted = new_device()
+    restarted.update(newer)
+    assert restarted.version == "2"
+
+
+def test_an_orderly_stop_breaks_off_a_download_which_the_next_start_resumes(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, tmp_path: Path
+) -> None:
+    padding = np.random.default_rng(0).bytes(3 << 20)
+    big = make_package(tmp_path / "built/big", version="5", seed=5, extra_files={"padding.bin": padding})
+    server.publisher.publish(big)
+    desired = server.assign(big)
+    path = blob_path(big.manifest.files["padding.bin"].sha256)
+    thread = UpdateThread(device.installer, watch_s=0.01)
+    chunks = device.installer._files._chunks
+
+    def slow(url: str, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+        for chunk in chunks(url, response):
+            yield chunk
+            if url.endswith(path):
+                arrived.set()
+                time.sleep(0.05)
+
+    arrived = threading.Event()
+    device.installer._files._chunks = slow  # type: ignore[method-assign]
+    thread.start()
+    thread.submit(desired)
+    assert arrived.wait(30)
+    thread.stop()
+    assert not thread._thread.is_alive()
+    assert device.reported().step is UpdateStep.DOWNLOADING
+    restarted = new_device()
+    restarted.update(desired)
+    assert restarted.version == "5"
+    first_try, second_try = server.line.asked(path)
+    assert first_try == ""
+    assert second_try.startswith("bytes=")
