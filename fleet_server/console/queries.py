@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from edge_agent.contract.latency import BUCKETS, quantile_us
 from fleet_server.console.accuracy import DAY_MS, EstimatePoint, LabelPoint
 from fleet_server.console.views import Badge, DriftView, FeatureBar, Tone
+from fleet_server.devices.tables import reported_models
 from fleet_server.labels.tables import labels
 from fleet_server.monitoring.drift import Verdict
 from fleet_server.monitoring.settings import DriftRule
@@ -82,7 +83,6 @@ def readings(
     connection: sa.Connection,
     model: str,
     *,
-    serving: Mapping[DeviceModel, str],
     rule: DriftRule,
     now_ms: int,
     since_ms: int,
@@ -91,13 +91,12 @@ def readings(
 
     Args:
         model: The one that chart and drift panel are about.
-        serving: By device and model, the digest of the package that answers there now.
     """
     points = _labels(connection, min(since_ms, now_ms - DAY_MS))
     by_package: dict[DeviceModel, list[LabelPoint]] = {}
     for _, point in points:
         by_package.setdefault((point.device, point.package), []).append(point)
-    windows = [row for row in _newest_windows(connection) if serving.get((row.device, row.model)) == row.package]
+    windows = _newest_windows(connection)
     return Readings(
         speeds=_speeds(connection),
         verdicts={(row.device, row.model): _verdict(row) for row in windows},
@@ -162,9 +161,13 @@ def _speeds(connection: sa.Connection) -> dict[DeviceModel, Speed]:
 
 
 def _newest_windows(connection: sa.Connection) -> Sequence[sa.Row[Any]]:
-    """The newest judged window of each device, model and package."""
-    newest = sa.select(sa.func.max(drift.c.id)).group_by(drift.c.model, drift.c.device, drift.c.package)
-    return connection.execute(sa.select(drift).where(drift.c.id.in_(newest)).order_by(drift.c.device)).all()
+    """The newest judged window of each package that answers on a device now."""
+    # Asked for one by one, each is one step down the index; grouping would read all that was ever judged.
+    keys = ("device", "model", "package")
+    own = (drift.c[name] == reported_models.c[name] for name in keys)
+    newest = sa.select(sa.func.max(drift.c.id)).where(*own).correlate(reported_models).scalar_subquery()
+    of_each = sa.select(newest).select_from(reported_models)
+    return connection.execute(sa.select(drift).where(drift.c.id.in_(of_each)).order_by(drift.c.device)).all()
 
 
 def _verdict(row: sa.Row[Any]) -> Badge:

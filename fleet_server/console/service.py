@@ -85,12 +85,9 @@ class ConsoleService:
         runs = self._runs.list(limit=_HISTORY)
         names = self._model_names(devices, runs)
         chosen = model if model in names else next(iter(names), "")
-        serving = {(one.name, model): reported.package for one in devices for model, reported in one.reported.items()}
         since = now - accuracy.SPANS_MS[span]
         with self._db.read() as connection:
-            readings = queries.readings(
-                connection, chosen, serving=serving, rule=self._rule, now_ms=now, since_ms=since
-            )
+            readings = queries.readings(connection, chosen, rule=self._rule, now_ms=now, since_ms=since)
             history = queries.rollout_history(connection, _HISTORY)
         rows = _device_rows(devices, readings)
         return Console(
