@@ -52,3 +52,25 @@ def test_the_installed_server_upgrades_a_database(installed: Path, tmp_path: Pat
     file, head, needed = done.stdout.splitlines()
     assert Path(file).is_relative_to(installed)
     assert (head, needed) == ("0001", "False")
+
+
+def test_whatever_is_no_python_travels_and_nothing_else_does(installed: Path, repository: Path) -> None:
+    parts = ("edge_agent", "fleet_server", "trainer")
+    tracked = run(["git", "ls-files", *parts], cwd=repository).stdout.split()
+    assert [name for name in tracked if (repository / name).exists() and not (installed / name).exists()] == []
+    assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == set(parts)
+    assert not list(installed.rglob("__pycache__"))
+
+
+def test_the_recipes_that_come_with_the_trainer_are_found_and_work(installed: Path, tmp_path: Path) -> None:
+    code = "import trainer.recipe as found; print(found.recipes_folder(None))"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = ["-m", "fleet_server.cli", "trainer", "import", "digits", "--lake", str(tmp_path / "lake")]
+    said = [
+        subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for arguments in (["-c", code], command)
+    ]
+    assert said[0].strip() == str(installed / "trainer" / "recipes")
+    assert "701 rows are new" in said[1]
