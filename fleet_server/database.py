@@ -33,12 +33,21 @@ class Database:
 
     Args:
         url: SQLAlchemy URL: ``sqlite:////var/lib/shoal/shoal.db`` or ``postgresql+psycopg://...``.
+    Raises:
+        ConfigurationError: It is no URL, or of a database whose driver is not installed.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = sa.make_url(url)
-        self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = sa.create_engine(self.url, pool_pre_ping=not self.is_sqlite)
+        try:
+            self.url = sa.make_url(url)
+            self.is_sqlite = self.url.get_backend_name() == "sqlite"
+            self.engine = sa.create_engine(self.url, pool_pre_ping=not self.is_sqlite)
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+            # Not the text itself: it may hold a password.
+            raise ConfigurationError(
+                f"the database's URL cannot be used: {error}; write sqlite:////FOLDER/shoal.db, or "
+                "postgresql+psycopg://USER@HOST/DATABASE"
+            ) from error
         # SQLite has one writer. Waiting for it here, in order, beats its busy handler, which starves.
         self._writer = threading.Lock()
         self._writing: int | None = None  # the thread that holds it

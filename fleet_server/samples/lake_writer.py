@@ -17,8 +17,9 @@ import msgspec
 import pyarrow as pa
 import sqlalchemy as sa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from edge_agent.contract.errors import ConfigurationError
 from edge_agent.contract.lake import LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
 from fleet_server.database import Database
 from fleet_server.samples.tables import lake_batches, lake_spool
@@ -54,15 +55,23 @@ class LakeWriter:
         self._lock = threading.Lock()  # two batches at once would only fight for the same commit
 
     def prepare(self) -> None:
-        """Make the tables that are not there yet, so that readers find them, empty."""
+        """Make the tables that are not there yet, so that readers find them, empty.
+
+        Raises:
+            ConfigurationError: The lake cannot be reached or written to.
+        """
         for table, schema in SCHEMAS.items():
-            DeltaTable.create(
-                self.path(table),
-                schema=schema,
-                mode="ignore",
-                partition_by=_PARTITIONS[table] or None,
-                storage_options=self._storage or None,
-            )
+            try:
+                DeltaTable.create(
+                    self.path(table),
+                    schema=schema,
+                    mode="ignore",
+                    partition_by=_PARTITIONS[table] or None,
+                    storage_options=self._storage or None,
+                )
+            except (DeltaError, OSError) as error:
+                said = " ".join(str(error).split())[:300]
+                raise ConfigurationError(f"{self.path(table)}: the lake cannot be used: {said}") from error
 
     def path(self, table: str) -> str:
         """Where a table lies."""

@@ -253,6 +253,23 @@ def test_bad_settings_are_named(data: Path, tmp_path: Path) -> None:
     assert "config.toml: Expected `int`, got `str` - at `$.http.port`" in line
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("SHOAL_DATABASE", "nonsense:secret", "the database's URL cannot be used"),
+        ("SHOAL_DATABASE", "mysql://me:secret@host/shoal", "postgresql+psycopg://USER@HOST/DATABASE"),
+        ("SHOAL_DATABASE", "postgresql+psycopg://me:secret@127.0.0.1:9/shoal", "connection"),
+        ("SHOAL_LAKE", "/proc/lake", "/proc/lake/samples: the lake cannot be used"),
+    ],
+)
+def test_a_database_or_lake_that_cannot_be_used_is_named(data: Path, variable: str, value: str, says: str) -> None:
+    done = shoal("server", "--data", data, "--port", "0", "--broker-port", "0", environment={variable: value})
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+
+
 def test_missing_keys_are_asked_for(tmp_path: Path) -> None:
     missing = fails("--data", tmp_path / "empty", code=2)
     assert "director.pem is missing" in missing
