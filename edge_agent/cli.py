@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -111,6 +112,9 @@ def run_command(
         host=config.api.host if host is None else host,
         port=config.api.port if port is None else port,
     )
+    # Until the HTTP server minds signals itself, one that comes while models load must end in order too: killed there,
+    # a package on probation would be blamed for it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Agent(msgspec.structs.replace(config, api=api)).run()
 
 
