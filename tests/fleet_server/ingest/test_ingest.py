@@ -23,13 +23,15 @@ from fleet_server.ingest.watermarks import BEYOND_ALL, Verdict, judge
 TOPICS = DeviceTopics("reef", "d1")
 UP = TOPICS.up(Stream.EVENTS)
 
-effects = sa.Table("test_effects", metadata, sa.Column("text", sa.Text, nullable=False))
+# Of its own metadata: the server's holds the server's tables, and other tests compare them.
+effects = sa.Table("test_effects", sa.MetaData(), sa.Column("text", sa.Text, nullable=False))
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'server.db'}")
     metadata.create_all(database.engine)
+    effects.metadata.create_all(database.engine)
     yield database
     database.close()
 
