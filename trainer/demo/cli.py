@@ -22,7 +22,13 @@ from trainer.plain_errors import plainly
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave everything running in the end, to explore; Ctrl-C ends it.")
-@click.option("--port", default=0, help="Port of console and REST API; 0 takes a free one.", show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="Port of console and REST API; 0 takes a free one.",
+)
 @click.option(
     "--report",
     "report_path",
@@ -60,13 +66,18 @@ def demo(*, keep: bool, port: int, report_path: Path, folder: Path | None) -> No
         console.print(f"state and logs: {place}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        console.print(f"interrupted; state and logs are in {place}", soft_wrap=True)
+        _leave(console, place, keep=folder is not None)
         sys.exit(130)
-    if ok and folder is None:
-        shutil.rmtree(place)
-    elif not ok:
-        console.print(f"state and logs: {place}", soft_wrap=True)
+    _leave(console, place, keep=folder is not None or not ok)
     sys.exit(0 if ok else 1)
+
+
+def _leave(console: Console, place: Path, *, keep: bool) -> None:
+    """Remove what was only the demo's, its signing keys with it, unless it is asked for or tells what went wrong."""
+    if keep:
+        console.print(f"state and logs: {place} (its keys are the demo's alone; remove it at will)", soft_wrap=True)
+    else:
+        shutil.rmtree(place)
 
 
 def _play(console: Console, place: Path, *, keep: bool, port: int, report_path: Path) -> bool:
@@ -91,7 +102,7 @@ def _play(console: Console, place: Path, *, keep: bool, port: int, report_path: 
             f"{report.lost} records lost, {report.duplicated} duplicated. Figures: {report_path}"
         )
         if keep:
-            console.print(f"everything runs on; console: {fleet.login()}\nstate and logs: {place}\nCtrl-C ends it")
+            console.print(escape(fleet.guide()), soft_wrap=True)
             with contextlib.suppress(KeyboardInterrupt):
                 fleet.run_on()
     return report.ok

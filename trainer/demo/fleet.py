@@ -114,6 +114,22 @@ class Fleet:
         """Address of the console with a new one-time login."""
         return str(self.api.post("logins", {})["url"])
 
+    def guide(self) -> str:
+        """What can be done with a fleet that runs on, for a person to copy."""
+        addresses = {name: self._address(name) for name in self.cameras}
+        devices = "\n".join(f"  {name:<9}{address}" for name, address in addresses.items())
+        first = next(iter(addresses.values()))
+        return f"""\
+Everything runs on; Ctrl-C ends it. State and logs: {self._folder}
+Console (the link works once; another: shoal login --data {self._data}):
+  {self.login()}
+The devices' APIs:
+{devices}
+Try, in another terminal (. .venv/bin/activate first):
+  curl {first}/v2/models/{MODEL}
+  shoal devices list --data {self._data}
+  shoal rollouts create {MODEL} 1 --data {self._data}"""
+
     def train_first(self) -> float:
         """Import the base rows, train the first model on them and publish it; gives its accuracy on the holdout."""
         run, trainer = self._processes.run, [*program("fleet_server.cli"), "trainer"]
@@ -150,7 +166,7 @@ class Fleet:
             environment={"SHOAL_CLAIM": claim},
         )
         self._processes.start(f"{name}-agent", [*agent, "run", "--config", str(settings)], environment=_ONE_THREAD)
-        address = self._processes.wait_for_file(state / "agent.json")["api"]
+        address = self._address(name)
         self.until(lambda: self.serving(name) is not None, f"{name} to serve its first model", timeout_s=60)
         options = ["--recipe", str(self._recipes / MODEL), "--per-second", str(self._pace.per_second)]
         port = str(urlsplit(address).port)
@@ -192,6 +208,10 @@ class Fleet:
         while True:
             self._processes.check()
             time.sleep(1)
+
+    def _address(self, device: str) -> str:
+        """Base URL of a device's local API."""
+        return str(self._processes.wait_for_file(self._folder / "devices" / device / "agent.json")["api"])
 
     def _trainer_access(self) -> tuple[Sequence[str], dict[str, str]]:
         """Options and environment of the trainer's commands: a token on a command line is there for all to read."""

@@ -38,6 +38,14 @@ class DeviceReport:
         return self.accuracy_recovered - self.accuracy_drifted >= 2 / 3 * lost
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Something worth telling, and when it was, in seconds since the demo began."""
+
+    at_s: float
+    what: str
+
+
 @dataclasses.dataclass(kw_only=True)
 class Report:
     """The whole demo.
@@ -46,6 +54,7 @@ class Report:
         lost: Records that the server lacks in the end; ``duplicated``: that it has twice, or that nobody sent
             (:mod:`trainer.demo.accounts`).
         problems: Why ``ok`` is false, in words.
+        story: What happened when, as it was said.
     """
 
     ok: bool
@@ -55,6 +64,7 @@ class Report:
     duplicated: int
     devices: list[DeviceReport]
     problems: list[str] = dataclasses.field(default_factory=list)
+    story: list[Moment] = dataclasses.field(default_factory=list)
 
 
 def judge(

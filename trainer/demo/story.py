@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
+from rich.text import Text
 
 from trainer.demo.accounts import Received, Sent, difference, labels_before, received
 from trainer.demo.fleet import MODEL, Fleet
 from trainer.demo.processes import DemoFailed
-from trainer.demo.report import DeviceReport, Report, judge
+from trainer.demo.report import DeviceReport, Moment, Report, judge
 from trainer.recipe import load_module
 
 _STEADY_S = 10.0
@@ -41,6 +42,7 @@ class Story:
         self._measured: dict[str, dict[str, dict[str, Any]]] = {}
         self._drift_at_ms = 0
         self._problems: list[str] = []
+        self._told: list[Moment] = []
 
     def play(self, http_port: int) -> Report:
         """Play all of it."""
@@ -127,7 +129,7 @@ class Story:
         self._say(f"rollout [bold]{rollout['state']}[/bold]: {shown}{note}")
 
     def _end(self) -> Report:
-        self._measure("recovered")
+        self._say(f"[green]accuracy on held-out digits: {_shown(self._measure('recovered'))}[/green]")
         failed_in_swap = {name: camera.failed_since(self._swap_began) for name, camera in self._fleet.cameras.items()}
         self._doing("letting the last reports arrive")
         for camera in self._fleet.cameras.values():
@@ -153,7 +155,9 @@ class Story:
             for name, what in sent.items()
         ]
         wall_s = time.monotonic() - self._began
-        return judge(devices, lost=lost, duplicated=duplicated, wall_s=wall_s, problems=self._problems)
+        report = judge(devices, lost=lost, duplicated=duplicated, wall_s=wall_s, problems=self._problems)
+        report.story = self._told
+        return report
 
     def _settle(self, sent: Mapping[str, Sent]) -> tuple[int, int]:
         """Wait until the server has all that the cameras sent, and nothing more comes; gives lost and duplicated."""
@@ -205,7 +209,9 @@ class Story:
             self._status.update(f"[dim]{time.monotonic() - self._began:4.0f} s[/dim] {what}")
 
     def _say(self, what: str) -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._began:4.0f} s[/dim] {what}")
+        at_s = time.monotonic() - self._began
+        self._told.append(Moment(at_s=round(at_s, 1), what=Text.from_markup(what).plain))
+        self._console.print(f"[dim]{at_s:4.0f} s[/dim] {what}")
 
 
 def _sent(said: Mapping[str, Any]) -> Sent:
