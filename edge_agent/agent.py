@@ -68,7 +68,15 @@ class Agent:
         )
         self._updates = UpdateThread(self._installer)
         self._monitor = Monitor(self._outbox, self._state, traffic=self._traffic)
-        app = InferenceApp(self._slots, self._monitor, self._monitor, agent_version=__version__)
+        app = InferenceApp(
+            self._slots,
+            self._monitor,
+            self._monitor,
+            agent_version=__version__,
+            max_rows=config.api.max_rows,
+            body_limit_bytes=config.api.max_body_mib << 20,
+            max_pending=config.api.max_pending,
+        )
         self._http = HttpServer(app, host=config.api.host, port=config.api.port, uds=config.api.unix_socket)
         self._reporter = Reporter(
             flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
@@ -103,7 +111,10 @@ class Agent:
         if self._link is not None:
             self._link.start()
         else:
-            _log.warning("this device has not enrolled: it serves what it holds, and reports to nobody")
+            _log.warning(
+                "this device has not enrolled: it serves what it holds, and reports to nobody; "
+                "to join a fleet: shoal-agent enrol --help"
+            )
         address = {"api": self._http.address, "pid": os.getpid(), "version": __version__}
         path = self._state / ADDRESS_FILE
         try:

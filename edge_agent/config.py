@@ -26,11 +26,17 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Args:
         port: TCP port; 0 takes a free one, which ``agent.json`` in the state folder then names.
         unix_socket: Path of a socket to listen on instead of TCP; empty for none.
+        max_rows: Rows that one request may hold (axis 0 of its inputs).
+        max_body_mib: Largest body of one request, JSON or binary.
+        max_pending: Requests that may be read, wait or run at once beside those that the event loop answers itself.
     """
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8500
     unix_socket: str = ""
+    max_rows: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    max_body_mib: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    max_pending: Annotated[int, msgspec.Meta(ge=1)] = 64
 
 
 class ReportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

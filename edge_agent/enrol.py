@@ -26,6 +26,10 @@ _TIMEOUT_S = 30.0
 _MAX_REPLY_BYTES = 1 << 20
 
 
+class _Refusal(msgspec.Struct):
+    error: str
+
+
 def enrol(
     state: Path, server: str, request: EnrolmentRequest, *, image_root: Path | None, director_root: Path | None
 ) -> Enrolment:
@@ -77,12 +81,20 @@ def _read_root(path: Path) -> str:
         raise ConfigurationError(f"{path}: cannot be read as root metadata: {error}") from error
 
 
+def _said(reply: bytes) -> str:
+    """The ``error`` of a refusal of the fleet server's; the whole reply where something else answered."""
+    try:
+        return msgspec.json.decode(reply, type=_Refusal).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return reply.decode(errors="replace")
+
+
 def _post(url: str, body: bytes) -> bytes:
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - scheme checked by enrol
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310
             return bytes(reply.read(_MAX_REPLY_BYTES))
     except urllib.error.HTTPError as error:
-        raise ServerRefused(url, status=error.code, detail=error.read(2000).decode(errors="replace")) from error
+        raise ServerRefused(url, status=error.code, detail=_said(error.read(2000))) from error
     except (OSError, http.client.HTTPException) as error:  # the latter: what answers there speaks no HTTP
         raise NetworkError(f"{url}: {getattr(error, 'reason', error)}; is the server running and reachable?") from error

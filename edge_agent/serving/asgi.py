@@ -24,6 +24,12 @@ class BodyTooLarge(CallerError):
     http_status = 413
 
 
+class UploadTooSlow(CallerError):
+    """The body did not arrive in time."""
+
+    http_status = 408
+
+
 class Disconnected(Exception):
     """The application closed the connection before its request was whole."""
 
@@ -52,6 +58,21 @@ def header_length(headers: Headers, name: bytes) -> int | None:
     return int(value)
 
 
+def announced_length(headers: Headers, limit_bytes: int) -> int:
+    """How long a body will be at most, before any of it is read: the limit where it comes in chunks.
+
+    Raises:
+        BodyTooLarge: It says that it is longer than the limit.
+        MalformedRequest: Its length is no length.
+    """
+    length = header_length(headers, b"content-length")
+    if length is None:
+        return 0 if header(headers, b"transfer-encoding") is None else limit_bytes
+    if length > limit_bytes:
+        raise _too_large(limit_bytes)
+    return length
+
+
 async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
     """The request's whole body.
 
@@ -65,8 +86,7 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
         raise MalformedRequest(
             f"content-encoding {encoding.decode('latin-1')!r} is not supported: send the body as it is"
         )
-    if (header_length(headers, b"content-length") or 0) > limit_bytes:
-        raise BodyTooLarge(f"the body is larger than the limit of {limit_bytes} bytes: send fewer rows per request")
+    announced_length(headers, limit_bytes)
     message = await receive()
     if message["type"] == "http.disconnect":
         raise Disconnected
@@ -81,16 +101,32 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit_bytes:
-            raise BodyTooLarge(f"the body is larger than the limit of {limit_bytes} bytes: send fewer rows per request")
+            raise _too_large(limit_bytes)
     return b"".join(parts)
 
 
-async def respond(send: Send, status: int, body: bytes, *, json_length: int | None = None, allow: str = "") -> None:
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than the limit of {limit_bytes} bytes: send fewer rows per request, or in binary "
+        "(for inference: max_body_mib under [api] in the agent's settings)"
+    )
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    *,
+    json_length: int | None = None,
+    allow: str = "",
+    retry_after_s: int | None = None,
+) -> None:
     """Send an answer.
 
     Args:
         json_length: Length of the JSON part where raw tensors follow it; None where all of the body is JSON.
         allow: The methods that the path takes, for a 405.
+        retry_after_s: When to ask again, for a 503 that will pass.
     """
     kind = b"application/json" if json_length is None else b"application/octet-stream"
     headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
@@ -98,6 +134,8 @@ async def respond(send: Send, status: int, body: bytes, *, json_length: int | No
         headers.append((INFERENCE_LENGTH, b"%d" % json_length))
     if allow:
         headers.append((b"allow", allow.encode()))
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % retry_after_s))
     # uvloop writes both messages to the socket in one system call, at the end of the loop's turn.
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

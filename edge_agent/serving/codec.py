@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import MalformedRequest, MessageError, SignatureMismatch
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype, pack_bytes, unpack_bytes
-from edge_agent.serving.json_tensors import read_json, write_json
+from edge_agent.serving.json_tensors import LARGE_BYTES, read_json, write_json
 
 MAX_ID_LENGTH = 128
 MAX_AXES = 32
+MAX_ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +70,23 @@ _decoder = msgspec.json.Decoder(_Request)
 _encoder = msgspec.json.Encoder()
 
 
-def decode_request(body: bytes, header_length: int | None, signature: Signature) -> InferenceRequest:
+def decode_request(
+    body: bytes, header_length: int | None, signature: Signature, *, max_rows: int = MAX_ROWS
+) -> InferenceRequest:
     """The request in a body.
 
     Args:
         header_length: Value of ``Inference-Header-Content-Length``; None where the whole body is JSON, 0 where it is
             one raw tensor for a model of one input.
-        signature: Of the model asked; only a raw tensor needs it, to know its datatype and shape.
+        signature: Of the model asked: a raw tensor takes datatype and shape from it, and large data are not decoded
+            unless they are of its shape.
+        max_rows: Rows that a request may hold; checked before its data are decoded.
     Raises:
         MalformedRequest: The body is no request.
         SignatureMismatch: A tensor's data do not fill its own shape or are not of its own datatype.
     """
     if header_length == 0:
-        return InferenceRequest(id="", inputs=_raw_input(body, signature), binary=True)
+        return InferenceRequest(id="", inputs=_raw_input(body, signature, max_rows), binary=True)
     if header_length is not None and not 0 < header_length <= len(body):
         raise MalformedRequest(
             f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes: truncated?"
@@ -98,7 +103,7 @@ def decode_request(body: bytes, header_length: int | None, signature: Signature)
     binary = _flag("parameters", parameters, "binary_data_output", default=False)
     return InferenceRequest(
         id=request.id,
-        inputs=_read_inputs(request.inputs, view[json_length:]),
+        inputs=_read_inputs(request.inputs, view[json_length:], signature, max_rows),
         outputs=_wanted_outputs(request.outputs, binary) if request.outputs else None,
         binary=binary,
         monitored=_flag("parameters", parameters, "monitor", default=True),
@@ -161,7 +166,9 @@ def encode_response(
     return (b"".join((head, *raw)), len(head)) if raw else (head, None)
 
 
-def _read_inputs(described: list[_Input], raw: memoryview) -> dict[str, NDArray[Any]]:
+def _read_inputs(
+    described: list[_Input], raw: memoryview, signature: Signature, max_rows: int
+) -> dict[str, NDArray[Any]]:
     inputs: dict[str, NDArray[Any]] = {}
     at = 0
     for tensor in described:
@@ -170,7 +177,10 @@ def _read_inputs(described: list[_Input], raw: memoryview) -> dict[str, NDArray[
         if len(tensor.shape) > MAX_AXES or any(axis < 1 for axis in tensor.shape):
             detail = f"needs 1 to {MAX_AXES} axes, each at least 1, got {list(tensor.shape[: MAX_AXES + 1])}"
             raise SignatureMismatch(tensor.name, rule="shape", detail=detail)
+        _check_rows(tensor.name, tensor.shape, max_rows)
         size = _binary_size(tensor)
+        if max(size, len(memoryview(tensor.data)) if isinstance(tensor.data, msgspec.Raw) else 0) > LARGE_BYTES:
+            _check_shape(tensor, signature)
         if isinstance(tensor.data, msgspec.Raw):
             inputs[tensor.name] = read_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
             continue
@@ -183,6 +193,23 @@ def _read_inputs(described: list[_Input], raw: memoryview) -> dict[str, NDArray[
     if at != len(raw):
         raise MalformedRequest(f"{len(raw) - at} bytes are left over after the {at} bytes of the binary inputs")
     return inputs
+
+
+def _check_rows(name: str, shape: tuple[int, ...], max_rows: int) -> None:
+    if shape and shape[0] > max_rows:
+        raise MalformedRequest(
+            f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's settings): "
+            "send fewer rows per request"
+        )
+
+
+def _check_shape(tensor: _Input, signature: Signature) -> None:
+    """What :meth:`Signature.check` would refuse anyway, before memory is spent on it."""
+    spec = signature.input(tensor.name)
+    same_axes = len(spec.shape) == len(tensor.shape)
+    if not same_axes or any(want not in (None, have) for want, have in zip(spec.shape, tensor.shape, strict=True)):
+        expected = ", ".join("-1" if axis is None else str(axis) for axis in spec.shape)
+        raise SignatureMismatch(spec.name, rule="shape", detail=f"expected [{expected}], got {list(tensor.shape)}")
 
 
 def _binary_size(tensor: _Input) -> int:
@@ -220,7 +247,7 @@ def _read_binary(name: str, datatype: Datatype, shape: tuple[int, ...], data: me
     return array if array.flags.aligned else array.copy()  # not every processor reads floats at odd addresses
 
 
-def _raw_input(body: bytes, signature: Signature) -> dict[str, NDArray[Any]]:
+def _raw_input(body: bytes, signature: Signature, max_rows: int) -> dict[str, NDArray[Any]]:
     """A body without JSON: the shape follows from the signature, with at most one dynamic axis."""
     if len(signature.inputs) != 1:
         raise MalformedRequest(f"a raw body needs a model of one input, this one has {len(signature.inputs)}")
@@ -230,7 +257,9 @@ def _raw_input(body: bytes, signature: Signature) -> dict[str, NDArray[Any]]:
         element = np.empty(1, dtype=object)
         element[0] = body
         return {spec.name: element.reshape((1,) * len(spec.shape))}
-    return {spec.name: _read_binary(spec.name, spec.datatype, _raw_shape(spec, len(body), size), memoryview(body))}
+    shape = _raw_shape(spec, len(body), size)
+    _check_rows(spec.name, shape, max_rows)
+    return {spec.name: _read_binary(spec.name, spec.datatype, shape, memoryview(body))}
 
 
 def _raw_shape(spec: TensorSpec, body_bytes: int, size: int) -> tuple[int, ...]:

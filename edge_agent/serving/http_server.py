@@ -54,6 +54,8 @@ class HttpServer:
     def __init__(self, app: InferenceApp, *, host: str = "127.0.0.1", port: int = 0, uds: str = "") -> None:
         self._uds, self._closed = uds, False
         self._socket = _listen_unix(uds) if uds else _listen_tcp(host, port)
+        # Read once: others ask for it until the very end, when the socket is closed already.
+        self._bound: tuple[str, int] = ("", 0) if uds else self._socket.getsockname()[:2]
         config = uvicorn.Config(
             app,
             loop="uvloop" if importlib.util.find_spec("uvloop") else "asyncio",
@@ -75,13 +77,13 @@ class HttpServer:
         """``http://HOST:PORT``, or ``unix:PATH``."""
         if self._uds:
             return f"unix:{self._uds}"
-        host, port = self._socket.getsockname()[:2]
+        host, port = self._bound
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def port(self) -> int:
         """The TCP port; 0 for a unix socket."""
-        return 0 if self._uds else int(self._socket.getsockname()[1])
+        return self._bound[1]
 
     def run(self) -> None:
         """Serve in this thread until :meth:`stop`, or in the main thread until SIGINT or SIGTERM."""

@@ -57,10 +57,14 @@ class RequestIds:
 
 
 class Inference:
-    """Answers inference requests of one model at a time."""
+    """Answers inference requests of one model at a time.
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    Args:
+        max_rows: Rows that one request may hold.
+    """
+
+    def __init__(self, observer: Observer, *, max_rows: int) -> None:
+        self._observer, self._max_rows = observer, max_rows
         self._ids = RequestIds()
 
     def answer(self, loaded: LoadedModel, body: bytes, json_length: int | None) -> tuple[bytes, int | None]:
@@ -76,7 +80,7 @@ class Inference:
         begin = time.perf_counter()
         monitored = True
         try:
-            request = decode_request(body, json_length, loaded.signature)
+            request = decode_request(body, json_length, loaded.signature, max_rows=self._max_rows)
             monitored = request.monitored
             check_outputs(request, loaded.signature)
             inputs = loaded.signature.check(request.inputs)

@@ -28,7 +28,17 @@ _FLAT: Mapping[str, msgspec.json.Decoder[Any]] = {
     "b": msgspec.json.Decoder(list[bool]),
     "O": msgspec.json.Decoder(list[str]),
 }
+# As _FLAT, with nulls.
+_NULLABLE: Mapping[str, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(_LISTS[kind]) for kind in ("f", "i", "u", "b")
+}
 _DEEPEST = 32
+# Data longer than this are decoded piece by piece: as one list of Python objects they would take many times their
+# length in memory, and hold the interpreter's lock, and so the event loop, until the last element.
+LARGE_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 1024
+# Nested text cannot be cut into pieces.
+_NESTED_TEXT_BYTES = 1024 * 1024
 
 
 def read_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: msgspec.Raw) -> NDArray[Any]:
@@ -40,15 +50,20 @@ def read_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: msgsp
     Raises:
         SignatureMismatch: An element is not of the datatype, or there are more or fewer than the shape holds.
     """
+    size = len(memoryview(data))
+    if size > LARGE_BYTES and datatype is not Datatype.BYTES:
+        return _read_in_pieces(name, datatype, shape, bytes(data))
+    if size > LARGE_BYTES:
+        _check_texts(name, shape, bytes(data))
     try:
         values = _FLAT[datatype.numpy.kind].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if size > _NESTED_TEXT_BYTES:
+            raise SignatureMismatch(
+                name, rule="datatype", detail=f"{error}; send so much text in binary, or as a list without lists in it"
+            ) from error
         values = _flatten(name, datatype, data)
-    count = math.prod(shape)
-    if len(values) != count:
-        raise SignatureMismatch(
-            name, rule="shape", detail=f"shape {list(shape)} needs {count} elements, data has {len(values)}"
-        )
+    _check_count(name, shape, len(values))
     return _array(name, datatype, values).reshape(shape)
 
 
@@ -64,6 +79,55 @@ def write_json(name: str, array: NDArray[Any]) -> list[Any]:
         return [element.decode() for element in array.ravel()]
     except UnicodeDecodeError as error:
         raise MalformedRequest(f"output '{name}' is no UTF-8 text: ask for it with binary_data: true") from error
+
+
+def _check_count(name: str, shape: tuple[int, ...], found: int) -> None:
+    count = math.prod(shape)
+    if found != count:
+        raise SignatureMismatch(
+            name, rule="shape", detail=f"shape {list(shape)} needs {count} elements, data has {found}"
+        )
+
+
+def _check_texts(name: str, shape: tuple[int, ...], data: bytes) -> None:
+    """Refuse what surely holds more texts than the shape, before they are made."""
+    fewest = (data.count(b'"') - data.count(b'\\"')) // 2
+    if fewest > math.prod(shape):
+        _check_count(name, shape, fewest)
+
+
+def _read_in_pieces(name: str, datatype: Datatype, shape: tuple[int, ...], data: bytes) -> NDArray[Any]:
+    """Numbers or booleans, nested or flat, counted before the first is decoded."""
+    if not data.startswith(b"["):
+        raise MalformedRequest(f"input '{name}': data must be a list")
+    # It has been read as JSON already: without brackets and space it is its elements, with commas between them.
+    elements = data.translate(None, b"[] \t\r\n")
+    del data
+    _check_count(name, shape, elements.count(b",") + 1)
+    out = np.empty(math.prod(shape), dtype=datatype.numpy)
+    begin = at = 0
+    while begin < len(elements):
+        end = elements.find(b",", begin + _PIECE_BYTES)
+        end = len(elements) if end < 0 else end
+        values = _piece(name, datatype, b"[" + elements[begin:end] + b"]", at)
+        out[at : at + len(values)] = _array(name, datatype, values)
+        begin, at = end + 1, at + len(values)
+    _check_count(name, shape, at)
+    return out.reshape(shape)
+
+
+def _piece(name: str, datatype: Datatype, piece: bytes, at: int) -> list[Any]:
+    kind = datatype.numpy.kind
+    try:
+        values: list[Any] = _FLAT[kind].decode(piece)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            nullable = _NULLABLE[kind].decode(piece)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            detail = f"{datatype.value}: {error} of the elements from {at} on"
+            raise SignatureMismatch(name, rule="datatype", detail=detail) from error
+        values = [math.nan if value is None else value for value in nullable]
+    return values
 
 
 def _array(name: str, datatype: Datatype, values: list[Any]) -> NDArray[Any]:

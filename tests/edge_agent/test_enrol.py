@@ -130,6 +130,17 @@ def test_the_servers_own_words_reach_the_person(server: Server, state: Path) -> 
     assert read_identity(state) is None
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b'{"error": "the claim is spent"}', "409: the claim is spent"), (b"<html>no</html>", "409: <html>no</html>")],
+)
+def test_a_refusal_is_shown_in_the_servers_words(server: Server, state: Path, body: bytes, said: str) -> None:
+    server.status, server.body = 409, body
+    with pytest.raises(ServerRefused) as refused:
+        enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert str(refused.value) == f"{server.url}/api/v1/enrol: {said}"
+
+
 def test_an_answer_that_is_no_enrolment_is_refused(server: Server, state: Path) -> None:
     server.body = b"<html>welcome to the hotel's network</html>"
     with pytest.raises(NetworkError, match="answered the enrolment with something else"):

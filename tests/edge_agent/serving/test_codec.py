@@ -129,7 +129,7 @@ def test_damaged_requests_are_refused_or_read_but_never_crash(cut: int, flip: in
         ({"shape": [-1, 2]}, "input 'x': shape: needs 1 to 32 axes, each at least 1"),
         ({"shape": [0, 10**30], "data": []}, "input 'x': shape"),
         ({"shape": [1] * 40}, "input 'x': shape"),
-        ({"shape": [2**62, 2**62]}, "needs 21267647932558653966460912964485513216 elements"),
+        ({"shape": [1, 2**62, 2**62]}, "needs 21267647932558653966460912964485513216 elements"),
         ({"data": ...}, "has neither data nor binary_data_size"),
         ({"parameters": {"binary_data_size": 8}}, "has both data and binary_data_size"),
         ({"parameters": {"binary_data_size": 8}, "data": ...}, "binary_data_size is 8, but 0 bytes are left"),
@@ -253,3 +253,78 @@ def test_text_that_json_cannot_hold_is_to_be_asked_for_in_binary() -> None:
         encode_response(
             InferenceRequest(id="", inputs={}), {"y": array}, model="m", version="1", request_id="i", parameters={}
         )
+
+
+def test_rows_beyond_the_limit_are_refused_whether_or_not_the_data_are_there() -> None:
+    said = r"input 'x': 1025 rows, the limit is 1024 \(max_rows under \[api\]"
+    for body in (_one_input(shape=[1025, 2]), _json_body(np.ones((1025, 2), np.float32), nested=True)):
+        with pytest.raises(MalformedRequest, match=said):
+            decode_request(body, None, _signature())
+    body, length = _binary_body({"x": np.ones((1025, 2), np.float32)})
+    with pytest.raises(MalformedRequest, match=said):
+        decode_request(body, length, _signature())
+    with pytest.raises(MalformedRequest, match=said):
+        decode_request(bytes(1025 * 8), 0, _signature())
+    assert len(decode_request(bytes(1024 * 8), 0, _signature()).inputs["x"]) == 1024
+    assert len(decode_request(bytes(1025 * 8), 0, _signature(), max_rows=2000).inputs["x"]) == 1025
+
+
+@pytest.mark.parametrize("datatype", [datatype for datatype in Datatype if datatype is not Datatype.BYTES])
+@pytest.mark.parametrize("nested", [True, False])
+def test_large_data_come_out_as_small_ones_do(datatype: Datatype, nested: bool) -> None:
+    numbers = np.random.default_rng(0).integers(0, 2 if datatype is Datatype.BOOL else 100, (1000, 120))
+    array = numbers.astype(datatype.numpy)
+    body = _json_body(array, nested=nested)
+    assert len(body) > 3 * 65536 or datatype is Datatype.BOOL
+    request = decode_request(body, None, _signature(datatype, (None, 120)))
+    np.testing.assert_array_equal(request.inputs["x"], array)
+    assert request.inputs["x"].dtype == array.dtype
+
+
+def _large(elements: list[str], datatype: str = "FP32", shape: str = "[1000, 100]") -> bytes:
+    data = ", ".join(elements)
+    return f'{{"inputs":[{{"name":"x","shape":{shape},"datatype":"{datatype}","data":[{data}]}}]}}'.encode()
+
+
+def test_nulls_in_large_data_are_missing_numbers() -> None:
+    elements = ["1.5"] * 100_000
+    elements[77_777] = "null"
+    found = decode_request(_large(elements), None, _signature(shape=(None, 100))).inputs["x"].ravel()
+    assert np.flatnonzero(np.isnan(found)).tolist() == [77_777]
+    assert found[77_778] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ('"a,b"', "data has 100001"),
+        ('"a"', "datatype: FP32: Expected `float | null`, got `str`"),
+        ("[]", "datatype: FP32"),
+        ("{}", "datatype: FP32"),
+        ("true", "got `bool`"),
+        ("1e39", "a value does not fit in FP32"),
+        ("1, 1", "shape [1000, 100] needs 100000 elements, data has 100001"),
+    ],
+)
+def test_what_is_wrong_in_large_data_is_named(wrong: str, text: str) -> None:
+    elements = ["1.5"] * 100_000
+    elements[77_777] = wrong
+    with pytest.raises(SignatureMismatch, match=r"^input 'x'") as caught:
+        decode_request(_large(elements), None, _signature(shape=(None, 100)))
+    assert text in str(caught.value)
+
+
+def test_large_data_of_another_shape_than_the_models_are_not_decoded() -> None:
+    with pytest.raises(SignatureMismatch, match=r"expected \[-1, 64\], got \[1000, 100\]"):
+        decode_request(_large(["1.5"] * 90_000), None, _signature(shape=(None, 64)))
+
+
+def test_more_texts_than_the_shape_are_refused_and_large_text_may_be_nested() -> None:
+    words = [f'"{number:0100d}"' for number in range(1000)]
+    signature = _signature(Datatype.BYTES, (None, 1))
+    request = decode_request(_large([f"[{word}]" for word in words], "BYTES", "[1000, 1]"), None, signature)
+    assert request.inputs["x"][7, 0] == b"7".rjust(100, b"0")
+    with pytest.raises(SignatureMismatch, match=r"shape \[1000, 1\] needs 1000 elements, data has 50000"):
+        decode_request(_large(['""'] * 50_000, "BYTES", "[1000, 1]"), None, signature)
+    with pytest.raises(SignatureMismatch, match="send so much text in binary"):
+        decode_request(_large(["[]"] * 500_000, "BYTES", "[1000, 1]"), None, signature)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def test_model_readiness_and_the_repository_index(shared: Device) -> None:
         ("GET", "/v2/models/digits/config/x", 404, "no such path"),
         ("GET", "/v2/models/cats", 404, "model 'cats' is not served here; served are: digits, echo"),
         ("GET", "/v2/models/digits/versions/9", 404, "no version '9' here; it is at version '1'"),
+        ("GET", "/v2/models/stats", 501, "stats is a part of the protocol that is not there yet"),
+        ("GET", "/v2/models/digits/stats", 501, "stats is a part of the protocol that is not there yet"),
+        ("GET", "/v2/models/digits/config", 501, "config is a part of the protocol that is not there yet"),
+        ("GET", "/v2/models/digits/versions/1/config", 501, "config is a part of the protocol"),
+        ("GET", "/v2/models/cats/stats", 404, "model 'cats' is not served here"),
         ("POST", "/v2/models/cats/infer", 404, "model 'cats' is not served here"),
         ("POST", "/v2/models/digits/versions/9/infer", 404, "no version '9'"),
         ("GET", "/v2/models/digits/infer", 405, "takes POST, not GET"),
@@ -165,6 +171,74 @@ def test_a_body_over_the_limit_is_refused_announced_or_not(shared: Device) -> No
         for _ in range(11):
             raw.sendall(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
         assert raw.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+def test_a_large_request_is_answered_in_json_and_in_binary(device: Device) -> None:
+    images = reference_images(700)
+    expected = answer(*model_weights(), images)
+    tensor = {"name": "image", "shape": [700, 64], "datatype": "FP32"}
+    status, body = device.ask_json("POST", _INFER, {"inputs": [{**tensor, "data": images.tolist()}]})
+    assert status == 200
+    np.testing.assert_allclose(np.reshape(body["outputs"][0]["data"], (700, 10)), expected, atol=1e-6)
+    status, _, _ = device.ask("POST", _INFER, images.tobytes(), {"Inference-Header-Content-Length": "0"})
+    assert status == 200
+    assert device.ask_json("POST", "/v2/models/cats/infer", images.tobytes())[0] == 404
+
+
+def test_requests_beyond_what_may_wait_are_told_when_to_ask_again(device: Device) -> None:
+    """The test's device takes bodies of 1 MB, and 2 MB of them at once."""
+    begun = f"POST {_INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 900000\r\n\r\n".encode() + b"{"
+    with (
+        socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as first,
+        socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as second,
+    ):
+        first.sendall(begun)
+        second.sendall(begun)
+        until_busy = time.monotonic() + 30
+        status, headers, data = device.ask("POST", _INFER, b" " * 900_000)
+        while status != 503 and time.monotonic() < until_busy:  # the two have not been read yet
+            status, headers, data = device.ask("POST", _INFER, b" " * 900_000)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "max_body_mib under [api]" in json.loads(data)["error"]
+        assert device.ask_json("POST", _INFER, _body())[0] == 200  # small ones go on
+    status = 503
+    while status == 503 and time.monotonic() < until_busy + 30:  # until their hanging up has been seen
+        status = device.ask("POST", _INFER, b" " * 900_000)[0]
+    assert status == 400
+
+
+def test_only_so_many_requests_wait_for_a_slow_model(shared: Device, tmp_path: Path) -> None:
+    slots = Slots()
+    loaded = load(make_package(tmp_path / "slow"))
+    loaded.inline = False
+    slots.install(loaded)
+    entered, leave = threading.Semaphore(0), threading.Event()
+    infer = loaded.backend.infer
+
+    def wait(inputs: Any) -> Any:
+        entered.release()
+        leave.wait(30)
+        return infer(inputs)
+
+    loaded.backend.infer = wait  # type: ignore[method-assign]
+    app = InferenceApp(slots, shared.monitor, shared.monitor, agent_version="1", max_pending=2)
+    server = HttpServer(app)
+    server.start()
+    slow = Device(slots, shared.monitor, shared.outbox, server, tmp_path)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(slow.ask_json("POST", _INFER, _body())[0])) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    assert entered.acquire(timeout=30)
+    assert entered.acquire(timeout=30)
+    status, headers, data = slow.ask("POST", _INFER, _body())
+    leave.set()
+    for thread in threads:
+        thread.join()
+    server.stop()
+    slots.close()
+    assert (status, headers["retry-after"], found) == (503, "1", [200, 200])
+    assert "2 requests are being worked on, the limit (max_pending under [api]" in json.loads(data)["error"]
 
 
 def test_an_application_that_hangs_up_midway_leaves_no_trace(device: Device) -> None:
@@ -288,6 +362,14 @@ def test_a_taken_port_is_known_before_anything_starts(shared: Device) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot listen there|no such address"):
         HttpServer(app, host="192.0.2.1")
     assert shared.ask_json("GET", "/v2")[0] == 200
+
+
+def test_the_address_is_known_after_the_socket_is_closed(shared: Device) -> None:
+    server = HttpServer(InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1"))
+    address, port = server.address, server.port
+    server.close()
+    assert (server.address, server.port) == (address, port)
+    assert address == f"http://127.0.0.1:{port}"
 
 
 def test_a_unix_socket_serves_and_one_left_by_a_killed_agent_is_taken_over(shared: Device, tmp_path: Path) -> None:
