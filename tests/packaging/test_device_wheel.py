@@ -89,3 +89,15 @@ def test_the_agent_starts_there_and_answers(device: Environment, tmp_path: Path)
         status, body = get_json(f"{agent.url}/v2/health/live")
     assert status == 200
     assert body["live"] is True
+
+
+def test_the_devices_own_tests_pass_on_the_oldest_python(device: Environment, repository: Path) -> None:
+    version = run([str(device.command("python")), "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()
+    if tuple(map(int, version)) == _THIS_PYTHON:
+        pytest.skip("they run on this Python anyway")
+    device.install("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "msgpack", "onnx", "tritonclient[http]")
+    # These bring a server with them, which needs a newer Python.
+    left_out = [f"--ignore=tests/edge_agent/{path}" for path in ("update", "link/test_link.py")]
+    pytest_there = [str(device.command("python")), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = run([*pytest_there, "tests/edge_agent", *left_out], cwd=repository, timeout_s=500.0)
+    assert " passed" in done.stdout
