@@ -24,9 +24,8 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.contract.errors import ConfigurationError, ManifestError
+from edge_agent.contract.errors import ConfigurationError, MalformedRequest, ManifestError
 from edge_agent.contract.names import check_name
-from fleet_server.errors import Conflict
 from fleet_server.monitoring.settings import MonitoringSettings
 from fleet_server.rollouts.service import DEFAULT_WAVES
 from fleet_server.rollouts.state import Gate, check_waves
@@ -138,7 +137,7 @@ def read_config(
         config = msgspec.convert(fields, ServerConfig)
         check_name(config.fleet, "fleet")
         check_waves(config.rollouts.waves)
-    except (msgspec.ValidationError, ManifestError, Conflict, ConfigurationError) as error:
+    except (msgspec.ValidationError, ManifestError, MalformedRequest, ConfigurationError) as error:
         raise ConfigurationError(f"{where}{error}") from error
     if not config.data:
         raise ConfigurationError(f"{where}no data folder: give --data DIR, or set `data` in the file, or SHOAL_DATA")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 
 from edge_agent.contract.errors import PackageError
 from edge_agent.contract.manifest import REFERENCE_FILE, Manifest
@@ -80,6 +81,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         lake_versions=lambda: _versions(samples),
         champion=models.champion,
         on_released=lambda model, digest, reason: _roll_out(rollouts, config.rollouts, model, digest, reason),
+        known_models=lambda: _known(db, models),
         settings=config.runs,
     )
     monitoring = MonitoringService(
@@ -150,8 +152,20 @@ def _roll_out(rollouts: RolloutService, settings: RolloutSettings, model: str, d
     if not settings.automatic or any(one.package == digest for one in rollouts.list(model)):
         return
     rollouts.create(
-        model, digest, settings.waves, reason[:500], gate=settings.gate, revert=settings.revert, supersede=True
+        model,
+        digest,
+        settings.waves,
+        reason[:500],
+        gate=settings.gate,
+        revert=settings.revert,
+        supersede=True,
+        automatic=True,
     )
+
+
+def _known(db: Database, models: ModelService) -> Collection[str]:
+    with db.read() as connection:
+        return models.names(connection)
 
 
 def _versions(samples: SampleService) -> tuple[int | None, int | None]:

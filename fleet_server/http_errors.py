@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from typing import Any
 
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
@@ -41,13 +42,22 @@ def _shoal_error(request: Request, error: Exception) -> JSONResponse:
 
 def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101  registered for this class only
-    found = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
-    return answer(HTTPStatus.BAD_REQUEST, "; ".join(found))
+    return answer(HTTPStatus.BAD_REQUEST, "; ".join(_in_words(one) for one in error.errors()))
 
 
-def _http(_request: Request, error: Exception) -> JSONResponse:
+def _in_words(one: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in one["loc"])
+    if one["type"] == "extra_forbidden":
+        return f"{where}: there is no such member here, see /api/docs"
+    return f"{where}: {one['msg']}"
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101  registered for this class only
-    return answer(error.status_code, str(error.detail), dict(error.headers) if error.headers else None)
+    text = str(error.detail)
+    if text == HTTPStatus(error.status_code).phrase:  # the framework's own: it does not say what of
+        text = f"{request.method} {request.url.path}: {text.lower()}; /api/docs lists what there is"
+    return answer(error.status_code, text, dict(error.headers) if error.headers else None)
 
 
 def _database(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Bodies of the REST API that the contract describes: decoded by msgspec, documented from their types."""
+"""Bodies of the REST API: the API's own by pydantic; those that the contract describes by msgspec, documented alike."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict
 
 from edge_agent.contract.errors import MalformedRequest
 from fleet_server.json_answers import inline_schema
 
 T = TypeVar("T")
+
+
+class RequestBody(BaseModel):
+    """A body of the API's own. Unknown members are refused: a typing mistake must not become a default."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 async def _read(request: Request) -> bytes:

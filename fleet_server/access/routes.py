@@ -14,10 +14,10 @@ from fleet_server.access.guard import SESSION_COOKIE, Guard
 from fleet_server.access.roles import Role
 from fleet_server.access.service import CLAIM_S, SESSION_S, AccessService
 from fleet_server.json_answers import Answer, describe
-from fleet_server.json_requests import Body, decode, describe_body
+from fleet_server.json_requests import Body, RequestBody, decode, describe_body
 
 
-class ClaimRequest(BaseModel):
+class ClaimRequest(RequestBody):
     """What a claim token is to allow."""
 
     device: str | None = Field(None, description="Only a device of this name may use it.", examples=["camera-7"])
@@ -32,7 +32,7 @@ class Claim(BaseModel):
     ttl_s: float
 
 
-class TokenRequest(BaseModel):
+class TokenRequest(RequestBody):
     """A token to create."""
 
     role: Role

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, status
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from edge_agent.contract.names import is_name
 from edge_agent.contract.sampling import SamplingPolicy
@@ -17,12 +17,13 @@ from fleet_server.devices.records import DeviceRecord, EventRecord
 from fleet_server.devices.service import DeviceService
 from fleet_server.errors import NotFound
 from fleet_server.json_answers import Answer, describe
+from fleet_server.json_requests import RequestBody
 
 # Identifiers are 64-bit numbers.
 Before = Annotated[int | None, Query(ge=0, lt=1 << 63, description="Only events with a smaller id.")]
 
 
-class Sampling(BaseModel):
+class Sampling(RequestBody):
     """How many requests devices send home, and for how many they ask a label."""
 
     samples_per_minute: float = Field(60.0, ge=0, le=1e6, description="Per device.")
@@ -33,7 +34,7 @@ class Sampling(BaseModel):
     label_lifetime_s: float = Field(86_400.0, gt=0, le=366 * 86_400)
 
 
-class ReportInterval(BaseModel):
+class ReportInterval(RequestBody):
     """How often devices report."""
 
     seconds: float = Field(gt=0, le=86_400)

@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import msgspec
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from edge_agent.contract.manifest import Manifest
 from fleet_server.access.guard import Guard
 from fleet_server.access.roles import Role
 from fleet_server.json_answers import Answer, describe
+from fleet_server.json_requests import RequestBody
 from fleet_server.models.records import ModelRecord, PackageRecord
 from fleet_server.models.service import ModelService
 
 
-class Withdrawal(BaseModel):
+class Withdrawal(RequestBody):
     """Why a package is taken back."""
 
     reason: str = Field(min_length=1, max_length=500, examples=["wrong on smudged sevens"])

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, status
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from edge_agent.contract.errors import MalformedRequest
 from fleet_server.access.guard import Guard
 from fleet_server.access.roles import Role
-from fleet_server.errors import Conflict
 from fleet_server.json_answers import Answer, describe
+from fleet_server.json_requests import RequestBody
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import Gate
 from fleet_server.rollouts.store import RolloutRecord
@@ -19,7 +20,7 @@ from fleet_server.rollouts.store import RolloutRecord
 _YEAR_S = 366 * 86_400
 
 
-class GateRequest(BaseModel):
+class GateRequest(RequestBody):
     """When a wave counts as healthy; what is left out keeps the server's default."""
 
     soak_s: float | None = Field(default=None, ge=0, le=_YEAR_S, description="Time that a wave must be healthy for.")
@@ -34,7 +35,7 @@ class GateRequest(BaseModel):
     )
 
 
-class RolloutRequest(BaseModel):
+class RolloutRequest(RequestBody):
     """A rollout to create."""
 
     model: str = Field(examples=["digits"])
@@ -52,7 +53,7 @@ class RolloutRequest(BaseModel):
     supersede: bool = Field(default=False, description="End an active rollout of the model first.")
 
 
-class Halt(BaseModel):
+class Halt(RequestBody):
     """Why a rollout is halted."""
 
     reason: str = Field(min_length=1, max_length=500, examples=["complaints from line 3"])
@@ -123,4 +124,6 @@ def _wave(wave: float | str) -> int | float:
     try:
         return float(number) / 100 if percent else int(number)
     except ValueError as error:
-        raise Conflict(f"wave {wave!r}: give a number of devices (1, 10) or a share of the fleet (50%, 0.5)") from error
+        raise MalformedRequest(
+            f"wave {wave!r}: give a number of devices (1, 10) or a share of the fleet (50%, 0.5)"
+        ) from error

@@ -78,6 +78,7 @@ class RolloutService:
         revert: bool = False,
         start: bool = True,
         supersede: bool = False,
+        automatic: bool = False,
     ) -> str:
         """Begin to bring a package to the fleet; gives the rollout's identifier.
 
@@ -86,9 +87,11 @@ class RolloutService:
             revert: On a halt, send back the devices that have committed, too.
             start: Else it stays a draft until :meth:`resume`.
             supersede: End an active rollout of the model first; its devices go on to this package in its waves.
+            automatic: No person asks for it; it never supersedes a rollout that a person made.
         Raises:
             NotFound: There is no such package.
-            Conflict: It is withdrawn, the waves make no sense, or another rollout of the model is active.
+            MalformedRequest: The waves make no sense.
+            Conflict: It is withdrawn, or another rollout of the model is active.
         """
         found = self._models.find(model, package)
         rollout = Rollout(
@@ -100,6 +103,7 @@ class RolloutService:
             gate=gate if gate is not None else Gate(),
             reason=reason,
             revert=revert,
+            automatic=automatic,
         )
         if start:
             rollout = state.move(rollout, State.RUNNING)
@@ -294,6 +298,12 @@ class RolloutService:
             raise Conflict(
                 f"rollout {active.id} of {active.model} {active.version} is {active.state.value}: "
                 "halt it first, or supersede it"
+            )
+        if by.automatic and not active.automatic and State.HALTED in state.ALLOWED[active.state]:
+            raise Conflict(
+                f"rollout {active.id} of {active.model} {active.version}, which a person made, is {active.state.value} "
+                f"and goes first. {by.version} is published and waits; to bring it on: "
+                f"shoal rollouts create {by.model} {by.version} --supersede"
             )
         if State.HALTED in state.ALLOWED[active.state]:
             ended = state.move(active, State.HALTED, f"superseded by {by.id}")

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.messages import UpdateStep
 from fleet_server.errors import Conflict
 
@@ -124,6 +125,7 @@ class Rollout:
         wave: Index of the present wave.
         healthy_since_ms: Since when every device of the waves so far is healthy; None while one is not.
         reason: Why it was made; ``note``: why it halted, or what it waits for.
+        automatic: No person asked for it: it gives way to what people do.
     """
 
     id: str
@@ -138,6 +140,7 @@ class Rollout:
     members: Mapping[str, Member] = dataclasses.field(default_factory=dict)
     reason: str = ""
     note: str = ""
+    automatic: bool = False
     revert: bool = False
 
     def count(self, *progress: Progress) -> int:
@@ -152,17 +155,19 @@ def check_waves(waves: Sequence[int | float]) -> tuple[int | float, ...]:
         waves: How much of the fleet has been assigned at the end of each: whole numbers count devices, fractions (and
             1.0) are shares. ``(1, 0.5, 1.0)``: one device, half of the fleet, all of it.
     Raises:
-        Conflict: They do not say that.
+        MalformedRequest: They do not say that.
     """
     for wave in waves:
         is_share = isinstance(wave, float)
         if (is_share and not 0 < wave <= 1) or (not is_share and wave < 1):
-            raise Conflict(f"wave {wave!r}: give a number of devices (1, 10) or a share of the fleet (0.5, 1.0)")
+            raise MalformedRequest(
+                f"wave {wave!r}: give a number of devices (1, 10) or a share of the fleet (0.5, 1.0)"
+            )
     if not waves or waves[-1] != 1.0 or not isinstance(waves[-1], float):
-        raise Conflict(f"waves {list(waves)}: the last one must be 1.0, the whole fleet")
+        raise MalformedRequest(f"waves {list(waves)}: the last one must be 1.0, the whole fleet")
     shares = [wave for wave in waves if isinstance(wave, float)]
     if shares != sorted(shares):
-        raise Conflict(f"waves {list(waves)}: shares are cumulative and may not shrink")
+        raise MalformedRequest(f"waves {list(waves)}: shares are cumulative and may not shrink")
     return tuple(waves)
 
 
@@ -316,7 +321,8 @@ def _waits_for(rollout: Rollout, sights: Mapping[str, Sight]) -> str:
         return "devices of this wave are to be assigned"
     pending = sorted(member.device for member in rollout.members.values() if member.progress is Progress.ASSIGNED)
     if pending:
-        return f"{len(pending)} devices have yet to commit: {', '.join(pending[:5])}"
+        have = "1 device has" if len(pending) == 1 else f"{len(pending)} devices have"
+        return f"{have} yet to commit: {', '.join(pending[:5])}"
     committed = [member for member in rollout.members.values() if member.progress is Progress.COMMITTED]
     if not committed:
         return "no device that is connected has committed yet; one is needed as evidence"

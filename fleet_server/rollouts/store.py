@@ -21,6 +21,7 @@ class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         note: Why it halted, or what it waits for.
+        automatic: The server made it after a training run; no person asked for it.
         wave_devices: For each wave, how many devices of the present fleet are assigned at its end.
         counts: Devices by where they are: waiting, assigned, committed, failed, skipped, reverted.
     """
@@ -37,6 +38,7 @@ class RolloutRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     note: str
     revert: bool
+    automatic: bool
     created_at_ms: int
     ended_at_ms: int | None
     counts: dict[str, int]
@@ -54,6 +56,7 @@ def insert(connection: sa.Connection, rollout: Rollout, now_ms: int) -> None:
             waves=list(rollout.waves),
             gate=msgspec.to_builtins(rollout.gate),
             reason=rollout.reason,
+            automatic=rollout.automatic,
             created_at_ms=now_ms,
             **_changing(rollout),
         )
@@ -89,6 +92,7 @@ def load(connection: sa.Connection, rollout_id: str) -> Rollout:
         **fields,
         note=row["note"],
         revert=row["revert"],
+        automatic=row["automatic"],
         waves=tuple(row["waves"]),
         gate=msgspec.convert(row["gate"], Gate),
         state=State(row["state"]),
@@ -117,6 +121,7 @@ def record(connection: sa.Connection, rollout_id: str) -> RolloutRecord:
         reason=rollout.reason,
         note=rollout.note,
         revert=rollout.revert,
+        automatic=rollout.automatic,
         created_at_ms=row["created_at_ms"],
         ended_at_ms=row["ended_at_ms"],
         counts={progress.value: rollout.count(progress) for progress in Progress},

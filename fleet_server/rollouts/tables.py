@@ -22,6 +22,7 @@ rollouts = sa.Table(
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("revert", sa.Boolean, nullable=False),
     sa.Column("settled", sa.Boolean, nullable=False),  # nothing is left to do, not even to send a device back
+    sa.Column("automatic", sa.Boolean, nullable=False),  # made by the server after a training run, not by a person
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
     sa.Column("ended_at_ms", sa.BigInteger),
     sa.Index(None, "settled"),

@@ -131,6 +131,24 @@ def end(connection: sa.Connection, run_id: str, result: RunResult, *, now_ms: in
     return True
 
 
+def cancel(connection: sa.Connection, run_id: str, reason: str, *, now_ms: int) -> None:
+    """End a run that waits or is under way; whoever works on it has lost it.
+
+    Raises:
+        NotFound: No such run.
+        Conflict: It has ended already.
+    """
+    values = {
+        "state": RunState.FAILED.value,
+        "ended_at_ms": now_ms,
+        "lease_until_ms": None,
+        "reasons": [f"cancelled: {reason}"],
+    }
+    active = runs.c.state.in_([RunState.QUEUED.value, RunState.RUNNING.value])
+    if not connection.execute(sa.update(runs).where(runs.c.id == run_id, active).values(values)).rowcount:
+        raise Conflict(f"run {run_id} is {find(connection, run_id)['state']}: there is nothing to cancel")
+
+
 def _report(connection: sa.Connection, run_id: str, fence: int, values: dict[str, Any]) -> None:
     held = sa.and_(runs.c.id == run_id, runs.c.fence == fence, runs.c.state == RunState.RUNNING.value)
     if connection.execute(sa.update(runs).where(held).values(values)).rowcount:
@@ -140,4 +158,5 @@ def _report(connection: sa.Connection, run_id: str, fence: int, values: dict[str
         raise LeaseLost(
             f"run {run_id}: the lease was lost (fence {fence}, the newest is {run['fence']}); stop this run"
         )
-    raise LeaseLost(f"run {run_id} is {run['state']}, not running; stop this run")
+    why = f" ({'; '.join(run['reasons'])})" if run["reasons"] else ""
+    raise LeaseLost(f"run {run_id} is {run['state']}, not running{why}; stop this run")

@@ -13,12 +13,12 @@ from edge_agent.contract.names import check_name
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult
 from fleet_server.errors import Conflict
 from fleet_server.json_answers import Answer, describe
-from fleet_server.json_requests import Body, decode, describe_body
+from fleet_server.json_requests import Body, RequestBody, decode, describe_body
 from fleet_server.schedules.service import MANUAL, RunService
 from fleet_server.schedules.slots import CatchUp, Schedule, ScheduleRefused
 
 
-class ScheduleBody(BaseModel):
+class ScheduleBody(RequestBody):
     """When a model is to be trained."""
 
     model: str = Field(examples=["digits"])
@@ -29,18 +29,24 @@ class ScheduleBody(BaseModel):
     enabled: bool = True
 
 
-class ClaimBody(BaseModel):
+class ClaimBody(RequestBody):
     """A worker that is free."""
 
     worker: str = Field(min_length=1, max_length=200, examples=["trainer-1:4711"])
     models: list[str] = Field([], description="Models it can train; empty: any.")
 
 
-class RunBody(BaseModel):
+class RunBody(RequestBody):
     """A run that a person asks for."""
 
     model: str = Field(examples=["digits"])
     reason: str = Field("asked for", min_length=1, max_length=500)
+
+
+class Cancellation(RequestBody):
+    """Why a run is cancelled."""
+
+    reason: str = Field("asked for", min_length=1, max_length=500, examples=["the labels of line 3 are wrong"])
 
 
 class RunAsked(BaseModel):
@@ -103,10 +109,17 @@ def _runs(router: APIRouter, service: RunService, viewer: Any, admin: Any) -> No
             check_name(body.model, "model")
         except ManifestError as error:
             raise ScheduleRefused(str(error)) from error
+        service.check_model(body.model)
         run = service.request(body.model, MANUAL, body.reason)
         if run is None:
             raise Conflict(f"{body.model}: another run began and ended at this very moment; ask again")
         return RunAsked(run=run)
+
+    @router.post("/api/v1/runs/{run}/cancel", tags=["runs"], dependencies=[admin])
+    def cancel_run(run: str, body: Cancellation) -> dict[str, Any]:
+        """End a run that waits or is under way; its worker stops at its next heartbeat."""
+        service.cancel(run, body.reason)
+        return service.get(run)
 
 
 def _work(router: APIRouter, service: RunService, trainer: Any) -> None:

@@ -32,6 +32,8 @@ SCHEDULE = "schedule"
 LakeVersions = Callable[[], tuple[int | None, int | None]]
 # Of a model: (package digest, version) of the one to beat, or None before the first.
 Champion = Callable[[str], tuple[str, str] | None]
+# Names of the models that there are.
+KnownModels = Callable[[], Collection[str]]
 # (model, package digest, reason)
 OnReleased = Callable[[str, str, str], None]
 
@@ -61,6 +63,7 @@ class RunService:
         lake: URI of the lake, as the trainer's worker reaches it.
         on_released: Told of each released package, after the commit; again after a crash between the two, so it must
             not mind hearing of one twice.
+        known_models: What a person may ask a run of, beside what workers say they can train; None: anything.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class RunService:
         lake_versions: LakeVersions,
         champion: Champion,
         on_released: OnReleased | None = None,
+        known_models: KnownModels | None = None,
         settings: RunSettings | None = None,
         clock: Clock = now_ms,
     ) -> None:
         self._db, self._lake, self._clock = db, lake, clock
         self._lake_versions, self._champion, self._on_released = lake_versions, champion, on_released
         self._settings = settings or RunSettings()
+        self._known_models, self._trainable = known_models, set[str]()  # the latter: named by workers that are free
         self._announcing = threading.Lock()  # a tick and a worker's result must not both hand on one release
 
     # --- schedules
@@ -160,6 +165,33 @@ class RunService:
             made = _insert(connection, model, trigger, reason, now)
             return made if made is not None else _active(connection, model)
 
+    def check_model(self, model: str) -> None:
+        """Refuse a model that no package names and no worker has said it can train: a run of it would wait for good.
+
+        Raises:
+            NotFound: It is not known; the text says what is.
+        """
+        if self._known_models is None:
+            return
+        known = {*self._known_models(), *self._trainable}
+        if model not in known:
+            there_are = f"known are: {', '.join(sorted(known))}" if known else "none is known yet"
+            raise NotFound(
+                f"there is no model {model!r}; {there_are}. A model becomes known when its first package is published "
+                "(`shoal trainer publish`), or when a worker with its recipe is there (`shoal trainer work`)"
+            )
+
+    def cancel(self, run_id: str, reason: str) -> None:
+        """End a run that waits or is under way; its worker stops at its next heartbeat.
+
+        Raises:
+            NotFound: There is none.
+            Conflict: It has ended already.
+        """
+        with self._db.write() as connection:
+            leases.cancel(connection, run_id, reason, now_ms=self._clock())
+        _log.info("run %s: cancelled: %s", run_id, reason)
+
     def _cooling(self, connection: sa.Connection, model: str, now: int) -> bool:
         last = connection.execute(sa.select(sa.func.max(runs.c.ended_at_ms)).where(runs.c.model == model)).scalar()
         return last is not None and now - last < self._settings.cool_down_s * 1000
@@ -173,6 +205,7 @@ class RunService:
             models: Those that the worker can train; empty: any.
         """
         now = self._clock()
+        self._trainable |= set(models)
         self._expire(now)
         if not (waiting := self._waiting(models)):
             return None
@@ -262,15 +295,19 @@ class RunService:
             with self._db.read() as connection:
                 released = connection.execute(query).mappings().all()
             for run in released:
+                refused = run["reasons"]
                 try:
                     self._on_released(run["model"], run["package"], "; ".join(run["reasons"]) or run["reason"])
                 except CallerError as error:  # no such package, or it was withdrawn: tomorrow's answer is the same
                     _log.error("run %s: its release goes no further: %s", run["id"], error)
+                    refused = [*run["reasons"], f"not rolled out: {error}"]
                 except ShoalError:
                     _log.exception("run %s: its release is not handed on yet; the next tick tries again", run["id"])
                     continue
                 with self._db.write() as connection:
-                    connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(announced=True))
+                    connection.execute(
+                        sa.update(runs).where(runs.c.id == run["id"]).values(announced=True, reasons=refused)
+                    )
 
     def _run_file(self, run: dict[str, Any]) -> RunFile:
         return RunFile(

@@ -22,7 +22,7 @@ _METADATA_LIMIT_BYTES = 32 << 20
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
 
-class MetadataUpload(msgspec.Struct, frozen=True, kw_only=True):
+class MetadataUpload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of ``POST /api/v1/repository/metadata``: the text of each metadata file by its name."""
 
     files: dict[str, str]

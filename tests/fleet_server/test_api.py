@@ -169,3 +169,46 @@ def test_commands_say_what_is_wrong_with_what_they_were_given(running: Running, 
         done = shoal(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
         assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "names"),
+    [
+        ("POST", "rollouts", {"model": "digits", "package": "1", "wave": [1]}, "body.wave"),
+        ("POST", "rollouts", {"model": "digits", "package": "1", "gate": {"soak": 5}}, "body.gate.soak"),
+        ("POST", "rollouts/r-1/halt", {"reason": "bad", "reverse": True}, "body.reverse"),
+        ("POST", "claims", {"devices": "d0"}, "body.devices"),
+        ("POST", "tokens", {"role": "viewer", "name": "x", "ttl": 5}, "body.ttl"),
+        ("POST", "models/digits/versions/1/withdraw", {"reason": "bad", "force": True}, "body.force"),
+        ("POST", "runs", {"model": "digits", "why": "x"}, "body.why"),
+        ("POST", "runs/claim", {"worker": "w", "model": "x"}, "body.model"),
+        ("POST", "runs/x/cancel", {"why": "x"}, "body.why"),
+        ("PUT", "schedules/s", {"model": "digits", "expression": "0 3 * * *", "zone": "UTC"}, "body.zone"),
+        ("PUT", "models/digits/sampling", {"labels": 3}, "body.labels"),
+        ("PUT", "report-interval", {"seconds": 3, "unit": "s"}, "body.unit"),
+        ("POST", "repository/metadata", {"files": {}, "force": True}, "force"),
+    ],
+)
+def test_a_member_that_no_body_has_is_refused_by_name(
+    running: Running, method: str, path: str, body: dict[str, object], names: str
+) -> None:
+    with running.client() as admin:
+        trainer = admin.post("/api/v1/tokens", json={"role": "trainer", "name": "t"}).json()["token"]
+    with running.client(trainer if ("claim" in path and "runs" in path) or "repository" in path else None) as client:
+        answer = client.request(method, f"/api/v1/{path}", json=body)
+    assert answer.status_code == 400, answer.text
+    assert names in answer.json()["error"]
+
+
+def test_waves_that_make_no_sense_are_the_callers_mistake(running: Running) -> None:
+    with running.client() as admin:
+        answer = admin.post("/api/v1/rollouts", json={"model": "digits", "package": "1", "waves": ["many"]})
+    assert answer.status_code == 400
+    assert "wave 'many': give a number of devices" in answer.json()["error"]
+
+
+def test_a_path_that_is_none_is_named_with_where_to_look(running: Running) -> None:
+    with running.client() as admin:
+        nowhere, wrong = admin.get("/api/v1/nope"), admin.delete("/api/v1/devices")
+    assert nowhere.json()["error"] == "GET /api/v1/nope: not found; /api/docs lists what there is"
+    assert wrong.json()["error"] == "DELETE /api/v1/devices: method not allowed; /api/docs lists what there is"

@@ -180,6 +180,7 @@ def _rollouts() -> None:
         sa.Column("note", sa.Text, nullable=False),
         sa.Column("revert", sa.Boolean, nullable=False),
         sa.Column("settled", sa.Boolean, nullable=False),
+        sa.Column("automatic", sa.Boolean, nullable=False),
         sa.Column("created_at_ms", sa.BigInteger, nullable=False),
         sa.Column("ended_at_ms", sa.BigInteger),
         sa.ForeignKeyConstraint(["package"], ["packages.digest"], name="fk_rollouts_package_packages"),

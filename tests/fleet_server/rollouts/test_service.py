@@ -239,3 +239,27 @@ def test_what_does_not_exist_is_said_so(fleet: Fleet) -> None:
         begin(fleet, "1")
     with pytest.raises(NotFound, match="no rollout 'r-9'"):
         fleet.rollouts.get("r-9")
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_an_automatic_rollout_gives_way_to_one_that_a_person_made(fleet: Fleet, *, pause: bool) -> None:
+    fleet.publish("1")
+    fleet.publish("2")
+    fleet.join("d0")
+    by_a_person = begin(fleet, "1")
+    if pause:
+        fleet.rollouts.pause(by_a_person)
+    with pytest.raises(Conflict, match=r"2 is published and waits.*shoal rollouts create digits 2 --supersede"):
+        begin(fleet, "2", supersede=True, automatic=True)
+    assert fleet.rollouts.get(by_a_person).state is (State.PAUSED if pause else State.RUNNING)
+    fleet.rollouts.halt(by_a_person, "enough")
+    assert fleet.rollouts.get(begin(fleet, "2", supersede=True, automatic=True)).automatic
+
+
+def test_an_automatic_rollout_supersedes_another_one(fleet: Fleet) -> None:
+    fleet.publish("1")
+    fleet.publish("2")
+    fleet.join("d0")
+    first = begin(fleet, "1", automatic=True)
+    begin(fleet, "2", supersede=True, automatic=True)
+    assert fleet.rollouts.get(first).state is State.HALTED

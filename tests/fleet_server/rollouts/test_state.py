@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.messages import UpdateStep
 from fleet_server.errors import Conflict
 from fleet_server.rollouts import state
@@ -44,7 +45,7 @@ def commit(sights: dict[str, Sight], *devices: str, **changes: object) -> None:
 def test_waves_count_devices_or_shares_and_the_last_is_the_whole_fleet() -> None:
     assert state.check_waves([1, 0.5, 1.0]) == (1, 0.5, 1.0)
     for wrong in ([], [1], [1, 1], [0, 1.0], [-1.0, 1.0], [1.5, 1.0], [0.9, 0.5, 1.0]):
-        with pytest.raises(Conflict, match="wave"):
+        with pytest.raises(MalformedRequest, match="wave"):
             state.check_waves(wrong)
 
 

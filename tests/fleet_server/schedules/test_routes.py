@@ -17,6 +17,7 @@ from tests.fakes.served_app import served
 from tests.fleet_server.schedules.conftest import Clock
 
 ADMIN, TRAINER, VIEWER = {"role": "admin"}, {"role": "trainer"}, {"role": "viewer"}
+KNOWN = ["digits"]
 NIGHTLY = {"model": "digits", "expression": "0 3 * * *"}
 
 
@@ -38,7 +39,12 @@ def require_viewer(role: str = Header("")) -> None:
 @pytest.fixture
 def client(db: Database, clock: Clock) -> Iterator[httpx.Client]:
     service = RunService(
-        db, lake="/data/lake", lake_versions=lambda: (None, None), champion=lambda _model: None, clock=clock
+        db,
+        lake="/data/lake",
+        lake_versions=lambda: (None, None),
+        champion=lambda _model: None,
+        clock=clock,
+        known_models=lambda: KNOWN,
     )
     app = FastAPI()
     install(app)
@@ -91,6 +97,40 @@ def test_a_worker_that_lost_its_lease_is_told_to_stop(client: httpx.Client, cloc
     assert "stop this run" in answer.json()["error"]
 
 
+def test_a_run_of_a_model_that_nobody_knows_is_refused_with_what_is_known(client: httpx.Client) -> None:
+    refused = client.post("/api/v1/runs", json={"model": "nope"}, headers=ADMIN)
+    assert refused.status_code == 404
+    assert "there is no model 'nope'; known are: digits" in refused.json()["error"]
+    assert client.get("/api/v1/runs", headers=VIEWER).json() == []
+    client.post("/api/v1/runs/claim", json={"worker": "w1", "models": ["letters"]}, headers=TRAINER)
+    asked = client.post("/api/v1/runs", json={"model": "letters"}, headers=ADMIN)  # a worker is there that can train it
+    assert asked.status_code == 201
+
+
+def test_a_run_that_waits_is_cancelled_and_nobody_claims_it(client: httpx.Client) -> None:
+    run = client.post("/api/v1/runs", json={"model": "digits"}, headers=ADMIN).json()["run"]
+    done = client.post(f"/api/v1/runs/{run}/cancel", json={"reason": "wrong labels"}, headers=ADMIN)
+    assert (done.json()["state"], done.json()["reasons"]) == ("failed", ["cancelled: wrong labels"])
+    assert client.post("/api/v1/runs/claim", json={"worker": "w1"}, headers=TRAINER).status_code == 204
+    again = client.post(f"/api/v1/runs/{run}/cancel", json={}, headers=ADMIN)
+    assert again.status_code == 409
+    assert "there is nothing to cancel" in again.json()["error"]
+    assert client.post("/api/v1/runs/none/cancel", json={}, headers=ADMIN).status_code == 404
+
+
+def test_the_worker_of_a_cancelled_run_learns_of_it_at_its_next_heartbeat(client: httpx.Client) -> None:
+    client.post("/api/v1/runs", json={"model": "digits"}, headers=ADMIN)
+    file = claim(client)
+    assert client.post(f"/api/v1/runs/{file.run}/cancel", json={}, headers=ADMIN).status_code == 200
+    progress = msgspec.json.encode(RunProgress(fence=file.fence, stage="fit", fraction=0.4))
+    answer = client.post(f"/api/v1/runs/{file.run}/progress", content=progress, headers=TRAINER)
+    assert answer.status_code == 409
+    assert "(cancelled: asked for); stop this run" in answer.json()["error"]
+    result = RunResult(fence=file.fence, state=RunState.RELEASED, reasons=("better",), package="b" * 64, version="2")
+    late = client.post(f"/api/v1/runs/{file.run}/result", content=msgspec.json.encode(result), headers=TRAINER)
+    assert late.status_code == 409
+
+
 def test_schedules_are_put_listed_and_deleted(client: httpx.Client, clock: Clock) -> None:
     assert client.put("/api/v1/schedules/nightly", json=NIGHTLY, headers=ADMIN).status_code == 204
     (listed,) = client.get("/api/v1/schedules", headers=VIEWER).json()
@@ -124,6 +164,7 @@ def test_a_report_that_is_none_is_refused_in_words(client: httpx.Client) -> None
 
 def test_each_route_asks_for_its_role(client: httpx.Client) -> None:
     assert client.post("/api/v1/runs", json={"model": "digits"}, headers=TRAINER).status_code == 403
+    assert client.post("/api/v1/runs/x/cancel", json={}, headers=TRAINER).status_code == 403
     assert client.post("/api/v1/runs/claim", json={"worker": "w"}, headers=ADMIN).status_code == 403
     assert client.post("/api/v1/runs/x/progress", content=b"{}", headers=VIEWER).status_code == 403
     assert client.post("/api/v1/runs/x/result", content=b"{}", headers=VIEWER).status_code == 403

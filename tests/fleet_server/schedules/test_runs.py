@@ -360,3 +360,17 @@ def test_a_release_is_handed_on_once_though_tick_and_worker_come_together(db: Da
     worker.join(30)
     ticker.join(30)
     assert told == ["b" * 64]
+
+
+def test_a_release_that_goes_no_further_says_why_in_its_runs_reasons(db: Database, clock: Clock) -> None:
+    def refuse(_model: str, _package: str, _reason: str) -> None:
+        raise Conflict("rollout r-1, which a person made, goes first")
+
+    runs = service(db, clock, on_released=refuse)
+    runs.request("digits")
+    file = claimed(runs)
+    runs.finish(file.run, released(file.fence))
+    said = "not rolled out: rollout r-1, which a person made, goes first"
+    assert runs.get(file.run)["reasons"] == ["better by 3 %", said]
+    runs.tick()
+    assert runs.get(file.run)["reasons"] == ["better by 3 %", said]
