@@ -95,6 +95,7 @@ def _post(url: str, body: bytes) -> bytes:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310
             return bytes(reply.read(_MAX_REPLY_BYTES))
     except urllib.error.HTTPError as error:
-        raise ServerRefused(url, status=error.code, detail=_said(error.read(2000))) from error
+        with error:
+            raise ServerRefused(url, status=error.code, detail=_said(error.read(2000))) from error
     except (OSError, http.client.HTTPException) as error:  # the latter: what answers there speaks no HTTP
         raise NetworkError(f"{url}: {getattr(error, 'reason', error)}; is the server running and reachable?") from error
