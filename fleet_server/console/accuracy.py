@@ -1,25 +1,24 @@
 """The accuracy chart: labels and estimates of a time span become lines on one grid of times. Pure.
 
-A device's point rests on its newest labels of one package: where another package took over, the line begins anew, so
-that a better model shows at once and is not averaged with the one before.
+A device's point rests on its newest labels of one package. Where another package took over, and where nothing came for
+a while, the line breaks and begins anew: a better model shows at once, and silence is not drawn as knowledge.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-from fleet_server.console.views import Chart, Mark, Series
+from fleet_server.console.recent_labels import LabelPoint, RecentLabels, measured
+from fleet_server.console.views import AccuracyView, Chart, Mark, Series
 
 FLEET = "fleet"
-# Labels that a device's point rests on at most, and at least; more are steadier, fewer are quicker.
-WINDOW, LEAST = 40, 8
 GRID = 120
 MOST_DEVICES = 12
-# A device that has given no label for so long does not speak for the fleet any more.
-_STALE_MS, _STALE_STEPS = 300_000, 10
+# Without a window for so long, and for so many steps of the grid, the line of estimates breaks. Windows fill slowly: a
+# device with few requests closes one in minutes.
+_ESTIMATE_GAP_MS, _GAP_STEPS = 300_000, 4
 
 DAY_MS = 86_400_000
 SPANS_MS = {
@@ -34,21 +33,11 @@ _SHORTEST_MS = 120_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LabelPoint:
-    """One label: which package had answered, when, and whether it was right; ``probability`` of being asked for."""
-
-    device: str
-    package: str
-    at_ms: int
-    correct: bool
-    probability: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class EstimatePoint:
     """The accuracy, 0..1, estimated without labels for a window of ``rows`` rows that ended at ``at_ms``."""
 
     device: str
+    package: str
     at_ms: int
     rows: int
     value: float
@@ -62,11 +51,13 @@ def draw(
     span: str,
     now_ms: int,
     promised: float | None,
+    serving: Mapping[str, str],
 ) -> Chart:
     """The chart of a span.
 
     Args:
         labels, estimates: Of the span, in any order.
+        serving: The package that serves now, by device: what the values of the present are about.
         span: A key of :data:`SPANS_MS`; ``auto`` begins at the first point of the last day.
     """
     begin = now_ms - SPANS_MS[span]
@@ -76,9 +67,9 @@ def draw(
     step = (now_ms - begin) / GRID
     times = tuple(round(begin + step * (index + 1)) for index in range(GRID))
     devices = sorted({one.device for one in labels} | {one.device for one in estimates})[:MOST_DEVICES]
-    place = _places(times)
-    stale_ms = max(_STALE_MS, _STALE_STEPS * step)
-    series = [*_from_labels(labels, devices, place, stale_ms), *_from_estimates(estimates, devices, place)]
+    asked = sorted((one for one in labels if one.probability > 0), key=lambda one: one.at_ms)
+    lines = _Lines(devices, times, now_ms, serving)
+    series = [*lines.from_labels(asked), *lines.from_estimates(estimates, max(_ESTIMATE_GAP_MS, _GAP_STEPS * step))]
     return Chart(
         from_ms=begin,
         until_ms=now_ms,
@@ -86,6 +77,7 @@ def draw(
         series=tuple(one for one in series if any(value is not None for value in one.values)),
         marks=_apart((mark for mark in marks if begin <= mark.at_ms <= now_ms), step),
         promised=promised,
+        labels=sum(begin <= one.at_ms for one in asked),
     )
 
 
@@ -101,7 +93,12 @@ def as_json(chart: Chart) -> dict[str, object]:
                 "label": one.label,
                 "subject": one.subject,
                 "estimated": one.estimated,
-                "values": [None if value is None else round(value, 4) for value in one.values],
+                "values": [_short(value) for value in one.values],
+                "low": [_short(value) for value in one.low],
+                "high": [_short(value) for value in one.high],
+                "now": _short(one.now),
+                "spread": _short(one.now_spread),
+                "labels": one.now_labels,
             }
             for one in chart.series
         ],
@@ -119,75 +116,136 @@ def _apart(marks: Iterable[Mark], step_ms: float) -> tuple[Mark, ...]:
     return tuple(kept)
 
 
-def _places(times: Sequence[int]) -> Callable[[int], int]:
-    """Gives the index of the first grid time that is not before a moment; a device's clock may run ahead of ours."""
-
-    def place(at_ms: int) -> int:
-        return min(bisect.bisect_left(times, at_ms), len(times) - 1)
-
-    return place
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
-class _Window:
-    """The newest labels of one device and package, with the two sums of Hajek's estimate."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Point:
+    """A value at a place of the grid; it is joined to the one before where both are of one ``segment``."""
 
-    def __init__(self) -> None:
-        self._labels: deque[LabelPoint] = deque(maxlen=WINDOW)
-        self.count, self.weight, self.correct, self.newest_ms = 0, 0.0, 0.0, 0
+    cell: int
+    segment: Hashable
+    value: float
+    low: float = 0.0
+    high: float = 1.0
 
-    def add(self, labels: Iterable[LabelPoint]) -> None:
-        """Take labels, the oldest first; one of another package makes the window forget the others."""
+
+class _Lines:
+    """Turns what came into lines on the grid ``times``."""
+
+    def __init__(self, devices: Sequence[str], times: Sequence[int], now_ms: int, serving: Mapping[str, str]) -> None:
+        self._names = (FLEET, *devices)
+        self._times, self._now_ms, self._serving = times, now_ms, serving
+
+    def from_labels(self, labels: Iterable[LabelPoint]) -> list[Series]:
+        """Of labels that were asked for, the oldest first."""
+        points: dict[str, list[_Point]] = {name: [] for name in self._names}
+        windows: dict[str, RecentLabels] = {}
+        cells: dict[int, dict[str, list[LabelPoint]]] = {}
         for one in labels:
-            if self._labels and self._labels[-1].package != one.package:
-                self._labels.clear()
-            self._labels.append(one)
-            self.newest_ms = one.at_ms
-        self.count = len(self._labels)
-        self.weight = sum(1 / one.probability for one in self._labels)
-        self.correct = sum(1 / one.probability for one in self._labels if one.correct)
+            cells.setdefault(self._place(one.at_ms), {}).setdefault(one.device, []).append(one)
+        segment, newest = 0, 0
+        for cell in sorted(cells):
+            silence = newest + max((one.patience_ms for one in windows.values()), default=0)
+            for device, found in cells[cell].items():
+                windows.setdefault(device, RecentLabels()).add(found)
+                if device in points:
+                    window = windows[device]
+                    _put(points[device], cell, (window.package, window.segment), measured([window]))
+            newest = max(window.newest_ms for window in windows.values())
+            segment += newest > silence
+            living = [window for window in windows.values() if newest - window.newest_ms <= window.patience_ms]
+            _put(points[FLEET], cell, (segment, frozenset(one.package for one in living)), measured(living))
+        present = {
+            device: window
+            for device, window in windows.items()
+            if self._serves(device, window.package) and self._now_ms - window.newest_ms <= window.patience_ms
+        }
+        now = {FLEET: measured([*present.values()])} | {name: measured([one]) for name, one in present.items()}
+        return [self._line(name, points[name], now.get(name)) for name in self._names]
 
+    def from_estimates(self, estimates: Iterable[EstimatePoint], gap_ms: float) -> list[Series]:
+        """Of estimates in any order; ``gap_ms``: after so long without one, a line breaks."""
+        points: dict[str, list[_Point]] = {name: [] for name in self._names}
+        newest: dict[str, EstimatePoint] = {}
+        segments = dict.fromkeys(self._names, 0)
+        latest = 0
+        for one in sorted(estimates, key=lambda one: one.at_ms):
+            cell, before = self._place(one.at_ms), newest.get(one.device)
+            newest[one.device] = one
+            if one.device in points:
+                segments[one.device] += before is not None and one.at_ms - before.at_ms > gap_ms
+                points[one.device].append(_Point(cell, (one.package, segments[one.device]), one.value))
+            segments[FLEET] += one.at_ms - latest > gap_ms
+            latest = one.at_ms
+            living = [point for point in newest.values() if latest - point.at_ms <= gap_ms]
+            of_fleet = _weighted(living)
+            if of_fleet is not None:
+                segment = (segments[FLEET], frozenset(point.package for point in living))
+                points[FLEET].append(_Point(cell, segment, of_fleet))
+        present = {
+            device: one
+            for device, one in newest.items()
+            if self._serves(device, one.package) and self._now_ms - one.at_ms <= gap_ms
+        }
+        now = {FLEET: _weighted([*present.values()])} | {name: one.value for name, one in present.items()}
+        return [
+            Series(
+                label=f"{name}, estimated",
+                subject=name,
+                estimated=True,
+                values=_filled(points[name], lambda point: point.value, lasts=now.get(name) is not None),
+                now=now.get(name),
+            )
+            for name in self._names
+        ]
 
-def _from_labels(
-    labels: Sequence[LabelPoint], devices: Sequence[str], place: Callable[[int], int], stale_ms: float
-) -> list[Series]:
-    values: dict[str, list[float | None]] = {name: [None] * GRID for name in (FLEET, *devices)}
-    windows: dict[str, _Window] = {}
-    cells: dict[int, dict[str, list[LabelPoint]]] = {}
-    for one in sorted(labels, key=lambda one: one.at_ms):
-        if one.probability > 0:
-            cells.setdefault(place(one.at_ms), {}).setdefault(one.device, []).append(one)
-    for cell in sorted(cells):
-        for device, found in cells[cell].items():
-            windows.setdefault(device, _Window()).add(found)
-            if device in values:
-                values[device][cell] = _accuracy([windows[device]])
-        newest = max(window.newest_ms for window in windows.values())
-        values[FLEET][cell] = _accuracy(
-            [window for window in windows.values() if newest - window.newest_ms <= stale_ms]
+    def _line(self, name: str, points: Sequence[_Point], now: AccuracyView | None) -> Series:
+        lasts = now is not None
+        return Series(
+            label=name,
+            subject=name,
+            estimated=False,
+            values=_filled(points, lambda point: point.value, lasts=lasts),
+            low=_filled(points, lambda point: point.low, lasts=lasts),
+            high=_filled(points, lambda point: point.high, lasts=lasts),
+            now=now.value if now else None,
+            now_spread=now.spread if now else None,
+            now_labels=now.labels if now else 0,
         )
-    return [Series(label=name, subject=name, estimated=False, values=tuple(line)) for name, line in values.items()]
+
+    def _place(self, at_ms: int) -> int:
+        """The index of the first grid time that is not before a moment; a device's clock may run ahead of ours."""
+        return min(bisect.bisect_left(self._times, at_ms), len(self._times) - 1)
+
+    def _serves(self, device: str, package: str) -> bool:
+        return self._serving.get(device) == package
 
 
-def _accuracy(windows: Sequence[_Window]) -> float | None:
-    """Hajek's estimate: the share of correct labels, each weighted by how few rows like it were asked for."""
-    if sum(window.count for window in windows) < LEAST:
-        return None
-    return sum(window.correct for window in windows) / sum(window.weight for window in windows)
+def _put(points: list[_Point], cell: int, segment: Hashable, found: AccuracyView | None) -> None:
+    if found is not None:
+        points.append(_Point(cell, segment, found.value, found.low, found.high))
 
 
-def _from_estimates(
-    estimates: Sequence[EstimatePoint], devices: Sequence[str], place: Callable[[int], int]
-) -> list[Series]:
-    values: dict[str, list[float | None]] = {name: [None] * GRID for name in (FLEET, *devices)}
-    newest: dict[str, EstimatePoint] = {}
-    for one in sorted(estimates, key=lambda one: one.at_ms):
-        cell = place(one.at_ms)
-        newest[one.device] = one
-        if one.device in values:
-            values[one.device][cell] = one.value
-        rows = sum(point.rows for point in newest.values())
-        values[FLEET][cell] = sum(point.value * point.rows for point in newest.values()) / rows if rows else None
-    return [
-        Series(label=f"{name}, estimated", subject=name, estimated=True, values=tuple(line))
-        for name, line in values.items()
-    ]
+def _weighted(estimates: Sequence[EstimatePoint]) -> float | None:
+    rows = sum(one.rows for one in estimates)
+    return sum(one.value * one.rows for one in estimates) / rows if rows else None
+
+
+def _filled(points: Sequence[_Point], of: Callable[[_Point], float], *, lasts: bool) -> tuple[float | None, ...]:
+    """A value for every place between points of one segment; ``lasts``: the last one holds up to the present."""
+    values: list[float | None] = [None] * GRID
+    before: _Point | None = None
+    for point in points:
+        if before is not None and point.segment == before.segment and point.cell > before.cell:
+            step = (of(point) - of(before)) / (point.cell - before.cell)
+            for cell in range(before.cell + 1, point.cell):
+                values[cell] = of(before) + step * (cell - before.cell)
+        elif before is not None and point.cell == before.cell + 1:
+            values[before.cell] = None  # neighbours would be joined
+        values[point.cell] = of(point)
+        before = point
+    if before is not None and lasts:
+        values[before.cell :] = [of(before)] * (GRID - before.cell)
+    return tuple(values)

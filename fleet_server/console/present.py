@@ -69,17 +69,21 @@ def step_badge(model: ReportedModel) -> Badge:
 
 
 def rollout_view(record: RolloutRecord) -> RolloutView:
-    """A rollout with its waves."""
+    """A rollout with its waves; one that found no devices has none to show."""
+    empty = record.state is State.DONE and not record.devices
+    badge = Badge(
+        text="done at once: no devices yet" if empty else record.state.value, tone=_ROLLOUT_TONES[record.state]
+    )
     return RolloutView(
         id=record.id,
         model=record.model,
         version=record.version,
         package=record.package,
-        state=Badge(text=record.state.value, tone=_ROLLOUT_TONES[record.state]),
+        state=badge,
         reason=record.reason,
         note=record.note,
         created_at_ms=record.created_at_ms,
-        waves=tuple(_wave(record, index) for index in range(len(record.waves))),
+        waves=() if empty else tuple(_wave(record, index) for index in range(len(record.waves))),
     )
 
 
@@ -129,6 +133,7 @@ def device_event(event: EventRecord) -> EventView:
     return EventView(
         key=f"d{event.id}",
         at_ms=event.received_at_ms,
+        order=event.id,
         tone=tone,
         kind=event.kind.replace("-", " "),
         where=event.device,
@@ -146,7 +151,13 @@ def run_events(run: Mapping[str, Any]) -> list[EventView]:
         text = "; ".join(str(reason) for reason in run["reasons"])
         found.append(
             _event(
-                f"re{run['id']}", run["ended_at_ms"], _RUN_TONES[state], f"training {state.value}", run["model"], text
+                f"re{run['id']}",
+                run["ended_at_ms"],
+                _RUN_TONES[state],
+                f"training {state.value}",
+                run["model"],
+                text,
+                order=1,
             )
         )
     return found
@@ -160,7 +171,7 @@ def rollout_events(row: Mapping[str, Any]) -> list[EventView]:
     if row["ended_at_ms"] is not None:
         tone = _ROLLOUT_TONES[state]
         text = f"{what} {row['note']}".strip()
-        found.append(_event(f"oe{row['id']}", row["ended_at_ms"], tone, f"rollout {state.value}", model, text))
+        found.append(_event(f"oe{row['id']}", row["ended_at_ms"], tone, f"rollout {state.value}", model, text, order=1))
     return found
 
 
@@ -176,7 +187,9 @@ def alert_events(alert: Alert) -> list[EventView]:
     found = [_event(f"ao{alert.id}", alert.opened_at_ms, Tone.BAD, f"{alert.kind} alert", where, alert.reason)]
     if alert.closed_at_ms is not None:
         closed = f"{alert.kind} over"
-        found.append(_event(f"ac{alert.id}", alert.closed_at_ms, Tone.GOOD, closed, where, alert.closed_reason))
+        found.append(
+            _event(f"ac{alert.id}", alert.closed_at_ms, Tone.GOOD, closed, where, alert.closed_reason, order=1)
+        )
     return found
 
 
@@ -226,8 +239,8 @@ def _goal(wave: float) -> str:
     return "whole fleet" if wave == 1.0 else f"{wave:.0%}"
 
 
-def _event(key: str, at_ms: int, tone: Tone, kind: str, *about: str) -> EventView:
-    return EventView(key=key, at_ms=at_ms, tone=tone, kind=kind, where=about[0], text=about[1])
+def _event(key: str, at_ms: int, tone: Tone, kind: str, *about: str, order: int = 0) -> EventView:
+    return EventView(key=key, at_ms=at_ms, order=order, tone=tone, kind=kind, where=about[0], text=about[1])
 
 
 def _share(value: object) -> float | None:

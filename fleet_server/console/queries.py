@@ -9,7 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from edge_agent.contract.latency import BUCKETS, quantile_us
-from fleet_server.console.accuracy import DAY_MS, EstimatePoint, LabelPoint
+from fleet_server.console.accuracy import DAY_MS, EstimatePoint
+from fleet_server.console.recent_labels import LabelPoint
 from fleet_server.console.views import Badge, DriftView, FeatureBar, Tone
 from fleet_server.devices.tables import reported_models
 from fleet_server.labels.tables import labels
@@ -217,7 +218,7 @@ def rollout_history(connection: sa.Connection, limit: int) -> list[dict[str, Any
 
 def _estimates(connection: sa.Connection, model: str, since_ms: int) -> list[EstimatePoint]:
     query = (
-        sa.select(drift.c.device, drift.c.until_ms, drift.c.rows, drift.c.estimated_accuracy)
+        sa.select(drift.c.device, drift.c.package, drift.c.until_ms, drift.c.rows, drift.c.estimated_accuracy)
         .where(drift.c.model == model, drift.c.until_ms >= since_ms, drift.c.estimated_accuracy.is_not(None))
         .order_by(drift.c.id.desc())
         .limit(_MOST_WINDOWS)

@@ -10,14 +10,13 @@ from typing import Any
 from edge_agent.contract.runs import RunState
 from fleet_server.clock import Clock, now_ms
 from fleet_server.console import accuracy, present, queries
-from fleet_server.console.accuracy import LabelPoint
 from fleet_server.console.queries import Alert, Readings
-from fleet_server.console.views import AccuracyView, Console, DeviceRow, EventView, Summary
+from fleet_server.console.recent_labels import measured, recent
+from fleet_server.console.views import Console, DeviceRow, EventView, Summary
 from fleet_server.database import Database
 from fleet_server.devices.records import DeviceRecord
 from fleet_server.devices.service import DeviceService
 from fleet_server.models.service import ModelService
-from fleet_server.monitoring.harm import LabelledRow, estimate_accuracy
 from fleet_server.monitoring.settings import DriftRule
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import State
@@ -28,7 +27,6 @@ MOST_ROWS = 200
 _ROLLOUTS_SHOWN, _RUNS_SHOWN, _EVENTS_SHOWN, _HISTORY = 4, 5, 60, 50
 _Rows = Sequence[Mapping[str, Any]]
 _FRESH_MS = 1_000
-_CONFIDENCE = 0.95
 _DRIFT_RULE = DriftRule()
 
 
@@ -105,6 +103,7 @@ class ConsoleService:
                 span=span,
                 now_ms=now,
                 promised=self._promised(chosen),
+                serving={one.name: one.reported[chosen].package for one in devices if chosen in one.reported},
             ),
             drift=readings.drift,
             rollouts=[present.rollout_view(one) for one in rollouts],
@@ -157,7 +156,7 @@ class ConsoleService:
             found += present.run_events(run)
         for alert in alerts:
             found += present.alert_events(alert)
-        return sorted(found, key=lambda one: (-one.at_ms, one.key))[:_EVENTS_SHOWN]
+        return sorted(found, key=lambda one: (-one.at_ms, -one.order, one.key))[:_EVENTS_SHOWN]
 
 
 def _device_rows(devices: Sequence[DeviceRecord], readings: Readings) -> list[DeviceRow]:
@@ -181,17 +180,7 @@ def _model_row(base: DeviceRow, device: DeviceRecord, model: str, readings: Read
         requests_per_s=speed.requests_per_s if speed else None,
         p99_ms=speed.p99_ms if speed else None,
         drift=readings.verdicts.get(key),
-        accuracy=_accuracy(readings.recent_labels.get((device.name, reported.package), ())),
+        accuracy=measured([recent(readings.recent_labels.get((device.name, reported.package), ()))]),
         estimate=readings.newest_estimates.get(key),
         labels_used=readings.labels_used.get(key, 0),
     )
-
-
-def _accuracy(labels: Sequence[LabelPoint]) -> AccuracyView | None:
-    """Of the newest labels of the package that serves: the same rows as the chart's last point."""
-    newest = sorted(labels, key=lambda one: one.at_ms)[-accuracy.WINDOW :]
-    rows = [LabelledRow(one.device, one.correct, one.probability) for one in newest]
-    found = estimate_accuracy(rows, confidence=_CONFIDENCE)
-    if found.value is None:
-        return None
-    return AccuracyView(value=found.value, low=found.low, high=found.high, labels=found.labels)

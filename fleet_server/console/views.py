@@ -55,6 +55,11 @@ class AccuracyView:
     high: float
     labels: int
 
+    @property
+    def spread(self) -> float:
+        """Half of the interval, 0..1: what stands behind the plus-minus sign."""
+        return (self.high - self.low) / 2
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRow:
@@ -192,10 +197,11 @@ class RunView:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EventView:
-    """One thing that happened, wherever it was written down."""
+    """One thing that happened, wherever it was written down; ``order``: among those of one moment, the larger later."""
 
     key: str
     at_ms: int
+    order: int
     tone: Tone
     kind: str
     where: str
@@ -204,12 +210,24 @@ class EventView:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line of the chart: a value per time of the chart, or None; ``estimated`` ones are dashed."""
+    """One line of the chart; ``estimated`` ones are dashed.
+
+    Args:
+        values: One per time of the chart; None where there is nothing to say, so that the line breaks.
+        low, high: Bounds of each value, as long as ``values``; empty where none are drawn.
+        now: The value of the present: None where it is not recent, or not of the package that serves.
+        now_spread: Half of its interval; ``now_labels``: the labels it rests on, 0 where it is estimated without.
+    """
 
     label: str
     subject: str
     estimated: bool
     values: tuple[float | None, ...]
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    now: float | None = None
+    now_spread: float | None = None
+    now_labels: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +247,7 @@ class Chart:
         from_ms, until_ms: What the axis spans.
         times_ms: Ascending; each series has as many values.
         promised: Accuracy on the reference data of the newest package that serves, 0..1.
+        labels: Labels within the span that were asked for.
     """
 
     from_ms: int
@@ -237,6 +256,7 @@ class Chart:
     series: tuple[Series, ...]
     marks: tuple[Mark, ...]
     promised: float | None = None
+    labels: int = 0
 
     @property
     def empty(self) -> bool:

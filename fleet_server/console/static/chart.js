@@ -29,6 +29,31 @@ const shoalChart = (() => {
     return [Math.max(0, Math.floor(low * 10 - 0.5) / 10), 1.005];
   }
 
+  // How sure the fleet's line is: a light band, one piece per unbroken stretch. Devices' own would cover each other.
+  function drawBand(u) {
+    const one = chart.series.find((line) => line.subject === "fleet" && !line.estimated);
+    if (one === undefined || hidden.has("fleet")) return;
+    const { ctx } = u;
+    const at = (index, value) => [u.valToPos(chart.times[index], "x", true), u.valToPos(value, "y", true)];
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+    ctx.clip();
+    ctx.fillStyle = css("--ink");
+    ctx.globalAlpha = 0.09;
+    for (let begin = 0; begin < one.values.length; begin++) {
+      if (one.values[begin] == null) continue;
+      let end = begin;
+      while (one.values[end + 1] != null) end++;
+      ctx.beginPath();
+      for (let index = begin; index <= end; index++) ctx.lineTo(...at(index, one.high[index]));
+      for (let index = end; index >= begin; index--) ctx.lineTo(...at(index, one.low[index]));
+      ctx.fill();
+      begin = end;
+    }
+    ctx.restore();
+  }
+
   function drawMarks(u) {
     const { ctx, bbox } = u;
     ctx.save();
@@ -63,10 +88,13 @@ const shoalChart = (() => {
   }
 
   function options(room) {
-    const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+    const minute = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    const clock = new Intl.DateTimeFormat(undefined, minute);
+    const exact = new Intl.DateTimeFormat(undefined, { ...minute, second: "2-digit" });
     const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", hourCycle: "h23" });
     const long = chart.until - chart.from > 36 * 3600;
-    const times = (_u, values) => values.map((value) => (long ? day : clock).format(new Date(value * 1000)));
+    // Ticks closer than a minute would repeat it.
+    const times = (_u, values, _axis, _space, step) => values.map((value) => (long ? day : step < 60 ? exact : clock).format(new Date(value * 1000)));
     const axis = { stroke: css("--quiet"), grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     return {
       width: room.clientWidth,
@@ -83,25 +111,31 @@ const shoalChart = (() => {
           width: one.subject === "fleet" ? 2.5 : 1.5,
           dash: one.estimated ? [5, 4] : undefined,
           alpha: one.estimated ? 0.75 : 1,
-          spanGaps: true,
           show: !hidden.has(one.subject),
-          points: { show: (_u, index) => chart.series[index - 1].values.filter((v) => v != null).length === 1, size: 5 },
+          points: { show: true, filter: (_u, index) => lonely(chart.series[index - 1].values), size: 4 },
         })),
       ],
-      hooks: { draw: [drawMarks], setCursor: [() => values()] },
+      hooks: { drawAxes: [drawBand], draw: [drawMarks], setCursor: [() => values()] },
     };
   }
 
-  // The newest value up to the cursor, or of all where there is no cursor.
-  function valueAt(subject, index) {
-    const one = chart.series.find((line) => line.subject === subject && !line.estimated) ?? chart.series.find((line) => line.subject === subject);
-    for (let at = index ?? one.values.length - 1; at >= 0; at--) if (one.values[at] != null) return one.values[at];
-    return null;
+  // Values without a neighbour, which no line shows.
+  const lonely = (values) => values.flatMap((value, at) => (value != null && values[at - 1] == null && values[at + 1] == null ? [at] : []));
+
+  // At the cursor, else of the present; from labels where there are any, else the estimate, and marked as such.
+  function legendText(subject, index) {
+    const lines = chart.series.filter((one) => one.subject === subject);
+    const at = (one) => (index == null ? one.now : one.values[index]);
+    const measured = lines.find((one) => !one.estimated && at(one) != null);
+    const estimated = lines.find((one) => one.estimated && at(one) != null);
+    if (measured === undefined) return estimated === undefined ? "–" : `est. ${percent(at(estimated))}`;
+    const spread = index == null ? measured.spread : (measured.high[index] - measured.low[index]) / 2;
+    return `${percent(at(measured))} ±${(spread * 100).toFixed(0)}`;
   }
 
   function values() {
     for (const button of document.querySelectorAll("#accuracy-legend button")) {
-      const text = percent(valueAt(button.dataset.subject, plot.cursor.idx));
+      const text = legendText(button.dataset.subject, plot.cursor.idx);
       if (button.lastChild.textContent !== text) button.lastChild.textContent = text;
     }
   }

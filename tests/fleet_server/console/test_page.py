@@ -13,6 +13,8 @@ from edge_agent.contract.messages import EventKind, ReportedModel, UpdateStep
 from fleet_server.access.guard import SESSION_COOKIE
 from fleet_server.console.service import MOST_ROWS
 from fleet_server.monitoring.tables import alerts
+from fleet_server.rollouts import state, store
+from fleet_server.rollouts.state import Gate, Rollout
 from tests.fleet_server.console.harbour import MODEL, Harbour
 
 SECTIONS = ("numbers", "fleet", "accuracy", "drift", "rollouts", "runs", "events")
@@ -69,7 +71,7 @@ async def test_no_identifier_is_used_twice(harbour: Harbour) -> None:
 async def test_the_fleet_table_says_what_each_device_serves_and_how_well(harbour: Harbour) -> None:
     text = await page(harbour)
     assert re.match(
-        r"camera-1 online digits 2 [0-9a-f]{8} committed 24\.0 0\.\d\d steady \d\d\.\d % ", row(text, "camera-1")
+        r"camera-1 online digits 2 [0-9a-f]{8} committed 24\.0 0\.\d\d steady \d\d\.\d % ±\d+ ", row(text, "camera-1")
     )
     assert "self-tested" in row(text, "camera-3")
     assert "drifted" in row(text, "camera-3")
@@ -143,7 +145,8 @@ async def test_a_halted_rollout_says_why(harbour: Harbour) -> None:
 
 async def test_runs_show_champion_against_challenger_and_the_reasons(harbour: Harbour) -> None:
     words = " ".join(unescape(re.sub(r"<[^>]+>", " ", await page(harbour))).split()).replace("\xa0", " ")
-    assert "champion 66.1 % → challenger 94.0 % +27.9 points better: +27.9 points" in words
+    # The reasons say the difference, with its interval: said twice, it would be rounded twice.
+    assert "champion 66.1 % → challenger 94.0 % better: +27.9 points" in words
     assert "undecided: +1.3 points, interval -3.1 to +5.7" in words
 
 
@@ -152,6 +155,30 @@ async def test_events_come_newest_first(harbour: Harbour) -> None:
     times = re.findall(r'<li id="event-[^>]*><time datetime="([^"]+)"', text)
     assert len(times) > 10
     assert times == sorted(times, reverse=True)
+
+
+async def test_events_of_one_moment_come_newest_first(harbour: Harbour) -> None:
+    steps = [f"step-{number}" for number in range(12)]
+    harbour.clock.at_ms += 2_000
+    for step in steps:
+        harbour.event("camera-2", EventKind.UPDATE_STEP, package="00", step=step)
+    text = await page(harbour)
+    assert re.findall(r"00 (step-\d+)<", text) == steps[::-1]
+
+
+async def test_a_rollout_to_no_devices_says_so_and_shows_no_waves(empty: Harbour) -> None:
+    package = empty.release("1", seed=0, accuracy=0.9)
+    begun = Rollout(id="r-0", model=MODEL, package=package, version="1", waves=(1, 1.0), gate=Gate())
+    with empty.db.write() as connection:
+        store.insert(connection, begun, empty.clock())
+        running = state.move(begun, state.State.RUNNING)
+        store.save(connection, begun, running, empty.clock())
+        store.save(connection, running, state.move(running, state.State.DONE), empty.clock())
+    text = await page(empty)
+    panel = text[text.index('id="rollout-r-0"') : text.index('id="runs"')]
+    assert "done at once: no devices yet" in panel
+    assert "waves" not in panel
+    assert text.index("rollout done") < text.index("rollout created")
 
 
 async def test_an_empty_server_teaches_the_next_commands(empty: Harbour) -> None:
