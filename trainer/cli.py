@@ -26,6 +26,7 @@ _RECIPES = click.option(
 _LAKE = click.option("--lake", required=True, help="Folder or URI of the sample lake.")
 _SERVER = click.option("--server", required=True, envvar="SHOAL_SERVER", help="Base URL of the fleet server.")
 _TOKEN = click.option("--token", required=True, envvar="SHOAL_TOKEN", help="A token of role trainer.")
+_DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error too.")
 _KEYS = click.option(
     "--keys",
     required=True,
@@ -51,16 +52,27 @@ def trainer() -> None:
 @trainer.command("import")
 @click.argument("model")
 @_LAKE
+@click.option("--replace", is_flag=True, help="Take out rows of an earlier import that the recipe has otherwise now.")
 @_RECIPES
+@_DEBUG
 @plainly
-def import_rows(model: str, lake: str, recipes: Path | None) -> None:
-    """Write the base rows of MODEL's recipe into the lake, labels too; rows already there are left alone."""
+def import_rows(*, model: str, lake: str, replace: bool, recipes: Path | None) -> None:
+    """Write the base rows of MODEL's recipe into the lake, labels too; rows already there are left alone.
+
+    Every row is checked against model.toml before anything is written. Where the recipe was mended after a bad import,
+    --replace takes the rows imported before out of the lake's newest version and writes the recipe's; rows that devices
+    sent stay as they are.
+    """
     from trainer.lake import import_base
     from trainer.recipe import Recipe
 
     recipe = Recipe.load(recipes_folder(recipes) / model)
-    new = import_base(recipe, lake, now=dt.datetime.now(dt.UTC))
-    click.echo(f"{model}: {new} rows are new in {lake}" if new else f"{model}: all rows are in {lake} already")
+    done = import_base(recipe, lake, now=dt.datetime.now(dt.UTC), replace=replace)
+    if done.replaced:
+        click.echo(f"{model}: {done.replaced} rows of an earlier import were taken out of {lake}")
+    click.echo(
+        f"{model}: {done.new} rows are new in {lake}" if done.new else f"{model}: all rows are in {lake} already"
+    )
 
 
 @trainer.command()
@@ -75,6 +87,7 @@ def import_rows(model: str, lake: str, recipes: Path | None) -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=int)
 @_RECIPES
+@_DEBUG
 @plainly
 def train(
     *, model: str, lake: str, out: Path, version: str | None, champion: Path | None, seed: int, recipes: Path | None
@@ -130,6 +143,7 @@ def train(
 @_SERVER
 @_TOKEN
 @_KEYS
+@_DEBUG
 @plainly
 def publish(folder: Path, server: str, token: str, keys: Path) -> None:
     """Sign the package in FOLDER and show it on the server."""
@@ -153,6 +167,7 @@ def publish(folder: Path, server: str, token: str, keys: Path) -> None:
 @click.option("--once", is_flag=True, help="Take one run if one waits, then end.")
 @click.option("--poll", "poll_s", default=2.0, show_default=True, help="Seconds between questions for work.")
 @_RECIPES
+@_DEBUG
 @plainly
 def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s: float, recipes: Path | None) -> None:
     """Work for the fleet server: train what it asks for, publish what is better, report the rest."""

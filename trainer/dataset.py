@@ -22,7 +22,7 @@ from trainer.errors import DatasetError
 from trainer.lake import open_table, read_table
 from trainer.recency import current_since
 from trainer.recipe import Recipe
-from trainer.rows import Rows, decode_inputs, hash_share
+from trainer.rows import DecodedInputs, Rows, decode_inputs, hash_share
 
 _KEYS = ["device", "request_id"]
 _SAMPLE_COLUMNS = [*_KEYS, "package", "at_ms", "reason", "prediction", "group", "inclusion_probability", "inputs"]
@@ -44,6 +44,7 @@ class Dataset:
         current: bool[N]: field rows of today's world.
         recent: Sampled rows of today's world, labelled or not; ``unseen``: bool, those that are not trained on.
         unmatched: Labels whose sample is not in the lake.
+        set_aside: Samples that break the signature, and are not used; ``complaint`` says what is wrong with the first.
     """
 
     digest: str
@@ -56,6 +57,8 @@ class Dataset:
     recent: Rows
     unseen: NDArray[np.bool_]
     unmatched: int
+    set_aside: int = 0
+    complaint: str = ""
 
     @property
     def field(self) -> NDArray[np.bool_]:
@@ -81,6 +84,7 @@ class Dataset:
             "validation": int(self.validation.sum()),
             "holdout": int(self.holdout.sum()),
             "labels_without_sample": self.unmatched,
+            "set_aside": self.set_aside,
         }
 
 
@@ -110,13 +114,17 @@ def read_dataset(
     assert labels is not None  # noqa: S101
     sampled = _unique(read_table(samples, _SAMPLE_COLUMNS, recipe.name), "at_ms")
     labelled = _unique(read_table(labels, _LABEL_COLUMNS, recipe.name), "labelled_at_ms")
+    unmatched = len(labelled) - len(labelled.join(sampled.select(_KEYS), keys=_KEYS, join_type="left semi"))
+    decoded = decode_inputs(sampled["inputs"].to_pylist(), recipe.signature)
+    _refuse_bad(recipe, lake, sampled, decoded)
+    sampled = sampled.filter(pa.array(decoded.fits))
     joined = sampled.append_column("row", pa.array(range(len(sampled)), pa.int64())).select([*_KEYS, "row"])
     joined = labelled.join(joined, keys=_KEYS, join_type="inner")
     if not len(joined):
         raise DatasetError(
             f"{lake}: '{recipe.name}' has {len(sampled)} samples and {len(labelled)} labels, but no pair"
         )
-    everything, asked = _decode(recipe, sampled, joined)
+    everything, asked = _decode(recipe, sampled, decoded.inputs, joined)
     with_label = everything.targets >= 0
     rows = replace(everything.take(with_label), probability=asked[with_label])
     holdout, validation = _split(recipe, rows)
@@ -133,7 +141,9 @@ def read_dataset(
         current=current,
         recent=everything.take(today),
         unseen=unseen[today],
-        unmatched=len(labelled) - len(joined),
+        unmatched=unmatched,
+        set_aside=int((~decoded.fits).sum()),
+        complaint=decoded.complaint,
     )
 
 
@@ -146,7 +156,32 @@ def _unique(table: pa.Table, newest_by: str) -> pa.Table:
     return table.take(pc.take(last, pc.sort_indices(last)))
 
 
-def _decode(recipe: Recipe, sampled: pa.Table, joined: pa.Table) -> tuple[Rows, NDArray[np.float64]]:
+def _refuse_bad(recipe: Recipe, lake: str, sampled: pa.Table, decoded: DecodedInputs) -> None:
+    """Rows of devices that do not fit are set aside: an older model may have had another signature. Others are refused.
+
+    Raises:
+        DatasetError: An imported row, or most of the rows, break the signature.
+    """
+    bad = np.flatnonzero(~decoded.fits)
+    if not len(bad):
+        return
+    devices = sampled["device"].to_pylist()
+    if any(devices[at] == IMPORTED for at in bad):
+        raise DatasetError(
+            f"{lake}: imported rows of '{recipe.name}' break the signature ({len(bad)} rows; the first: "
+            f"{decoded.complaint}); mend the recipe, then `shoal trainer import {recipe.name} --lake ... --replace`"
+        )
+    if 2 * len(bad) > len(devices):
+        first = sampled["request_id"][int(bad[0])]
+        raise DatasetError(
+            f"{lake}: {len(bad)} of {len(devices)} samples of '{recipe.name}' break the signature in model.toml; the "
+            f"first is request {first} of device {devices[bad[0]]}: {decoded.complaint}"
+        )
+
+
+def _decode(
+    recipe: Recipe, sampled: pa.Table, inputs: dict[str, NDArray[Any]], joined: pa.Table
+) -> tuple[Rows, NDArray[np.float64]]:
     """All samples in memory, the oldest first, with the class index of those that have a label.
 
     Returns:
@@ -158,14 +193,23 @@ def _decode(recipe: Recipe, sampled: pa.Table, joined: pa.Table) -> tuple[Rows, 
     at = joined["row"].to_numpy()
     for row, label in zip(at, joined["label"].to_pylist(), strict=True):
         if label not in index:
-            raise DatasetError(f"label {label!r} is no class of '{recipe.name}'; it has: {', '.join(index)}")
+            device, request = sampled["device"][int(row)], sampled["request_id"][int(row)]
+            cure = (
+                f"`shoal trainer import {recipe.name} --lake ... --replace`"
+                if str(device) == IMPORTED
+                else "send feedback with the right one"
+            )
+            raise DatasetError(
+                f"label {label!r} is no class of '{recipe.name}'; it has: {', '.join(index)} (request {request} of "
+                f"device {device}; {cure})"
+            )
         targets[row] = index[label]
     asked[at] = _probability(joined["inclusion_probability"])
     text = {name: _text(sampled[name]) for name in ("device", "package", "reason", "prediction", "group", "request_id")}
     alone = text["group"] == ""
     groups = np.where(alone, text["device"] + "/" + text["request_id"], text["group"])
     rows = Rows(
-        inputs=decode_inputs(sampled["inputs"].to_pylist(), recipe.signature),
+        inputs=inputs,
         targets=targets,
         devices=text["device"],
         groups=groups,

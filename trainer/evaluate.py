@@ -134,8 +134,8 @@ def decide(
     assert current.high is not None  # noqa: S101
     facts = (
         f"on {current.rows} held-out rows of today's world the challenger is right on {current.challenger:.1%}, the "
-        f"champion on {current.champion:.1%}: {current.difference:+.1%} "
-        f"({gates.confidence:.0%} interval {current.low:+.1%} to {current.high:+.1%})"
+        f"champion on {current.champion:.1%}: {_points(current.difference)} points "
+        f"({gates.confidence:.0%} interval {_points(current.low)} to {_points(current.high)})"
     )
     faults = []
     if current.high < 0:
@@ -143,7 +143,7 @@ def decide(
     if base and base.difference is not None and base.difference < -gates.max_base_regression:
         faults.append(
             f"it forgets: on {base.rows} held-out imported rows {base.challenger:.1%} against {base.champion:.1%}, "
-            f"a loss of more than {gates.max_base_regression:.1%}"
+            f"a loss of more than {100 * gates.max_base_regression:.1f} points"
         )
     faults.extend(_lost_slices(slices, gates))
     if faults:
@@ -153,9 +153,14 @@ def decide(
     why = (
         "the interval includes no difference"
         if current.low <= 0
-        else f"the gate asks for at least {gates.min_improvement:+.1%}"
+        else f"the gate asks for at least {_points(gates.min_improvement)} points"
     )
     return "undecided", [f"not shown to be better: {facts}; {why}"]
+
+
+def _points(difference: float) -> str:
+    """A difference of accuracies in percentage points."""
+    return f"{100 * difference:+.1f}"
 
 
 def _lost_slices(slices: Mapping[str, Mapping[str, Comparison]], gates: Gates) -> list[str]:
@@ -172,7 +177,7 @@ def _lost_slices(slices: Mapping[str, Mapping[str, Comparison]], gates: Gates) -
     ]
     return [
         f"{name} '{value}' gets worse: {part.challenger:.1%} against {part.champion:.1%} on {part.rows} rows, a loss "
-        f"of more than {gates.max_slice_regression:.1%}, and not by chance (p = {part.p_value:.2g})"
+        f"of more than {100 * gates.max_slice_regression:.1f} points, and not by chance (p = {part.p_value:.2g})"
         for name, value, part in judged
         if (part.difference or 0.0) < -gates.max_slice_regression
         and (part.p_value or 0.0) * len(judged) <= 1 - gates.confidence

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
 from trainer.dataset import Dataset
-from trainer.errors import TrainerError
+from trainer.errors import RecipeError, TrainerError
 from trainer.recipe import Recipe
+from trainer.rehearsal import blame
 from trainer.rows import Rows
 
 Progress = Callable[[float, str], None]
@@ -111,8 +112,15 @@ def fit(
     with warnings.catch_warnings():
         # Batches come from memory: Lightning's advice on worker processes does not apply.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-        trainer.fit(network, train_dataloaders=training, val_dataloaders=validation)
+        # Lightning 2.6 makes and copies a LeafSpec for each loader; torch from 2.10 on calls that deprecated.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        try:
+            trainer.fit(network, train_dataloaders=training, val_dataloaders=validation)
+        except TrainerError:
+            raise
+        except Exception as error:
+            # Whatever the recipe's author wrote may fail in whatever way.
+            raise RecipeError(blame(recipe, "failed in training", error)) from error
     if best.weights is None:
         raise TrainerError(
             f"'{recipe.name}': no finite val_loss in {trainer.current_epoch} epochs; lower the learning rate in "
@@ -157,7 +165,12 @@ class _BestWeights(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare this epoch with the best one."""
-        loss = float(trainer.callback_metrics.get("val_loss", float("nan")))
+        if "val_loss" not in trainer.callback_metrics:
+            raise RecipeError(
+                "model.py: validation_step logs no val_loss, by which the best epoch is chosen; write "
+                'self.log("val_loss", loss)'
+            )
+        loss = float(trainer.callback_metrics["val_loss"])
         if loss < self.loss:
             self.loss = loss
             self.weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}

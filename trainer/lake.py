@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from edge_agent.contract.lake import IMPORTED, LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
+from trainer.base_rows import base_rows
 from trainer.errors import DatasetError
 from trainer.recipe import Recipe
-from trainer.rows import encode_row
 
 _PARTITION = {SAMPLES: ["day"], LABELS: []}
 
@@ -49,58 +52,118 @@ def read_table(table: DeltaTable, columns: list[str], model: str) -> pa.Table:
     return found
 
 
-def import_base(recipe: Recipe, lake: str, *, now: dt.datetime) -> int:
+@dataclass(frozen=True)
+class Imported:
+    """What an import did: rows that are new, and rows of an earlier import that were taken out."""
+
+    new: int
+    replaced: int = 0
+
+
+def import_base(recipe: Recipe, lake: str, *, now: dt.datetime, replace: bool = False) -> Imported:
     """Write the recipe's base rows into the lake, samples first; rows that are there already are left alone.
+
+    Nothing is written before every row was checked.
 
     Args:
         now: When they are said to have been seen, UTC.
-    Returns:
-        How many rows were new.
+        replace: Take out what was imported of this model before where it is not what the recipe has now. Older versions
+            of the lake keep it.
     Raises:
-        RecipeError: The recipe has no ``data.py``.
-        DatasetError: The lake cannot be read.
+        RecipeError: The recipe has no ``data.py``, or a row is not what ``model.toml`` says; it names the row.
+        DatasetError: The lake cannot be read or written; or it holds other imported rows, and ``replace`` is not set.
     """
-    groups, inputs, labels = recipe.module("data").base_rows()
-    at_ms, day = int(now.timestamp() * 1000), now.strftime("%Y-%m-%d")
-    written = 0
-    for name, columns in ((SAMPLES, SAMPLE_COLUMNS), (LABELS, LABEL_COLUMNS)):
-        there = _imported(lake, name, recipe.name)
-        rows = []
-        for at, (group, label) in enumerate(zip(groups, labels, strict=True)):
-            request = f"{recipe.name}-base-{group}"
-            if request in there:
-                continue
-            row: dict[str, Any] = {
-                "request_id": request, "device": IMPORTED, "model": recipe.name, "package": "", "at_ms": at_ms,
-                "day": day, "reason": "import", "inclusion_probability": 1.0, "prediction": "", "confidence": 0.0,
-                "margin": 0.0, "group": group, "inputs": b"", "outputs": b"\x80", "label": label, "source": IMPORTED,
-                "labelled_at_ms": at_ms,
-            }  # fmt: skip
-            if name == SAMPLES:
-                row["inputs"] = encode_row(inputs, at)
-            rows.append({column: row[column] for column in columns})
+    base = base_rows(recipe)
+    wanted = dict(zip(base.requests, base.rows(), strict=True))
+    samples = _imported(lake, SAMPLES, recipe.name, "inputs")
+    labels = _imported(lake, LABELS, recipe.name, "label")
+    other = _differing(wanted, samples, labels)
+    if other and not replace:
+        raise DatasetError(
+            f"{lake}: {len(other)} imported rows of '{recipe.name}' are not what the recipe has now (the first: "
+            f"{other[0]}); nothing was written. To take them out and let the recipe's rows stand: shoal trainer import "
+            f"{recipe.name} --lake ... --replace"
+        )
+    for name, columns, known in ((SAMPLES, SAMPLE_COLUMNS, samples), (LABELS, LABEL_COLUMNS, labels)):
+        rows = [
+            _row(recipe.name, request, row, now, columns)
+            for request, row in wanted.items()
+            if other or request not in known
+        ]
         if rows:
-            append(lake, name, rows)
-        written = max(written, len(rows))
-    return written
+            append(lake, name, rows, instead_of=recipe.name if other and known else None)
+    there = (samples.keys() & labels.keys()) - set(other)
+    return Imported(new=len(wanted.keys() - there), replaced=len(other))
 
 
-def append(lake: str, table: str, rows: list[dict[str, Any]], *, properties: CommitProperties | None = None) -> None:
-    """Append rows with the columns of the contract to a table of the lake, which is made where it is not there yet."""
+def _differing(
+    wanted: dict[str, tuple[bytes, str, str]], samples: dict[str, bytes], labels: dict[str, str]
+) -> list[str]:
+    """Requests in the lake that the recipe has otherwise, or has not."""
+    wrong = {request for request, inputs in samples.items() if wanted.get(request, (b"", "", ""))[0] != inputs}
+    wrong |= {request for request, label in labels.items() if wanted.get(request, (b"", "", ""))[1] != label}
+    return sorted(wrong)
+
+
+def _row(
+    model: str, request: str, row: tuple[bytes, str, str], now: dt.datetime, columns: Iterable[str]
+) -> dict[str, Any]:
+    """A base row with some columns of either table."""
+    (inputs, label, group), at_ms = row, int(now.timestamp() * 1000)
+    known: dict[str, Any] = {
+        "request_id": request, "device": IMPORTED, "model": model, "package": "", "at_ms": at_ms,
+        "day": now.strftime("%Y-%m-%d"), "reason": "import", "inclusion_probability": 1.0, "prediction": "",
+        "confidence": 0.0, "margin": 0.0, "group": group, "inputs": inputs, "outputs": b"\x80", "label": label,
+        "source": IMPORTED, "labelled_at_ms": at_ms,
+    }  # fmt: skip
+    return {column: known[column] for column in columns}
+
+
+def append(
+    lake: str,
+    table: str,
+    rows: list[dict[str, Any]],
+    *,
+    properties: CommitProperties | None = None,
+    instead_of: str | None = None,
+) -> None:
+    """Append rows with the columns of the contract to a table of the lake, which is made where it is not there yet.
+
+    Args:
+        instead_of: Name of a model whose imported rows go in the same commit.
+    Raises:
+        DatasetError: The lake cannot be written.
+    """
     columns = SAMPLE_COLUMNS if table == SAMPLES else LABEL_COLUMNS
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
-    write_deltalake(
-        f"{lake.rstrip('/')}/{table}",
-        pa.Table.from_pylist(rows, schema=schema),
-        mode="append",
-        partition_by=_PARTITION[table] or None,
-        commit_properties=properties,
-    )
+    uri = f"{lake.rstrip('/')}/{table}"
+    try:
+        if instead_of is None:
+            write_deltalake(
+                uri,
+                pa.Table.from_pylist(rows, schema=schema),
+                mode="append",
+                partition_by=_PARTITION[table] or None,
+                commit_properties=properties,
+            )
+        else:
+            write_deltalake(
+                uri,
+                pa.Table.from_pylist(rows, schema=schema),
+                mode="overwrite",
+                predicate=f"device = '{IMPORTED}' AND model = '{instead_of}'",
+                commit_properties=properties,
+            )
+    except (DeltaError, OSError) as error:
+        raise DatasetError(f"{uri}: cannot be written: {error}") from error
 
 
-def _imported(lake: str, name: str, model: str) -> set[str]:
+def _imported(lake: str, name: str, model: str, column: str) -> dict[str, Any]:
+    """A column of the model's imported rows, by request."""
     table = open_table(lake, name, None)
     if table is None:
-        return set()
-    found = read_table(table, ["request_id", "device"], model).to_pydict()
-    return {row for row, device in zip(found["request_id"], found["device"], strict=True) if device == IMPORTED}
+        return {}
+    newest = "at_ms" if name == SAMPLES else "labelled_at_ms"
+    found = read_table(table, ["request_id", "device", column, newest], model)
+    found = found.filter(pc.equal(found["device"], IMPORTED)).sort_by(newest)
+    return dict(zip(found["request_id"].to_pylist(), found[column].to_pylist(), strict=True))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = (1, 2, 7, 32)
 _RTOL, _ATOL = 1e-3, 1e-4
+_SUM_ATOL = 1e-3
 
 
 def check_parity(
@@ -65,6 +66,34 @@ def trained_outputs(
     if len(outputs) != len(signature.outputs):
         raise ParityFailed(f"forward gave {len(outputs)} outputs, the signature has {len(signature.outputs)}")
     return {spec.name: tensor.numpy() for spec, tensor in zip(signature.outputs, outputs, strict=True)}
+
+
+def check_probabilities(name: str, found: NDArray[Any]) -> None:
+    """Each row of a classification's output must be a probability distribution: devices take it for one.
+
+    Args:
+        name: Of the output; ``found``: what the model answered, [N, classes].
+    Raises:
+        ParityFailed: A value is not finite or not in 0..1, or a row's sum is not 1; it names the row.
+    """
+    values = found.astype(np.float64)
+    finite: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
+    inside: NDArray[np.bool_] = np.all((values >= -_SUM_ATOL) & (values <= 1 + _SUM_ATOL), axis=1)
+    sums = values.sum(axis=1)
+    wrong = ~(finite & inside & (np.abs(sums - 1) <= _SUM_ATOL))
+    if not wrong.any():
+        return
+    row = int(np.flatnonzero(wrong)[0])
+    if not finite[row]:
+        what = "holds values that are not finite"
+    elif not inside[row]:
+        what = f"holds values from {values[row].min():.3g} to {values[row].max():.3g}, not in 0..1"
+    else:
+        what = f"sums up to {sums[row]:.4g}, not to 1"
+    raise ParityFailed(
+        f"output '{name}' is no probability distribution: row {row} {what} ({int(wrong.sum())} of {len(values)} rows "
+        "are wrong); return torch.softmax(logits, dim=-1) from forward"
+    )
 
 
 def _compare(name: str, size: int, expected: NDArray[Any], found: NDArray[Any]) -> float:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +21,14 @@ from edge_agent.contract.manifest import Classification
 from edge_agent.contract.names import is_name
 from edge_agent.contract.signature import Signature
 from trainer.errors import RecipeError
-from trainer.recipe_file import RecipeFile
+from trainer.recipe_file import RecipeFile, with_choices
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
 _FILE = "model.toml"
+# A local variable, and the argument of sys.getrefcount.
+_OWN_REFERENCES = 2
 _CODE_SUFFIXES = frozenset({".py", ".toml"})
 
 
@@ -57,8 +60,8 @@ class Recipe:
             raise RecipeError(f"{folder / 'model.py'}: not found; it holds the LightningModule called Model")
         try:
             file = msgspec.convert(tomllib.loads(path.read_text()), RecipeFile)
-        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise RecipeError(f"{path}: {error}") from error
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: {with_choices(str(error))}") from error
         if file.name != folder.resolve().name or not is_name(file.name):
             raise RecipeError(
                 f"{path}: name {file.name!r} must be that of its folder, {folder.resolve().name!r}, "
@@ -101,13 +104,64 @@ class Recipe:
         if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
             raise RecipeError(f"{self.folder / 'model.py'}: needs a class Model derived from LightningModule")
         options, classes = self.file.training.options, len(self.file.labels)
+        given = _Options(options)
         try:
-            network = kind(options=options, classes=classes, learning_rate=learning_rate, epochs=epochs)
-        except (TypeError, ValueError, KeyError) as error:
+            network = kind(options=given, classes=classes, learning_rate=learning_rate, epochs=epochs)
+        except Exception as error:
+            # Whatever the recipe's author wrote may fail in whatever way.
+            if isinstance(error, KeyError) and given.missing:
+                raise RecipeError(
+                    f"{self.folder / 'model.py'}: Model asks for the option '{given.missing}'; [training.options] of "
+                    f"{_FILE} has: {', '.join(options) or 'none'}"
+                ) from error
             raise RecipeError(
-                f"{self.folder / 'model.py'}: Model(options=, classes=, learning_rate=, epochs=) failed: {error}"
+                f"{self.folder / 'model.py'}: Model(options=, classes=, learning_rate=, epochs=) failed: "
+                f"{type(error).__name__}: {error}"
             ) from error
+        kept = sys.getrefcount(given) > _OWN_REFERENCES  # by the network: it may read more later
+        if not kept and (unknown := sorted(options.keys() - given.read)):
+            known = ", ".join(sorted(given.read)) or "none"
+            raise RecipeError(f"{self.folder / _FILE}: unknown option {', '.join(unknown)}; Model reads: {known}")
         return network
+
+
+class _Options(dict[str, Any]):
+    """The options that Model is given; knows which were asked for, so that a misspelt one is found."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__(options)
+        self.read: set[str] = set()
+        self.missing = ""
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        if name not in self:
+            self.missing = name
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a dict's; the option counts as read."""
+        self.read.add(name)
+        return super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As a dict's; the option counts as read."""
+        self.read.add(name)
+        return super().pop(name, *default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        """As a dict's; who asks for all has read all: ``Layers(**options)``."""
+        self.read.update(super().keys())
+        return super().keys()
+
+    def items(self) -> Any:
+        """As :meth:`keys`."""
+        self.read.update(super().keys())
+        return super().items()
 
 
 def find_recipes(folder: Path) -> list[Recipe]:

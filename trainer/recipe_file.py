@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -14,6 +15,20 @@ from edge_agent.contract.signature import Constraint, Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 
 _DYNAMIC = -1
+_CHOICES = {
+    r"\.projection`": tuple(projection.value for projection in Projection),
+    r"\.datatype`": tuple(datatype.value for datatype in Datatype),
+    r"\.slices": ("device", "class"),
+    r"\.task\.kind`": ("classification",),
+}
+
+
+def with_choices(message: str) -> str:
+    """What msgspec found wrong with ``model.toml``, and what is allowed where it was one of a few words."""
+    for where, kind in _CHOICES.items():
+        if "nvalid enum value" in message and re.search(where, message):
+            return f"{message}; allowed are: {', '.join(kind)}"
+    return message
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +108,9 @@ class Training(_Table, frozen=True, kw_only=True):
         for name in ("epochs", "finetune_epochs", "learning_rate", "finetune_learning_rate", "batch_size", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("patience", "base_weight", "current_weight", "field_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be below 0, got {getattr(self, name)}")
 
 
 class Gates(_Table, frozen=True, kw_only=True):

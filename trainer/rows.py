@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.errors import MessageError
+from edge_agent.contract.errors import MessageError, SignatureMismatch
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Tensor
 from trainer.errors import DatasetError
@@ -57,25 +57,42 @@ class Rows:
         return np.asarray(weight / weight.mean())
 
 
-def decode_inputs(blobs: list[bytes], signature: Signature) -> dict[str, NDArray[Any]]:
-    """The inputs of N sampled rows, by name; axis 0 is N.
+@dataclass(frozen=True)
+class DecodedInputs:
+    """Inputs of sampled rows.
+
+    Args:
+        inputs: By name, of the rows that fit the signature alone; axis 0 is their number.
+        fits: bool[N]: which of the N rows those are.
+        complaint: What is wrong with the first row that does not fit; empty where all do.
+    """
+
+    inputs: dict[str, NDArray[Any]]
+    fits: NDArray[np.bool_]
+    complaint: str
+
+
+def decode_inputs(blobs: list[bytes], signature: Signature) -> DecodedInputs:
+    """The inputs of N sampled rows; those that break the signature are set aside.
 
     Args:
         blobs: msgpack of ``dict[str, Tensor]``, each one row, with or without its batch axis of 1.
-    Raises:
-        DatasetError: A row is not what the signature says; it names row and tensor.
     """
     columns: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in signature.inputs}
+    fits, complaint = np.zeros(len(blobs), dtype=bool), ""
+    first: dict[str, NDArray[Any]] | None = None
     for at, blob in enumerate(blobs):
         try:
-            tensors = msgspec.msgpack.decode(blob, type=dict[str, Tensor])
-            for spec in signature.inputs:
-                columns[spec.name].append(_one_row(spec, tensors[spec.name].array()))
-        except KeyError as error:
-            raise DatasetError(f"row {at} of the lake's samples lacks the input {error}") from error
-        except (msgspec.DecodeError, MessageError, DatasetError) as error:
-            raise DatasetError(f"row {at} of the lake's samples: {error}") from error
-    return {spec.name: np.stack(columns[spec.name]) if blobs else _empty(spec) for spec in signature.inputs}
+            row = _decode_row(blob, signature, first)
+        except (msgspec.DecodeError, MessageError, DatasetError, SignatureMismatch) as error:
+            complaint = complaint or str(error)
+            continue
+        first = first or row
+        fits[at] = True
+        for name, array in row.items():
+            columns[name].append(array)
+    stacked = {spec.name: np.concatenate(columns[spec.name]) if first else _empty(spec) for spec in signature.inputs}
+    return DecodedInputs(stacked, fits, complaint)
 
 
 def hash_share(text: str, salt: str) -> float:
@@ -101,18 +118,27 @@ def encode_row(inputs: Mapping[str, NDArray[Any]], row: int) -> bytes:
     return msgspec.msgpack.encode({name: Tensor.of(array[row : row + 1]) for name, array in inputs.items()})
 
 
-def _one_row(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
-    if array.ndim == len(spec.shape) and len(array) == 1:
-        array = array[0]
-    fits = array.ndim == len(spec.shape) - 1 and all(
-        want is None or want == have for want, have in zip(spec.shape[1:], array.shape, strict=True)
-    )
-    if not fits or array.dtype != spec.datatype.numpy:
-        raise DatasetError(
-            f"input '{spec.name}' is {array.dtype}{list(array.shape)}, the signature says "
-            f"{spec.datatype.value}{[axis or -1 for axis in spec.shape[1:]]} a row"
-        )
-    return array
+def _decode_row(blob: bytes, signature: Signature, first: dict[str, NDArray[Any]] | None) -> dict[str, NDArray[Any]]:
+    """One row by input name, with a batch axis of 1, checked against the signature; missing values are filled."""
+    tensors = msgspec.msgpack.decode(blob, type=dict[str, Tensor])
+    row = {}
+    for spec in signature.inputs:
+        if spec.name not in tensors:
+            raise DatasetError(f"it lacks the input '{spec.name}'; it has: {', '.join(sorted(tensors)) or 'none'}")
+        array = tensors[spec.name].array()
+        row[spec.name] = _unfilled(spec, array if array.ndim == len(spec.shape) else array[None])
+    checked = signature.check(row)
+    for name, array in checked.items():
+        if len(array) != 1 or (first is not None and array.shape != first[name].shape):
+            raise DatasetError(f"input '{name}' has the shape {list(array.shape)}, unlike the first row's")
+    return checked
+
+
+def _unfilled(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+    """Devices record what the model saw: a fill that lies outside the constraint stands for a missing value again."""
+    if spec.constraint.fill is None or array.dtype.kind != "f":
+        return array
+    return np.where(array == array.dtype.type(spec.constraint.fill), array.dtype.type(np.nan), array)
 
 
 def _empty(spec: TensorSpec) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -17,6 +18,7 @@ import click
 import msgspec
 
 from edge_agent.contract.errors import ConfigurationError, ShoalError
+from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.runtime.package import Package
 from trainer.recipe import Recipe
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from trainer.dataset import Dataset
 
 RESULT_FILE = "result.json"
+TRACEBACK_FILE = "traceback.txt"
 PACKAGE_FOLDER = "package"
 _CANDIDATE_FOLDER = "candidate"
 _EXPORT_FOLDER = "export"
@@ -47,6 +50,7 @@ def execute(
     Raises:
         ShoalError: The dataset, the recipe or the exported model is wrong.
     """
+    check_version(version)
     report("dataset", 0.0, "loading the libraries")
     from trainer.dataset import read_dataset
 
@@ -58,6 +62,9 @@ def execute(
         champion=run.champion,
     )
     report("dataset", 0.15, f"{len(dataset.rows)} labelled rows, {int(dataset.field.sum())} from the field")
+    if dataset.set_aside:
+        aside = f"{dataset.set_aside} samples break the signature and are set aside; the first: {dataset.complaint}"
+        report("dataset", 0.15, aside)
     if champion is not None and (reason := _nothing_new(recipe, dataset)):
         return RunResult(
             fence=run.fence, state=RunState.UNCHANGED, reasons=(reason,), evaluation={"dataset": dataset.summary()}
@@ -83,17 +90,19 @@ def _train(
     report: Report,
 ) -> RunResult:
     from edge_agent.runtime.onnx import OnnxBackend
-    from trainer.evaluate import evaluate
+    from trainer.evaluate import evaluate, predict
     from trainer.export import export, state_from
     from trainer.fit import fit
     from trainer.package import Identity, evaluation_json, write_candidate, write_release
-    from trainer.parity import check_parity
+    from trainer.parity import check_parity, check_probabilities
     from trainer.reference import build_reference
+    from trainer.rehearsal import rehearse
 
     settings = recipe.file.training
+    blank = recipe.network(learning_rate=settings.learning_rate, epochs=1)
+    rehearse(recipe, blank, dataset.rows.inputs)
     start = None
     if champion is not None:
-        blank = recipe.network(learning_rate=settings.learning_rate, epochs=1)
         start = state_from(champion, blank)
         if start is None:
             report("fit", 0.2, "the champion's weights do not fit the recipe's network any more: training from scratch")
@@ -110,7 +119,9 @@ def _train(
     identity = Identity(version=version, parent=parent, dataset=dataset.digest, seed=run.seed, run=run.run)
     candidate = write_candidate(work / _CANDIDATE_FOLDER, recipe, identity, files)
     backend = OnnxBackend(candidate, threads=settings.threads)
-    difference = check_parity(fitted.network, backend, dataset.rows.take(dataset.holdout).inputs)
+    unseen = dataset.rows.take(dataset.holdout).inputs
+    difference = check_parity(fitted.network, backend, unseen)
+    check_probabilities(recipe.task.output, predict(backend, unseen)[recipe.task.output])
     report("evaluate", 0.85, f"the exported model differs by at most {difference:.1g} from the trained one")
     rival = None if champion is None else OnnxBackend(champion, threads=settings.threads)
     evaluation = evaluate(recipe, dataset, backend, rival, seed=run.seed)
@@ -177,6 +188,8 @@ def main(runfile: Path, recipes: Path, work: Path, champion: Path | None, versio
         wanted = version or next_version(run.champion_version)
         result = execute(run, recipe, work, champion=beaten, version=wanted, report=report)
     except (ShoalError, msgspec.DecodeError) as error:
+        if error.__cause__ is not None and work.is_dir():
+            (work / TRACEBACK_FILE).write_text("".join(traceback.format_exception(error)))
         click.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, ShoalError) else 2)
     (work / RESULT_FILE).write_bytes(msgspec.json.encode(result))

@@ -107,7 +107,7 @@ def recipe(recipes: Path) -> Recipe:
 def base_lake(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake with the recipe's base rows alone. Not to be written to: copy it."""
     lake = tmp_path_factory.mktemp("lake") / "base"
-    assert import_base(recipe, str(lake), now=NOW) == 701
+    assert import_base(recipe, str(lake), now=NOW).new == 701
     return lake
 
 

@@ -17,7 +17,7 @@ from trainer.rows import hash_share
 
 
 def test_base_rows_are_imported_once_however_often_it_is_asked(recipe: Recipe, base_lake: Path) -> None:
-    assert import_base(recipe, str(base_lake), now=NOW) == 0
+    assert import_base(recipe, str(base_lake), now=NOW).new == 0
     dataset = read_dataset(recipe, str(base_lake))
     assert len(dataset.rows) == 701
     assert not dataset.field.any()

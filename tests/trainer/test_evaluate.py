@@ -109,7 +109,7 @@ def test_a_slice_that_clearly_loses_refuses_and_one_by_chance_does_not() -> None
 def test_an_improvement_below_the_gate_is_not_enough() -> None:
     outcome, reasons = decide(compared(0.005, low=0.001, high=0.009), None, {}, Gates(min_improvement=0.01))
     assert outcome == "undecided"
-    assert "asks for at least +1.0%" in reasons[0]
+    assert "asks for at least +1.0 points" in reasons[0]
 
 
 def test_rows_of_one_group_count_as_one_piece_of_evidence() -> None:
