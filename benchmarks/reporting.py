@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def main() -> None:
         assert ingest.progress()[0].sequence == MESSAGES
         outbox.close()
         db.close()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"what": "outbox append, each synced", "per_second": appended, "reference": one_by_one},
         {"what": f"ingest, {TAKEN_AT_ONCE} per commit", "per_second": taken, "reference": in_batches},
     ]
@@ -104,6 +105,12 @@ def main() -> None:
     print(f"{'':<28}{'messages/s':>12}{'bare SQLite':>13}{'ratio':>8}")
     for what, rate, reference in ((row["what"], row["per_second"], row["reference"]) for row in rows):
         print(f"{what:<28}{rate:>12.0f}{reference:>13.0f}{float(rate) / float(reference):>8.2f}")
+    print(
+        "ratio: our messages per second, over rows of as many bytes that bare SQLite commits and syncs, equally many in"
+    )
+    print(
+        "       one commit, on the same disk. At 1, encoding, numbering and checking would be free. Higher is better."
+    )
 
 
 if __name__ == "__main__":

@@ -85,6 +85,19 @@ def test_two_agents_do_not_share_a_state_folder(device: Agent) -> None:
     assert not (device.state / "agent.json").exists()
 
 
+def test_a_device_that_has_not_enrolled_is_told_how_to(device: Agent) -> None:
+    device.start()
+    assert "this device has not enrolled" in device.log
+    assert "to join a fleet: shoal-agent enrol --help" in device.log
+
+
+def test_an_agent_ends_without_a_word_of_python(device: Agent) -> None:
+    device.start()
+    assert device.stop() == 0
+    assert "Traceback" not in device.log
+    assert "Exception in thread" not in device.log
+
+
 def test_a_package_is_installed_by_hand_and_shown(tmp_path: Path, device: Agent) -> None:
     package = make_package(tmp_path / "package")
     done = shoal_agent("install", "--config", device.settings, package.folder)

@@ -20,6 +20,8 @@ from tests.fakes.packages import make_package
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+_PIXELS = re.compile(r"(?<=\[\n)[\d,\s]+(?=\])")
+
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Agent]:
@@ -45,9 +47,10 @@ def run(language: str, code: str) -> str:
 
 
 def here(code: str, device: Agent) -> str:
-    """The example for the test's agent and its model, which takes an image's 64 pixels on one axis."""
+    """The example for the test's agent and its model, which takes an image's 64 pixels from 0 to 1, on one axis."""
     code = code.replace("localhost:8500", device.address).replace(", 1, 8, 8]", ", 64]")
-    return code.replace("(2, 1, 8, 8)", "(2, 64)")
+    code = code.replace("(2, 1, 8, 8)", "(2, 64)").replace("16 * ", "")
+    return _PIXELS.sub(lambda pixels: re.sub(r"\d+", lambda one: str(int(one[0]) / 16), pixels[0]), code)
 
 
 def answers(printed: str) -> list[Any]:
@@ -79,7 +82,7 @@ def test_every_example_does_what_the_page_says(device: Agent, page: list[tuple[s
         elif language == "json":
             shown, found = json.loads(here(code, device)), answers(printed)[-1]
             assert shape_of(found) == shape_of(shown)
-            if "error" in shown:
+            if "id" not in shown:  # the model's own figures aside, the page shows what is answered to the letter
                 assert found == shown
     assert ran >= 7
 
