@@ -52,16 +52,20 @@ def main() -> None:
 
     \b
     Begin:
+      shoal demo                                       a whole fleet on this machine, to see what it is
       shoal keys init KEYS --model digits              the fleet's signing keys
       shoal server init --data DATA --keys KEYS        the server's part of them
       shoal server --data DATA                         the server; prints a link into the console
       shoal devices claim --data DATA                  a token with which a device enrols (shoal-agent enrol)
-      shoal trainer --help                             train, sign and publish models
+      shoal trainer publish PACKAGE ... --keys KEYS    sign and publish a model (shoal trainer --help: train one)
+      shoal rollouts create MODEL VERSION --data DATA  bring it to the devices, wave by wave
+      shoal trainer work ... --keys KEYS               from then on: train, sign and publish what the server asks for
 
     Commands find the server with --data DIR (on its machine), or with --server URL and --token TOKEN, or SHOAL_SERVER
     and SHOAL_TOKEN.
 
-    Exit codes: 2 settings, 3 package, 4 trust, 5 network, 6 this machine (port, disk, permission).
+    Exit codes: 2 settings, 3 package, 4 trust, 5 network, 6 this machine (port, disk, permission), 7 refused (by the
+    server: there is no such thing, not now, not with this token).
     """  # noqa: D301  click wants the \b itself
 
 

@@ -62,8 +62,18 @@ def show_device(rest: Rest, device: str, *, json_: bool) -> None:
     rows = [_model_row(one, model) for model in sorted({*one["desired"], *one["reported"]})]
     show_table(("model", "serves", "asked for", "step", "reason"), rows, empty="no models")
     click.echo()
-    rows = [(when(event["received_at_ms"]), event["kind"], event["model"], event["reason"]) for event in events]
-    show_table(("when", "event", "model", "reason"), rows, empty="no events")
+    versions = _versions(rest) if any(event["package"] for event in events) else {}
+    rows = [
+        (
+            when(event["received_at_ms"]),
+            event["kind"],
+            _package(event, versions),
+            _detail(event),
+            event["reason"] or None,
+        )
+        for event in events
+    ]
+    show_table(("when", "event", "model", "detail", "reason"), rows, empty="no events")
 
 
 @devices_group.command("claim")
@@ -89,7 +99,24 @@ def revoke_device(rest: Rest, device: str) -> None:
 def _status(one: dict[str, Any]) -> str:
     if one["revoked"]:
         return "revoked"
-    return "online" if one["online"] else "offline"
+    if one["online"]:
+        return "online"
+    return "offline" if one["last_seen_ms"] is not None else "enrolled"  # never connected: as the console says
+
+
+def _versions(rest: Rest) -> dict[str, str]:
+    return {version["digest"]: version["version"] for model in rest.get("models") for version in model["versions"]}
+
+
+def _package(event: dict[str, Any], versions: dict[str, str]) -> str | None:
+    digest = event["package"]
+    return f"{event['model']} {versions.get(digest, digest[:12])}".strip() or None
+
+
+def _detail(event: dict[str, Any]) -> str | None:
+    """The step first, alone; the rest by name."""
+    named = [f"{name} {value}" for name, value in event["detail"].items() if name != "step"]
+    return ", ".join([*([str(event["detail"]["step"])] if "step" in event["detail"] else []), *named]) or None
 
 
 def _models(one: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from fleet_server.commands.rest import Rest, connects, part
@@ -65,10 +67,21 @@ def show_model(rest: Rest, model: str, version: str | None, *, json_: bool) -> N
 def withdraw(rest: Rest, model: str, version: str, reason: str) -> None:
     """Take a version back: its rollout is halted and no new device gets it.
 
+    The champion is then the version whose rollout finished last, of those that are not withdrawn.
     Devices that run it go on until another version is rolled out: shoal rollouts create MODEL OLDER_VERSION
     """
     one = rest.post(f"models/{part(model)}/versions/{part(version)}/withdraw", {"reason": reason})
-    click.echo(f"{model} {one['version']} is withdrawn")
+    left = rest.get(f"models/{part(model)}")
+    champion = next((each for each in left["versions"] if each["digest"] == left["champion"]), None)
+    click.echo(f"{model} {one['version']} is withdrawn. {_champion(champion)}")
+
+
+def _champion(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return "There is no champion now: new devices get nothing until a version is rolled out"
+    if one["state"] == "rolled-out":
+        return f"The champion is {one['version']}: its rollout was the last to finish ({when(one['state_at_ms'])})"
+    return f"The champion is {one['version']}, the newest published; new devices get nothing until it is rolled out"
 
 
 def _show_version(rest: Rest, model: str, version: str, *, json_: bool) -> None:

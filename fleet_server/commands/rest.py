@@ -19,6 +19,19 @@ R = TypeVar("R")
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 
 
+class Refused(ServerRefused):
+    """The server is there and says no. Its own words say why; where it was asked is said with ``--verbose``."""
+
+    exit_code = 7
+
+    def __init__(self, url: str, *, status: int, detail: str, verbose: bool) -> None:
+        super().__init__(url, status=status, detail=detail)
+        self._verbose = verbose
+
+    def __str__(self) -> str:
+        return super().__str__() if self._verbose else self.detail
+
+
 def part(name: str) -> str:
     """A name that a person gave, as one part of a path.
 
@@ -33,8 +46,8 @@ def part(name: str) -> str:
 class Rest:
     """Requests to one server with one token."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self.url, self._token = url.rstrip("/"), token
+    def __init__(self, url: str, token: str, *, verbose: bool = False) -> None:
+        self.url, self._token, self._verbose = url.rstrip("/"), token, verbose
 
     def get(self, path: str, **query: Any) -> Any:
         """What ``GET /api/v1/PATH`` answers."""
@@ -67,6 +80,8 @@ class Rest:
             raise NetworkError(
                 f"{self.url} does not answer ({error}): is the server running? Give its address with --server"
             ) from error
+        if reply.is_client_error:
+            raise Refused(url, status=reply.status_code, detail=_detail(reply), verbose=self._verbose)
         if not reply.is_success:
             raise ServerRefused(url, status=reply.status_code, detail=_detail(reply))
         try:
@@ -86,7 +101,7 @@ def _detail(reply: Any) -> str:
 
 
 def connects(command: Callable[Concatenate[Rest, P], R]) -> Callable[P, R]:
-    """Give a command its server: options --server, --token and --data, and a :class:`Rest` as first argument."""
+    """Give a command its server: options --server, --token, --data, --verbose; a :class:`Rest` as first argument."""
 
     @click.option("--server", envvar="SHOAL_SERVER", help=f"Base URL of the server.  [default: {DEFAULT_SERVER}]")
     @click.option("--token", envvar="SHOAL_TOKEN", help="API token, as `shoal tokens create` prints it.")
@@ -96,10 +111,12 @@ def connects(command: Callable[Concatenate[Rest, P], R]) -> Callable[P, R]:
         type=click.Path(path_type=Path, file_okay=False),
         help="The server's data folder, where it is on this machine: address and token are read from it.",
     )
+    @click.option("--verbose", is_flag=True, help="Where the server refuses, show the address and status too.")
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         server, token, data = (kwargs.pop(name) for name in ("server", "token", "data"))
-        rest = Rest(*_where(_text(server), _text(token), data if isinstance(data, Path) else None))
+        verbose = bool(kwargs.pop("verbose"))
+        rest = Rest(*_where(_text(server), _text(token), data if isinstance(data, Path) else None), verbose=verbose)
         return command(rest, *args, **kwargs)
 
     return wrapped

@@ -10,7 +10,7 @@ from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
 
-@click.group("rollouts")
+@click.group("rollouts", short_help="Bring a package to the fleet in waves.")
 def rollouts_group() -> None:
     """Bring a package to the fleet in waves, each behind a health gate.
 
@@ -18,6 +18,10 @@ def rollouts_group() -> None:
     DRAFT -> RUNNING <-> PAUSED
                 |           |
                 +-> DONE    +-> HALTED   (too many devices failed, or you said so; final)
+
+    What a training run releases is rolled out by itself, but never over a rollout that a person made and that is not
+    finished: it is then published and waits. To decide on each release yourself, set `automatic = false` under
+    [rollouts] in the server's settings.
     """  # noqa: D301  click wants the \b itself
 
 
@@ -38,11 +42,14 @@ def list_rollouts(rest: Rest, model: str | None, *, json_: bool) -> None:
             one["state"],
             _wave(one),
             _counts(one),
+            "training run" if one["automatic"] else "a person",
             ago(one["created_at_ms"]),
         )
         for one in found
     ]
-    show_table(("rollout", "package", "state", "wave", "devices", "created"), rows, empty="there are no rollouts")
+    show_table(
+        ("rollout", "package", "state", "wave", "devices", "made by", "created"), rows, empty="there are no rollouts"
+    )
 
 
 @rollouts_group.command("show")
@@ -124,6 +131,7 @@ def _show(one: dict[str, Any], *, json_: bool) -> None:
             ("state", one["state"]),
             ("note", one["note"]),
             ("reason", one["reason"]),
+            ("made by", "the server, after a training run" if one["automatic"] else "a person"),
             ("wave", _wave(one)),
             ("devices", _counts(one)),
             ("created", when(one["created_at_ms"])),
@@ -131,7 +139,10 @@ def _show(one: dict[str, Any], *, json_: bool) -> None:
     )
     if one["devices"]:
         click.echo()
-        rows = [(member["device"], member["wave"], member["progress"], member["reason"]) for member in one["devices"]]
+        rows = [
+            (member["device"], _one_up(member["wave"]), member["progress"], member["reason"] or None)
+            for member in one["devices"]
+        ]
         show_table(("device", "wave", "progress", "reason"), rows, empty="")
 
 
@@ -139,13 +150,18 @@ def _tell(one: dict[str, Any]) -> None:
     click.echo(f"rollout {one['id']} is {one['state']}")
 
 
-def _package(one: dict[str, Any]) -> str:
-    return f"{one['model']} {one['version']}"
+def _one_up(wave: int | None) -> int | None:
+    """People count waves from one."""
+    return wave + 1 if wave is not None else None
 
 
 def _wave(one: dict[str, Any]) -> str:
-    return f"{one['wave'] + 1} of {len(one['waves'])}"
+    if one["state"] == "done" and not one["devices"]:
+        return "-"  # it was over before its first
+    return f"{_one_up(one['wave'])} of {len(one['waves'])}"
 
 
 def _counts(one: dict[str, Any]) -> str:
+    if one["state"] == "done" and not one["devices"]:
+        return "none yet: those that enrol get it"
     return ", ".join(f"{count} {name}" for name, count in one["counts"].items() if count) or "none"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from fleet_server.commands.rest import Rest, connects, part
@@ -37,8 +39,36 @@ def show_run(rest: Rest, run: str, *, json_: bool) -> None:
     if json_:
         show_json(one)
         return
-    times = {name for name in one if name.endswith("_ms")}
-    show_fields([(name, when(value) if name in times else value) for name, value in one.items()])
+    show_fields(
+        [
+            ("run", one["id"]),
+            ("model", one["model"]),
+            ("state", _state(one)),
+            ("asked for", f"{when(one['created_at_ms'])}, {one['trigger']}: {one['reason']}"),
+            ("schedule", one["schedule"]),
+            ("started", f"{when(one['started_at_ms'])}, attempt {one['attempts']}" if one["started_at_ms"] else None),
+            ("ended", when(one["ended_at_ms"])),
+            ("worker", one["worker"]),
+            ("made from", _made_from(one)),
+            ("released", f"{one['version']} ({one['package'][:12]})" if one["package"] else None),
+            ("accuracy", _accuracy(one["evaluation"])),
+        ]
+    )
+    for reason in one["reasons"]:
+        click.echo(f"  - {reason}")
+    if one["evaluation"]:
+        click.echo(f"\nThe whole evaluation: shoal runs show {one['id']} --json")
+
+
+@runs_group.command("cancel")
+@click.argument("run")
+@click.option("--reason", default="asked for", show_default=True, help="Why, for whoever reads it later.")
+@as_json
+@connects
+def cancel_run(rest: Rest, run: str, reason: str, *, json_: bool) -> None:
+    """End a run that waits or is under way; its worker stops at its next heartbeat."""
+    one = rest.post(f"runs/{part(run)}/cancel", {"reason": reason})
+    show_json(one) if json_ else click.echo(f"run {one['id']} is cancelled")
 
 
 @runs_group.command("start")
@@ -50,3 +80,29 @@ def start_run(rest: Rest, model: str, reason: str, *, json_: bool) -> None:
     """Ask for a training run of MODEL; the next free worker claims it."""
     asked = rest.post("runs", {"model": model, "reason": reason})
     show_json(asked) if json_ else click.echo(asked["run"])
+
+
+def _state(one: dict[str, Any]) -> str:
+    if one["state"] == "queued":
+        return "queued: waits for a worker"
+    if one["state"] != "running":
+        return str(one["state"])
+    words = ": ".join(text for text in (one["stage"], one["message"]) if text)
+    return f"running, {one['fraction']:.0%} {words}".rstrip()
+
+
+def _made_from(one: dict[str, Any]) -> str | None:
+    versions = (("samples", one["samples_version"]), ("labels", one["labels_version"]))
+    parts = [f"{name} of lake version {version}" for name, version in versions if version is not None]
+    if one["champion_version"] is not None:
+        parts.append(f"to beat {one['champion_version']} ({one['champion'][:12]})")
+    return ", ".join(parts) or None
+
+
+def _accuracy(evaluation: dict[str, Any]) -> str | None:
+    """Challenger against champion on the current rows, where the evaluation says so."""
+    current = evaluation.get("current")
+    if not isinstance(current, dict):
+        return None
+    shares = [(name, current.get(name)) for name in ("challenger", "champion")]
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares if isinstance(share, int | float)) or None

@@ -13,7 +13,7 @@ from edge_agent.contract.errors import ConfigurationError
 from fleet_server.commands.migrate import migrate_command
 
 
-@click.group("server", invoke_without_command=True)
+@click.group("server", invoke_without_command=True, short_help="Run the fleet server: console, REST API, broker.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Folder of everything that it keeps.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port of the console and the REST API; 0 takes a free one.  [default: 8080]")

@@ -159,10 +159,10 @@ def test_commands_say_what_is_wrong_with_what_they_were_given(running: Running, 
     at = ("--data", str(running.data))
     for arguments, code, words in (
         (("devices", "show", "", *at), 2, "an empty name"),
-        (("rollouts", "show", "../tokens", *at), 5, "404"),
-        (("devices", "claim", "--device", "Line 3", *at), 5, "400: device 'Line 3': use 1 to 63"),
+        (("rollouts", "show", "../tokens", *at), 7, "not found"),
+        (("devices", "claim", "--device", "Line 3", *at), 7, "device 'Line 3': use 1 to 63"),
         (("devices", "list", "--server", running.url, "--token", "schlüssel"), 2, "the token is none"),
-        (("devices", "list", "--server", running.url, "--token", "wrong"), 5, "401: give a valid token"),
+        (("devices", "list", "--server", running.url, "--token", "wrong"), 7, "give a valid token"),
         (("devices", "list", "--server", other_program), 5, "is no Shoal server's"),
         (("runs", "list", "--server", other_program), 5, "elsewhere.example"),
     ):

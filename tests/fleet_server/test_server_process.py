@@ -167,8 +167,9 @@ def test_people_use_it_from_the_command_line(running: Running) -> None:
     assert shoal("models", "list", environment=by_token).stdout == "nothing is published: shoal trainer --help\n"
     assert shoal("rollouts", "list", "--json", environment=by_token).stdout == "[]\n"
     refused = shoal("runs", "start", "digits", environment=by_token)
-    assert refused.returncode == 5
-    assert "403: this needs the role admin, the token has viewer" in refused.stderr
+    assert (refused.returncode, refused.stderr) == (7, "shoal: this needs the role admin, the token has viewer\n")
+    verbose = shoal("runs", "start", "digits", "--verbose", environment=by_token)
+    assert f"{running.url}/api/v1/runs: 403: this needs the role admin" in verbose.stderr
     unknown = shoal("rollouts", "show", "r-9", *at)
     assert "there is no rollout 'r-9'" in unknown.stderr
     assert shoal("login", *at).stdout.startswith(f"{running.url}/login?token=")

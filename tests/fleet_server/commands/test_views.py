@@ -1,0 +1,171 @@
+"""What people read of the commands, from a real API with a fleet behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from fastapi import FastAPI
+
+from edge_agent.contract.envelope import Envelope
+from edge_agent.contract.messages import Event, EventKind
+from edge_agent.contract.runs import RunProgress, RunResult, RunState
+from edge_agent.contract.topics import Stream
+from fleet_server import http_errors
+from fleet_server.access.guard import Guard
+from fleet_server.access.roles import Role
+from fleet_server.cli import main
+from fleet_server.devices import routes as devices_routes
+from fleet_server.models import routes as models_routes
+from fleet_server.rollouts import routes as rollouts_routes
+from fleet_server.rollouts.state import Gate
+from fleet_server.schedules import routes as schedules_routes
+from fleet_server.schedules.service import RunService
+from tests.fakes.served_app import served
+from tests.fleet_server.fleet import Fleet
+
+Shoal = Callable[..., str]
+
+
+@pytest.fixture
+def runs(fleet: Fleet) -> RunService:
+    return RunService(
+        fleet.db,
+        lake="/lake",
+        lake_versions=lambda: (4, None),
+        champion=lambda _model: ("c" * 64, "1"),
+        clock=fleet.clock,
+    )
+
+
+@pytest.fixture
+def shoal(fleet: Fleet, runs: RunService) -> Iterator[Shoal]:
+    """Runs a command against the fleet, as its administrator; gives what it prints."""
+    guard = Guard(fleet.access)
+    viewer, admin, trainer = (guard.require(role) for role in (Role.VIEWER, Role.ADMIN, Role.TRAINER))
+    app = FastAPI()
+    http_errors.install(app)
+    app.include_router(devices_routes.routes(fleet.devices, guard, disconnect=lambda _device: None))
+    app.include_router(models_routes.routes(fleet.models, guard, withdraw=fleet.rollouts.withdraw))
+    app.include_router(rollouts_routes.routes(fleet.rollouts, guard, waves=(1, 1.0), gate=Gate(soak_s=0)))
+    app.include_router(
+        schedules_routes.routes(runs, require_trainer=trainer, require_viewer=viewer, require_admin=admin)
+    )
+    token = fleet.access.create_token(Role.ADMIN, "test")
+    with served(app) as client:
+
+        def invoke(*arguments: str) -> str:
+            done = CliRunner().invoke(main, [*arguments, "--server", str(client.base_url), "--token", token])
+            assert done.exit_code == 0, done.output
+            return done.output
+
+        yield invoke
+
+
+def enveloped(event: Event) -> Envelope:
+    return Envelope(
+        fleet="test",
+        device="d0",
+        epoch="e1",
+        stream=Stream.EVENTS,
+        sequence=1,
+        previous=0,
+        sent_at_ms=1,
+        body=msgspec.Raw(msgspec.msgpack.encode(event)),
+    )
+
+
+def roll_out(fleet: Fleet, version: str) -> None:
+    fleet.rollouts.create("digits", version, (1, 1.0), gate=Gate(soak_s=0))
+    for _ in range(5):
+        fleet.tick()
+
+
+def test_a_rollout_that_found_no_device_shows_no_wave(fleet: Fleet, shoal: Shoal) -> None:
+    fleet.publish("1")
+    roll_out(fleet, "1")
+    line = shoal("rollouts", "list").splitlines()[1]
+    assert "done   -     none yet: those that enrol get it  a person" in line
+
+
+def test_waves_are_counted_from_one_everywhere(fleet: Fleet, shoal: Shoal) -> None:
+    fleet.publish("1")
+    fleet.join("d0")
+    fleet.rollouts.create("digits", "1", (1, 1.0), gate=Gate(soak_s=0), automatic=True)
+    fleet.tick()
+    rollout = fleet.rollouts.list()[0].id
+    shown = shoal("rollouts", "show", rollout)
+    assert "wave     1 of 2" in shown
+    assert "made by  the server, after a training run" in shown
+    assert "d0      1     assigned" in shown
+
+
+def test_events_say_which_step_and_which_version(fleet: Fleet, shoal: Shoal) -> None:
+    digest = fleet.publish("7")
+    fleet.join("d0")
+    with fleet.db.write() as connection:
+        for step in ("downloading", "probation"):
+            event = Event(
+                kind=EventKind.UPDATE_STEP,
+                at_ms=1,
+                model="digits",
+                package=digest,
+                detail={"step": step, "release": 3},
+            )
+            fleet.devices.on_event(connection, enveloped(event), event)
+    shown = shoal("devices", "show", "d0")
+    for step in ("downloading", "probation"):
+        assert f"update-step  digits 7  {step}, release 3" in shown
+
+
+def test_a_device_that_never_connected_is_enrolled_as_the_console_says(fleet: Fleet, shoal: Shoal) -> None:
+    fleet.join("d0").disconnect()
+    with fleet.db.write() as connection:
+        fleet.devices.enrolled(connection, "d1", fleet.devices.get("d0").hardware)
+    d0, d1 = shoal("devices", "list").splitlines()[1:]
+    assert "offline" in d0
+    assert "enrolled" in d1
+
+
+def test_a_withdrawal_says_which_version_is_the_champion_now(fleet: Fleet, shoal: Shoal) -> None:
+    for version in ("1", "2", "3"):
+        fleet.publish(version)
+        roll_out(fleet, version)
+    assert "The champion is 2: its rollout was the last to finish" in shoal(
+        "models", "withdraw", "digits", "3", "--reason", "bad"
+    )
+    roll_out(fleet, "1")  # back, on purpose
+    assert "The champion is 1" in shoal("models", "withdraw", "digits", "2", "--reason", "bad")
+    assert "There is no champion now" in shoal("models", "withdraw", "digits", "1", "--reason", "bad")
+
+
+def test_a_run_is_readable_from_its_request_to_its_end(runs: RunService, shoal: Shoal) -> None:
+    run = shoal("runs", "start", "digits", "--reason", "new lens").strip()
+    assert "queued: waits for a worker" in shoal("runs", "show", run)
+    file = runs.claim("w1")
+    assert file is not None
+    runs.progress(run, RunProgress(fence=file.fence, stage="fit", fraction=0.4, message="epoch 2 of 5"))
+    assert "running, 40% fit: epoch 2 of 5" in shoal("runs", "show", run)
+    evaluation = {"current": {"champion": 0.9, "challenger": 0.97}}
+    runs.finish(
+        run,
+        RunResult(fence=file.fence, state=RunState.REFUSED, reasons=("slice dark lost",), evaluation=evaluation),
+    )
+    shown = shoal("runs", "show", run)
+    for words in (
+        "manual: new lens",
+        "samples of lake version 4, to beat 1 (cccccccccccc)",
+        "challenger 97.0%, champion 90.0%",
+        "  - slice dark lost",
+        f"shoal runs show {run} --json",
+    ):
+        assert words in shown
+    assert "{" not in shown
+
+
+def test_a_run_is_cancelled_from_the_command_line(runs: RunService, shoal: Shoal) -> None:
+    run = shoal("runs", "start", "digits").strip()
+    assert shoal("runs", "cancel", run, "--reason", "typo") == f"run {run} is cancelled\n"
+    assert runs.get(run)["reasons"] == ["cancelled: typo"]
