@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunState
 from trainer.demo.cli import demo
 from trainer.plain_errors import plainly
@@ -24,8 +26,26 @@ _RECIPES = click.option(
     help="Folder of recipes; those that come with Shoal unless given.",
 )
 _LAKE = click.option("--lake", required=True, help="Folder or URI of the sample lake.")
-_SERVER = click.option("--server", required=True, envvar="SHOAL_SERVER", help="Base URL of the fleet server.")
-_TOKEN = click.option("--token", required=True, envvar="SHOAL_TOKEN", help="A token of role trainer.")
+
+
+def _given(_context: click.Context, option: click.Parameter, value: str | None) -> str:
+    if value:
+        return value
+    name = str(option.envvar)
+    state = "is set, but empty" if name in os.environ else "is not set"
+    raise click.UsageError(f"no {option.name}: set {name} in the environment, or give --{option.name}; {name} {state}")
+
+
+_SERVER = click.option(
+    "--server", envvar="SHOAL_SERVER", show_envvar=True, callback=_given, help="Base URL of the fleet server."
+)
+_TOKEN = click.option(
+    "--token",
+    envvar="SHOAL_TOKEN",
+    show_envvar=True,
+    callback=_given,
+    help="A token of role trainer. In the environment it is not seen in the list of processes.",
+)
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error too.")
 _KEYS = click.option(
     "--keys",
@@ -43,9 +63,10 @@ def trainer() -> None:
     A first model by hand:
       shoal trainer import digits --lake DATA/lake
       shoal trainer train digits --lake DATA/lake --out build/digits-1 --version 1
-      shoal trainer publish build/digits-1 --server URL --token T --keys KEYS
+      export SHOAL_SERVER=URL SHOAL_TOKEN=TOKEN
+      shoal trainer publish build/digits-1 --keys KEYS
     and from then on, beside the server:
-      shoal trainer work --server URL --token T --keys KEYS
+      shoal trainer work --keys KEYS
     """  # noqa: D301 - click wants the \b itself
 
 
@@ -117,6 +138,7 @@ def train(
         champion=beaten.digest if beaten else None,
         champion_version=beaten.manifest.version if beaten else None,
     )
+    wanted = check_version(version or next_version(run.champion_version))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise click.UsageError(f"{out} is there already; remove it, or choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +149,7 @@ def train(
             recipe,
             work,
             champion=beaten,
-            version=version or next_version(run.champion_version),
+            version=wanted,
             report=lambda stage, fraction, message: click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True),
         )
         if result.state is RunState.RELEASED:
@@ -163,14 +185,23 @@ def publish(folder: Path, server: str, token: str, keys: Path) -> None:
 @_SERVER
 @_TOKEN
 @_KEYS
-@click.option("--work", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of its own.")
+@click.option(
+    "--work",
+    default=Path("shoal-work"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of its own, with the logs of the newest runs.",
+)
 @click.option("--once", is_flag=True, help="Take one run if one waits, then end.")
 @click.option("--poll", "poll_s", default=2.0, show_default=True, help="Seconds between questions for work.")
 @_RECIPES
 @_DEBUG
 @plainly
 def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s: float, recipes: Path | None) -> None:
-    """Work for the fleet server: train what it asks for, publish what is better, report the rest."""
+    """Work for the fleet server: train what it asks for, publish what is better, report the rest.
+
+    A server that is away is asked again. Exit status 4: the server refuses the token; 0: told to stop.
+    """
     from trainer.publish.repository import Publisher
     from trainer.server_client import ServerClient
     from trainer.worker import Timing, Worker

@@ -29,3 +29,9 @@ class ParityFailed(TrainerError):
     """The exported model does not answer as the trained one does, on the runtime that devices use."""
 
     exit_code = 3
+
+
+class TokenRefused(TrainerError):
+    """The fleet server does not take the token; asking again does not help."""
+
+    exit_code = 4

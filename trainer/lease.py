@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 
 from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.runs import RunFile, RunProgress
+from trainer.errors import TokenRefused
 from trainer.run_process import ProgressLine
 from trainer.server_client import LeaseLost, ServerClient
 
@@ -104,6 +105,8 @@ class Lease:
             try:
                 self.renew()
             except LeaseLost as error:
+                self._lost = str(error)
+            except TokenRefused as error:
                 self._lost = str(error)
             except NetworkError as error:
                 # The lease outlives a few missed beats; the next one may get through.

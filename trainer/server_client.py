@@ -15,10 +15,12 @@ from edge_agent.contract.manifest import MANIFEST_FILE, decode_manifest, digest_
 from edge_agent.contract.repository import blob_path
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult
 from edge_agent.runtime.package import Package
+from trainer.errors import TokenRefused
 
 _CHUNK_BYTES = 1 << 20
 _CONFLICT = 409
 _NOT_FOUND = 404
+_TOKEN_REFUSED = (401, 403)
 T = TypeVar("T")
 
 
@@ -41,6 +43,7 @@ class ServerClient:
         """A run to execute, now under this worker's lease, or None where none waits.
 
         Raises:
+            TokenRefused: The token is not taken (of any call here).
             ServerRefused, NetworkError: The server refuses, or is away.
         """
         reply = self._send("POST", "/api/v1/runs/claim", {"worker": worker, "models": models})
@@ -114,6 +117,7 @@ class ServerClient:
             with self._client.stream("GET", url) as reply, path.open("wb") as file:
                 if not reply.is_success:
                     reply.read()
+                    refuse_token(reply)
                     raise ServerRefused(str(reply.url), status=reply.status_code, detail=_detail(reply))
                 for chunk in reply.iter_bytes(_CHUNK_BYTES):
                     file.write(chunk)
@@ -127,6 +131,7 @@ class ServerClient:
             reply = self._client.request(method, url, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise NetworkError(f"{self._client.base_url}{url}: {type(error).__name__}: {error}") from error
+        refuse_token(reply)
         if reply.status_code == _CONFLICT:
             raise LeaseLost(f"{reply.url}: {_detail(reply)}")
         if not reply.is_success:
@@ -138,6 +143,21 @@ class ServerClient:
             return msgspec.json.decode(reply.content, type=kind)
         except msgspec.DecodeError as error:
             raise NetworkError(f"{reply.url}: the answer is not what was agreed: {error}") from error
+
+
+def refuse_token(reply: httpx.Response) -> None:
+    """Tell a token that the server does not take from other refusals.
+
+    Raises:
+        TokenRefused: The answer is 401 or 403.
+    """
+    if reply.status_code not in _TOKEN_REFUSED:
+        return
+    server = str(reply.url.copy_with(path="/", query=None)).rstrip("/")
+    raise TokenRefused(
+        f"{server}: the token was refused ({reply.status_code}: {_detail(reply)}); it needs one of role trainer, in "
+        "SHOAL_TOKEN or --token"
+    )
 
 
 class _Version(msgspec.Struct):

@@ -22,7 +22,7 @@ import msgspec
 from edge_agent.contract.errors import DigestMismatch, NetworkError, PackageError, ShoalError
 from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.runtime.package import Package
-from trainer.errors import TrainerError
+from trainer.errors import TokenRefused, TrainerError
 from trainer.lease import GivenUp, Lease
 from trainer.recipe import find_recipes
 from trainer.run import PACKAGE_FOLDER, RESULT_FILE, next_version
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _REFRESH_S = 3600.0
 _RUNS_KEPT = 20
+_PACKAGES_KEPT = 5
 
 
 class Publishing(Protocol):
@@ -85,7 +86,11 @@ class Worker:
             shutil.rmtree(half)
 
     def work(self, stop: threading.Event) -> None:
-        """Take runs one after another until told to stop; a server that is away is asked again."""
+        """Take runs one after another until told to stop; a server that is away is asked again.
+
+        Raises:
+            TokenRefused: The server does not take the token.
+        """
         since_refresh_s = _REFRESH_S
         while not stop.is_set():
             busy = False
@@ -117,6 +122,8 @@ class Worker:
             with Lease(self._client, run, stop, heartbeat_s=timing.heartbeat_s, retry_s=timing.poll_s) as lease:
                 try:
                     result = self._execute(run, lease)
+                except TokenRefused:
+                    raise
                 except (ShoalError, OSError) as error:
                     result = _failed(run, f"{type(error).__name__}: {error}")
                 lease.persist(lambda: self._client.result(run.run, result))
@@ -185,7 +192,9 @@ class Worker:
         folder = self._packages / digest
         if folder.exists():
             try:
-                return Package.open(folder, verify=True)
+                found = Package.open(folder, verify=True)
+                os.utime(folder)
+                return found
             except (PackageError, DigestMismatch, OSError) as error:
                 log.warning("%s: %s; fetching it again", folder, error)
                 shutil.rmtree(folder)
@@ -198,9 +207,18 @@ class Worker:
             folder.parent.mkdir(parents=True, exist_ok=True)
             if not folder.exists():
                 package.folder.rename(folder)  # whole or not at all
+            os.utime(folder)
         except OSError as error:
             # It is released all the same, and can be fetched.
             log.warning("%s: cannot be kept: %s", folder, error)
+        else:
+            self._prune()
+
+    def _prune(self) -> None:
+        """The packages that were used longest ago go; one that is asked for again is fetched again."""
+        kept = max(_PACKAGES_KEPT, 2 * len(self._models))
+        for old in sorted(self._packages.iterdir(), key=lambda path: path.stat().st_mtime)[:-kept]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_result(path: Path) -> RunResult:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -8,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.contract.errors import NetworkError, ServerRefused
+from edge_agent.contract.errors import NetworkError
 from edge_agent.contract.runs import RunState
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
 from tests.trainer.conftest import field_rows, run_file
 from tests.trainer.fleet_server_double import FleetServerDouble
+from trainer.errors import TokenRefused
 from trainer.recipe import Recipe
 from trainer.server_client import ServerClient
 from trainer.worker import Timing, Worker
@@ -89,11 +91,31 @@ def own_recipes(recipes: Path, folder: Path, code: str) -> Path:
     return copy
 
 
+_HANDS_BACK = """
+import atexit, pathlib, shutil, sys
+def _hand_back():
+    work = pathlib.Path(sys.argv[sys.argv.index("--work") + 1])
+    {}
+atexit.register(_hand_back)
+sys.exit(0)
+"""
+
+
+def hands_back(recipes: Path, folder: Path, package: Package, answer: str) -> Path:
+    """Recipes whose code hands back a finished package instead of training one."""
+    answer = answer.replace("DIGEST", package.digest)
+    code = f"(work / 'result.json').write_text({answer!r}); shutil.copytree({str(package.folder)!r}, work / 'package')"
+    return own_recipes(recipes, folder, _HANDS_BACK.format(code))
+
+
+_RELEASED = '{"fence": 3, "state": "released", "reasons": [], "version": "1", "package": "DIGEST"}'
+
+
 def test_a_first_model_is_published_and_reported_though_the_server_goes_away(
-    recipes: Path, base_lake: Path, tmp_path: Path
+    recipes: Path, champion: Package, base_lake: Path, tmp_path: Path
 ) -> None:
     with FleetServerDouble(run_file(base_lake), versions=()) as server:
-        place = Workplace(server, recipes, tmp_path)
+        place = Workplace(server, hands_back(recipes, tmp_path, champion, _RELEASED), tmp_path)
         place.shelf.away = server.away = 2
         result = place.worker.once(place.stop)
         place.client.close()
@@ -103,12 +125,15 @@ def test_a_first_model_is_published_and_reported_though_the_server_goes_away(
     assert server.results == [result]
 
 
-def test_a_run_lost_before_it_is_published_is_not_published(recipes: Path, base_lake: Path, tmp_path: Path) -> None:
+def test_a_run_lost_before_it_is_published_is_not_published(
+    recipes: Path, champion: Package, base_lake: Path, tmp_path: Path
+) -> None:
     with FleetServerDouble(run_file(base_lake), versions=()) as server:
         server.lost_at = "publish"
-        place = Workplace(server, recipes, tmp_path)
+        place = Workplace(server, hands_back(recipes, tmp_path, champion, _RELEASED), tmp_path)
         assert place.worker.once(place.stop) is None
         place.client.close()
+    assert any(path.name == "result.json" for path in (tmp_path / "work" / "runs" / "run-1").iterdir())
     assert not place.shelf.packages
     assert not server.results
 
@@ -128,30 +153,18 @@ def test_a_recipes_code_is_given_no_token_and_no_passphrase(
     assert any("RuntimeError: sees []" in reason for reason in result.reasons), result.reasons
 
 
-_HANDS_BACK = """
-import atexit, pathlib, shutil, sys
-def _hand_back():
-    work = pathlib.Path(sys.argv[sys.argv.index("--work") + 1])
-    {}
-atexit.register(_hand_back)
-sys.exit(0)
-"""
-
-
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
         ("{", "is no result"),
-        ('{"fence": 3, "state": "released", "reasons": [], "version": "1", "package": "DIGEST"}', "asked for was"),
+        (_RELEASED, "asked for was"),
     ],
 )
 def test_what_a_recipes_code_hands_back_instead_of_a_result_is_not_signed(
     *, recipes: Path, champion: Package, base_lake: Path, tmp_path: Path, answer: str, reason: str
 ) -> None:
-    answer = answer.replace("DIGEST", champion.digest)
-    code = f"(work / 'result.json').write_text({answer!r}); shutil.copytree({str(champion.folder)!r}, work / 'package')"
     with FleetServerDouble(run_file(base_lake), versions=("1",)) as server:
-        place = Workplace(server, own_recipes(recipes, tmp_path, _HANDS_BACK.format(code)), tmp_path)
+        place = Workplace(server, hands_back(recipes, tmp_path, champion, answer), tmp_path)
         result = place.worker.once(place.stop)
         place.client.close()
     assert result is not None
@@ -231,9 +244,23 @@ def test_a_run_whose_lease_was_lost_is_ended_and_not_reported(
     assert not (tmp_path / "work" / "runs" / "run-1" / "result.json").exists()
 
 
-def test_a_wrong_token_says_so(recipes: Path, base_lake: Path, tmp_path: Path) -> None:
+def test_a_wrong_token_ends_the_worker_and_says_so(recipes: Path, base_lake: Path, tmp_path: Path) -> None:
     with FleetServerDouble(run_file(base_lake)) as server:
         place = Workplace(server, recipes, tmp_path, authorised=False)
-        with pytest.raises(ServerRefused, match="401: no token"):
-            place.worker.once(place.stop)
+        with pytest.raises(TokenRefused, match=r"the token was refused \(401: no token\)"):
+            place.worker.work(place.stop)
         place.client.close()
+
+
+def test_only_the_packages_used_last_are_kept(recipes: Path, champion: Package, tmp_path: Path) -> None:
+    packages = tmp_path / "work" / "packages"
+    for at in range(8):
+        folder = packages / f"{at}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (at, at))
+    with FleetServerDouble(run_file(tmp_path)) as server:
+        place = Workplace(server, recipes, tmp_path)
+        copy = shutil.copytree(champion.folder, tmp_path / "copy")
+        place.worker._keep(Package.open(copy, verify=False))
+        place.client.close()
+    assert {path.name for path in packages.iterdir()} == {"4", "5", "6", "7", champion.digest}

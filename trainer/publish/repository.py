@@ -16,6 +16,7 @@ from edge_agent.contract.repository import image_metadata_path, target_name
 from edge_agent.runtime.package import Package
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder, utc_now
+from trainer.server_client import refuse_token
 
 _CHUNK_BYTES = 1 << 20
 _ERROR_TEXT = 500
@@ -55,6 +56,7 @@ class Publisher:
             DigestMismatch, PackageError: The package on disk is damaged.
             PublishRefused: Its version is taken, or its model has no key here.
             SigningKeyError: A key is missing.
+            TokenRefused: The server does not take the token.
             ServerRefused, NetworkError: The server refuses, or is away; publish again.
         """
         package.verify()
@@ -120,6 +122,7 @@ class Publisher:
         except httpx.HTTPError as error:
             where = f"{method} {self._client.base_url.join(url)}"
             raise NetworkError(f"{where}: {type(error).__name__}: {error}") from error
+        refuse_token(answer)
         if answer.status_code not in accepted:
             raise ServerRefused(str(answer.url), status=answer.status_code, detail=answer.text[:_ERROR_TEXT])
         return answer
