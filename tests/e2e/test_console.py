@@ -68,6 +68,11 @@ def test_a_login_link_opens_the_console_and_the_chart_is_drawn_without_a_complai
         view.wait(DRAWN)
         assert view.wait(INK) > 1_000
         assert view.run("return document.querySelectorAll('#accuracy-legend button').length") == 5
+        legend = view.run(
+            "return [...document.querySelectorAll('#accuracy-legend .value')].map((one) => one.textContent)"
+        )
+        assert all("±" in text for text in legend[:4])
+        assert legend[4].startswith("est. ")  # camera-4 went offline: its labels are not of the present
         assert view.run("return document.querySelectorAll('#fleet tbody tr').length") == 5
         assert view.run("return document.querySelector('#n-online').textContent") == "3 of 5"
         assert view.run("return document.cookie") == ""  # out of reach for scripts
@@ -91,6 +96,33 @@ def test_the_page_follows_the_fleet_without_a_jump_or_a_lost_focus(view: Browser
         assert view.run("return document.getElementById('drift').getBoundingClientRect().top") == before
         assert view.run(DRAWN) is True
         assert view.console() == []
+
+
+def test_no_event_is_shown_twice_and_a_refresh_keeps_their_order(view: Browser, harbour: Harbour) -> None:
+    """Events of one moment, and of two devices in turn, come while the page is open."""
+    past.write(harbour)
+    shown = "return [...document.querySelectorAll('#events li')].map((one) => one.id)"
+    with served(harbour) as address:
+        log_in(view, harbour, address)
+        for _ in range(3):
+            harbour.clock.at_ms += 2_000
+            for camera in ("camera-1", "camera-2", "camera-1"):
+                harbour.event(camera, EventKind.AGENT_STARTED)
+                harbour.event(camera, EventKind.UPDATE_STEP, package="00", step="resolved")
+            newest = f"event-d{harbour.devices.events(limit=1)[0].id}"
+            view.wait(f"return document.querySelector('#events li').id === '{newest}'")
+            expected = [f"event-{one.key}" for one in harbour.console.read().events]
+            assert view.run(shown) == expected
+            assert len(set(expected)) == len(expected)
+
+
+def test_ticks_closer_than_a_minute_show_seconds(view: Browser, harbour: Harbour) -> None:
+    past.write(harbour)
+    format_ticks = "return shoalChart.ticks([0, 30, 60], {})"
+    with served(harbour) as address:
+        log_in(view, harbour, address)
+        assert view.run(format_ticks.format(30)) == ["00:00:00", "00:00:30", "00:01:00"]
+        assert view.run(format_ticks.format(60)) == ["00:00", "00:00", "00:01"]
 
 
 def test_an_empty_fleet_teaches_and_draws_its_first_line_when_it_comes(view: Browser, harbour: Harbour) -> None:

@@ -87,14 +87,17 @@ const shoalChart = (() => {
     ctx.restore();
   }
 
+  // Ticks closer than a minute would repeat it, those of several days the hour.
+  function ticks(values, step) {
+    const shown = { hour: "2-digit", hourCycle: "h23" };
+    if (chart.until - chart.from > 36 * 3600) Object.assign(shown, { day: "numeric", month: "short" });
+    else Object.assign(shown, { minute: "2-digit" }, step < 60 ? { second: "2-digit" } : {});
+    const format = new Intl.DateTimeFormat(undefined, shown);
+    return values.map((value) => format.format(new Date(value * 1000)));
+  }
+
   function options(room) {
-    const minute = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
-    const clock = new Intl.DateTimeFormat(undefined, minute);
-    const exact = new Intl.DateTimeFormat(undefined, { ...minute, second: "2-digit" });
-    const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", hourCycle: "h23" });
-    const long = chart.until - chart.from > 36 * 3600;
-    // Ticks closer than a minute would repeat it.
-    const times = (_u, values, _axis, _space, step) => values.map((value) => (long ? day : step < 60 ? exact : clock).format(new Date(value * 1000)));
+    const times = (_u, values, _axis, _space, step) => ticks(values, step);
     const axis = { stroke: css("--quiet"), grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     return {
       width: room.clientWidth,
@@ -201,5 +204,5 @@ const shoalChart = (() => {
     else if (room.clientWidth > 0) plot.setSize({ width: room.clientWidth, height: room.clientHeight });
   }
 
-  return { update, resize };
+  return { update, resize, ticks };
 })();
