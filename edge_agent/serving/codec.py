@@ -46,27 +46,33 @@ class InferenceRequest:
     group: str = ""
 
 
+# Not decoded with the rest: a few megabytes of lists in lists would become hundreds as Python objects.
+_NO_PARAMETERS = msgspec.Raw(b"")
+_PARAMETERS_BYTES = 16 * 1024
+
+
 class _Input(msgspec.Struct):
     name: str
     shape: tuple[int, ...]
     datatype: Datatype
-    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    parameters: msgspec.Raw = _NO_PARAMETERS
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct):
     name: str
-    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    parameters: msgspec.Raw = _NO_PARAMETERS
 
 
 class _Request(msgspec.Struct):
     inputs: list[_Input]
     id: str = ""
-    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    parameters: msgspec.Raw = _NO_PARAMETERS
     outputs: list[_Output] | None = None
 
 
 _decoder = msgspec.json.Decoder(_Request)
+_parameters_decoder = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
@@ -99,7 +105,7 @@ def decode_request(
         raise MalformedRequest(f"the request's JSON: {error}") from error
     if len(request.id) > MAX_ID_LENGTH:
         raise MalformedRequest(f"id: at most {MAX_ID_LENGTH} characters, got {len(request.id)}")
-    parameters = request.parameters
+    parameters = _parameters("parameters", request.parameters)
     binary = _flag("parameters", parameters, "binary_data_output", default=False)
     return InferenceRequest(
         id=request.id,
@@ -214,9 +220,10 @@ def _check_shape(tensor: _Input, signature: Signature) -> None:
 
 def _binary_size(tensor: _Input) -> int:
     """Bytes of an input's raw tensor; 0 for one whose data stand in the JSON."""
-    if "shared_memory_region" in tensor.parameters:
+    parameters = _parameters(f"input '{tensor.name}': parameters", tensor.parameters)
+    if "shared_memory_region" in parameters:
         raise MalformedRequest(f"input '{tensor.name}': shared memory is not supported; send the data")
-    size = tensor.parameters.get("binary_data_size")
+    size = parameters.get("binary_data_size")
     in_json = isinstance(tensor.data, msgspec.Raw)
     if size is None:
         if not in_json:
@@ -274,13 +281,26 @@ def _raw_shape(spec: TensorSpec, body_bytes: int, size: int) -> tuple[int, ...]:
 def _wanted_outputs(outputs: list[_Output], binary: bool) -> tuple[tuple[str, bool], ...]:
     wanted: dict[str, bool] = {}
     for output in outputs:
+        parameters = _parameters(f"output '{output.name}': parameters", output.parameters)
         for unsupported in ("classification", "shared_memory_region"):
-            if unsupported in output.parameters:
+            if unsupported in parameters:
                 raise MalformedRequest(f"output '{output.name}': {unsupported} is not supported")
         if output.name in wanted:
             raise MalformedRequest(f"output '{output.name}': the request wants it twice")
-        wanted[output.name] = _flag(f"output '{output.name}'", output.parameters, "binary_data", default=binary)
+        wanted[output.name] = _flag(f"output '{output.name}'", parameters, "binary_data", default=binary)
     return tuple(wanted.items())
+
+
+def _parameters(where: str, raw: msgspec.Raw) -> dict[str, Any]:
+    size = len(memoryview(raw))
+    if size == 0:
+        return {}
+    if size > _PARAMETERS_BYTES:
+        raise MalformedRequest(f"{where}: take {size} bytes, the limit is {_PARAMETERS_BYTES}")
+    try:
+        return _parameters_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedRequest(f"{where}: {error}") from error
 
 
 def _flag(where: str, parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:

@@ -228,6 +228,8 @@ def test_a_raw_body_takes_its_shape_from_the_signature() -> None:
     [
         ({"parameters": {"monitor": "no"}}, "monitor must be true or false"),
         ({"parameters": {"group": 3}}, "group must be text"),
+        ({"parameters": [1]}, "parameters: Expected `object`, got `array`"),
+        ({"parameters": {"a": [[]] * 10_000}}, "parameters: take 40007 bytes, the limit is 16384"),
         ({"id": "i" * 129}, "id: at most 128"),
         ({"outputs": [{"name": "y"}, {"name": "y"}]}, "wants it twice"),
         ({"outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classification is not supported"),
