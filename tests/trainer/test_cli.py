@@ -56,16 +56,7 @@ def test_a_bad_token_from_the_environment_ends_work_with_one_line(keys: Path, tm
 
 
 def test_train_refuses_a_bad_version_before_anything_is_read(tmp_path: Path) -> None:
-    arguments = [
-        "train",
-        "digits",
-        "--lake",
-        str(tmp_path / "no"),
-        "--out",
-        str(tmp_path / "o"),
-        "--version",
-        "bad one",
-    ]
+    words = ["train", "digits", "--lake", str(tmp_path), "--out", str(tmp_path / "o"), "--version", "no good"]
     result = CliRunner().invoke(trainer, words)
     assert result.exit_code == 3
     assert said(result).startswith("shoal: version 'no good': use 1 to 63")
