@@ -274,5 +274,6 @@ def _connected(features: Features) -> None:
 
 def _prune(features: Features) -> None:
     now = now_ms()
+    features.access.prune(now)
     features.devices.prune(now)
     features.monitoring.prune(now)

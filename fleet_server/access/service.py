@@ -24,6 +24,7 @@ from fleet_server.upsert import upsert
 SESSION_S = 7 * 86_400
 LOGIN_S = 3_600
 CLAIM_S = 3_600
+_OVER_KEPT_MS = 86_400_000
 _ANOTHER_CLAIM = "ask an administrator for a new one: shoal devices claim"
 
 # (transaction, device, hardware, whether it was shut out before)
@@ -202,6 +203,14 @@ class AccessService:
             one = sa.update(device_secrets).where(device_secrets.c.device == device)
             if connection.execute(one.values(revoked_at_ms=self._clock())).rowcount == 0:
                 raise NotFound(f"there is no device {device!r}; `shoal devices list` shows those there are")
+
+    def prune(self, now: int) -> None:
+        """Delete sessions, login links and claims that have been over for a day; until then their errors are exact."""
+        before = now - _OVER_KEPT_MS
+        over = tokens.c.kind.in_(["session", "login"]) & (tokens.c.expires_at_ms < before)
+        with self._db.write() as connection:
+            connection.execute(sa.delete(tokens).where(over))
+            connection.execute(sa.delete(claims).where(claims.c.expires_at_ms < before))
 
     def _claim(self, connection: sa.Connection, request: EnrolmentRequest, now: int) -> sa.Row[Any]:
         claim = connection.execute(sa.select(claims).where(claims.c.sha256 == _digest(request.claim))).first()

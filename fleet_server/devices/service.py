@@ -19,11 +19,12 @@ from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
 from fleet_server.devices import twin_store
 from fleet_server.devices.records import DeviceRecord, EventRecord
-from fleet_server.devices.tables import desired_models, devices, events, sampling_policies
+from fleet_server.devices.tables import desired_models, devices, events, fleet_settings, sampling_policies
 from fleet_server.errors import NotFound
 from fleet_server.upsert import upsert
 
 EVENTS_KEPT_MS = 90 * 86_400_000
+_REPORT_INTERVAL = "report_interval_s"
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class DeviceService:
 
     Args:
         publish: Sends (topic, payload, retain) to the broker; a NetworkError or OSError means: not now.
-        report_interval_s: How often a device that enrols is to report; None leaves it to the device.
+        report_interval_s: How often a device that enrols is to report, until :meth:`desire_report_interval` says
+            otherwise; None leaves it to the device.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class DeviceService:
             "online": False,
             "desired_revision": 0,
             "reported_revision": 0,
-            "report_interval_s": self._report_interval_s,
+            "report_interval_s": self._interval_s(connection),
         }
         values = {"hardware": msgspec.to_builtins(hardware), "enrolled_at_ms": self._clock()}
         upsert(connection, devices, {"name": device}, values, first=first)
@@ -122,8 +124,8 @@ class DeviceService:
 
     def desire_report_interval(self, seconds: float) -> None:
         """Tell every device, now or later, how often to report."""
-        self._report_interval_s = seconds
         with self._db.write() as connection:
+            upsert(connection, fleet_settings, {"name": _REPORT_INTERVAL}, {"value": seconds})
             connection.execute(sa.update(devices).values(report_interval_s=seconds))
             names = connection.scalars(sa.select(devices.c.name)).all()
             twin_store.bump(connection, names)
@@ -240,6 +242,10 @@ class DeviceService:
         """Delete events of more than ``EVENTS_KEPT_MS`` ago."""
         with self._db.write() as connection:
             connection.execute(sa.delete(events).where(events.c.received_at_ms < now - EVENTS_KEPT_MS))
+
+    def _interval_s(self, connection: sa.Connection) -> float | None:
+        asked = connection.scalar(sa.select(fleet_settings.c.value).where(fleet_settings.c.name == _REPORT_INTERVAL))
+        return float(asked) if asked is not None else self._report_interval_s
 
     def _known(self, connection: sa.Connection, device: str) -> bool:
         living = sa.select(device_secrets.c.device).filter_by(device=device, revoked_at_ms=None)

@@ -51,6 +51,14 @@ reported_models = sa.Table(
     sa.Column("received_at_ms", sa.BigInteger, nullable=False),
 )
 
+# What an administrator set for the whole fleet while it ran: above the server's own settings, restarts included.
+fleet_settings = sa.Table(
+    "fleet_settings",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+)
+
 # One policy per model, for every device that is to serve it.
 sampling_policies = sa.Table(
     "sampling_policies",

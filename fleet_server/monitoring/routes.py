@@ -34,7 +34,7 @@ def routes(service: MonitoringService, *, require_viewer: Callable[..., Any], cl
         model: str,
         bucket_s: Annotated[float, Query(gt=0, le=31 * 86_400, description="Width of a time bucket.")] = 60.0,
         since_ms: Annotated[
-            int | None, Query(ge=0, description="Unix milliseconds; 240 buckets ago if absent.")
+            int | None, Query(ge=0, lt=1 << 62, description="Unix milliseconds; 240 buckets ago if absent.")
         ] = None,
     ) -> dict[str, Any]:
         """Accuracy over time: from labels with bounds, estimated without labels, and what the harm rule says now."""

@@ -18,7 +18,7 @@ from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
 from fleet_server.errors import NotFound
 from fleet_server.schedules import leases
-from fleet_server.schedules.slots import CatchUp, Schedule, due_slots, next_slot, rfc3339, trigger_of
+from fleet_server.schedules.slots import CatchUp, Schedule, ScheduleRefused, due_slots, next_slot, rfc3339, trigger_of
 from fleet_server.schedules.tables import runs, schedules
 from fleet_server.upsert import upsert
 
@@ -87,8 +87,16 @@ class RunService:
     # --- schedules
 
     def put_schedule(self, schedule: Schedule) -> None:
-        """Create or change a schedule. Slots before now are not caught up; a changed one keeps its cursor."""
+        """Create or change a schedule. Slots before now are not caught up; a changed one keeps its cursor.
+
+        Raises:
+            ScheduleRefused: It will never come.
+        """
         now = self._clock()
+        if next_slot(trigger_of(schedule, anchor_ms=now), now) is None:
+            raise ScheduleRefused(
+                f"schedule {schedule.name}: {schedule.expression!r} never comes: no year has such a day"
+            )
         values = dataclasses.asdict(schedule) | {"catch_up": schedule.catch_up.value}
         name = values.pop("name")
         with self._db.write() as connection:

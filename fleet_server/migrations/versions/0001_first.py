@@ -126,6 +126,13 @@ def _devices() -> None:
         sa.PrimaryKeyConstraint("model", name="pk_sampling_policies"),
     )
 
+    op.create_table(
+        "fleet_settings",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("value", sa.JSON, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_fleet_settings"),
+    )
+
 
 def _device_events() -> None:
     op.create_table(

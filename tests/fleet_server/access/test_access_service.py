@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from edge_agent.contract.enrolment import EnrolmentRequest
 from edge_agent.contract.errors import MalformedRequest
 from fleet_server.access.roles import Role
+from fleet_server.access.tables import claims, tokens
 from fleet_server.errors import Conflict, Forbidden, NotFound
 from tests.fleet_server.fleet import BROKER, HARDWARE, Fleet
 
@@ -110,3 +111,29 @@ def test_a_revoked_device_is_shut_out_until_it_is_claimed_anew(fleet: Fleet) -> 
     assert fleet.access.verify_device("camera-7", secret)
     with pytest.raises(NotFound):
         fleet.access.revoke_device("camera-9")
+
+
+def test_what_has_been_over_for_a_day_is_forgotten_and_nothing_else(fleet: Fleet) -> None:
+    api = fleet.access.create_token(Role.ADMIN, "a")
+    session = fleet.access.login(fleet.access.create_login(ttl_s=60))
+    assert session is not None
+    fleet.join("d0")  # by a claim
+    old = fleet.access.create_claim("d1", ttl_s=60)
+
+    def rows() -> list[int]:
+        with fleet.db.read() as connection:
+            return [connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in (tokens, claims)]
+
+    fleet.now_ms += 3_700_000
+    fleet.access.prune(fleet.now_ms)
+    assert rows() == [3, 2]
+    with pytest.raises(Forbidden, match="expired"):
+        enrol(fleet, old, "d1")
+    fleet.now_ms += 86_400_000
+    fleet.access.prune(fleet.now_ms)
+    assert rows() == [2, 0]
+    assert (fleet.access.verify(api), fleet.access.verify(session)) == (Role.ADMIN, Role.ADMIN)
+    fleet.now_ms += 8 * 86_400_000
+    fleet.access.prune(fleet.now_ms)
+    assert rows() == [1, 0]
+    assert fleet.access.verify(api) is Role.ADMIN

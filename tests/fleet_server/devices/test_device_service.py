@@ -13,7 +13,7 @@ from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from fleet_server.devices.service import EVENTS_KEPT_MS, DeviceService
 from fleet_server.errors import NotFound
-from tests.fleet_server.fleet import Fleet
+from tests.fleet_server.fleet import HARDWARE, Fleet
 
 WANTED = DesiredModel(version="1", package="a" * 64, release=1)
 POLICY = SamplingPolicy(samples_per_minute=5.0, labels_per_minute=2.0)
@@ -104,6 +104,14 @@ def test_the_report_interval_reaches_everybody(fleet: Fleet) -> None:
     fleet.devices.desire_report_interval(2.5)
     assert device.desired.report_interval_s == 2.5
     assert fleet.join("d1").desired.report_interval_s == 2.5
+
+
+def test_the_report_interval_holds_for_those_that_enrol_after_a_restart(fleet: Fleet) -> None:
+    fleet.devices.desire_report_interval(2.5)
+    restarted = DeviceService(fleet.db, lambda *_: None, "test", report_interval_s=60.0, clock=fleet.clock)
+    with fleet.db.write() as connection:
+        restarted.enrolled(connection, "d0", HARDWARE)
+    assert restarted.get("d0").report_interval_s == 2.5
 
 
 def test_presence_follows_status_and_the_last_will(fleet: Fleet) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI, Header
 
 from fleet_server.database import Database
 from fleet_server.errors import NotAuthenticated
 from fleet_server.http_errors import install
+from fleet_server.monitoring.queries import latest_drift
 from fleet_server.monitoring.routes import routes
 from fleet_server.monitoring.service import MonitoringService
 from tests.fakes.served_app import served
@@ -75,3 +77,32 @@ def test_a_window_of_no_width_is_refused_in_words(client: httpx.Client) -> None:
     answer = client.get(f"/api/v1/monitoring/{MODEL}/accuracy?bucket_s=0", headers=VIEWER)
     assert answer.status_code == 400
     assert "bucket_s" in answer.json()["error"]
+
+
+def test_a_moment_beyond_all_numbers_is_refused_in_words(client: httpx.Client) -> None:
+    answer = client.get(f"/api/v1/monitoring/{MODEL}/accuracy?since_ms={1 << 70}", headers=VIEWER)
+    assert answer.status_code == 400
+    assert "since_ms" in answer.json()["error"]
+    latest = client.get(f"/api/v1/monitoring/{MODEL}/accuracy?since_ms={(1 << 62) - 1}", headers=VIEWER)
+    assert latest.json()["labels"] == []
+
+
+def test_the_newest_windows_are_found_by_index_and_not_by_reading_all(db: Database, client: httpx.Client) -> None:
+    asked: list[tuple[str, tuple[object, ...]]] = []
+
+    def remember(
+        _connection: object, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object
+    ) -> None:
+        if "max(drift.id)" in statement:
+            asked.append((statement, parameters))
+
+    sa.event.listen(db.engine, "before_cursor_execute", remember)
+    with db.read() as connection:
+        found = latest_drift(connection, MODEL)
+    sa.event.remove(db.engine, "before_cursor_execute", remember)
+    assert [row["device"] for row in found] == ["d1", "d2"]
+    ((statement, parameters),) = asked
+    with db.read() as connection:
+        plan = [str(row[3]) for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert plan
+    assert not [step for step in plan if step.startswith("SCAN drift")], plan

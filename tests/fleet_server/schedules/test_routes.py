@@ -144,6 +144,7 @@ def test_schedules_are_put_listed_and_deleted(client: httpx.Client, clock: Clock
     ("body", "says"),
     [
         (NIGHTLY | {"expression": "often"}, "write minute, hour"),
+        (NIGHTLY | {"expression": "0 0 31 2 *"}, "'0 0 31 2 *' never comes"),
         (NIGHTLY | {"catch_up": "maybe"}, "catch_up"),
         (NIGHTLY | {"model": "No Model"}, "model 'No Model'"),
     ],
