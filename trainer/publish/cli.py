@@ -10,7 +10,6 @@ import click
 from trainer.plain_errors import plainly
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder
-from trainer.publish.server_trust import export_trust
 
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 _KIND = click.option("--kind", type=click.Choice(["ed25519", "ecdsa"]), default="ed25519", show_default=True)
@@ -36,7 +35,7 @@ def keys_commands() -> None:
 def init(folder: Path, models: tuple[str, ...], kind: str, **days: Any) -> None:
     """Make all keys in DIR and sign an image repository without packages.
 
-    Then take DIR/offline to a safe place, and give the server its part: shoal keys export DIR DATA
+    Then take DIR/offline to a safe place, and give the server its part: shoal server init --data DATA --keys DIR
     """
     lifetimes = Lifetimes(root=days["root_days"], targets=days["targets_days"], snapshot=days["snapshot_days"])
     ImageSigning(KeyFolder.from_environment(folder), lifetimes=lifetimes).create(models, kind=kind)
@@ -79,14 +78,6 @@ def renew(folder: Path) -> None:
     keys = KeyFolder.from_environment(folder)
     with keys.alone():
         ImageSigning(keys).renew()
-    click.echo("signed; publish to bring it to the server, and export the roots to it")
-
-
-@keys_commands.command()
-@_FOLDER
-@click.argument("data", type=click.Path(path_type=Path, file_okay=False))
-@plainly
-def export(folder: Path, data: Path) -> None:
-    """Copy what the server needs from DIR into DATA/keys: the director's key and both roots."""
-    for path in export_trust(folder, data):
-        click.echo(f"wrote {path}")
+    click.echo(
+        "signed; publish to bring it to the server, and give it the roots: shoal server init --data DATA --keys DIR"
+    )

@@ -49,14 +49,6 @@ def test_show_names_keys_models_and_expiries(tmp_path: Path) -> None:
     assert shown.output.count("expires") == 6
 
 
-def test_export_gives_the_server_its_part_and_no_more(tmp_path: Path) -> None:
-    run("init", tmp_path / "keys")
-    assert run("export", tmp_path / "keys", tmp_path / "data").exit_code == 0
-    files = sorted(path.name for path in (tmp_path / "data/keys").iterdir())
-    assert files == ["director-root.json", "director.pem", "image-root.json"]
-    assert stat.S_IMODE((tmp_path / "data/keys/director.pem").stat().st_mode) == 0o600
-
-
 def test_keys_are_encrypted_where_the_environment_gives_a_passphrase(tmp_path: Path) -> None:
     secret = {PASSPHRASE_VARIABLE: "open sesame"}
     assert run("init", tmp_path, "--kind", "ecdsa", **secret).exit_code == 0
@@ -117,12 +109,3 @@ def test_renewing_waits_for_whoever_is_signing(tmp_path: Path) -> None:
         assert ImageSigning(keys).files() == before
     renewing.join(30)
     assert "2.root.json" in ImageSigning(keys).files()
-
-
-def test_exporting_into_what_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
-    run("init", tmp_path / "keys")
-    place = tmp_path / "data"
-    place.write_text("a file where a folder is needed")
-    result = run("export", tmp_path / "keys", place)
-    assert result.exit_code == 2
-    assert "Traceback" not in result.output + result.stderr
