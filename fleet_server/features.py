@@ -63,11 +63,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
     """
     devices = DeviceService(db, publish, config.fleet, report_interval_s=config.report_interval_s)
     models = ModelService(db)
-    director = Director(
-        folder.repository,
-        root=folder.director_root.read_bytes(),
-        signer=load_signer(folder.director_key, os.environ.get("SHOAL_KEYS_PASSPHRASE")),
-    )
+    director = _director(folder)
     images = _image_repository(folder, models)
     access = AccessService(
         db, fleet=config.fleet, roots=lambda: (images.root, director.root), on_enrolled=devices.enrolled
@@ -84,27 +80,8 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         known_models=lambda: _known(db, models),
         settings=config.runs,
     )
-    monitoring = MonitoringService(
-        db,
-        lambda digest: _reference(models, images, digest),
-        set_sampling=devices.desire_sampling,
-        request_run=runs.request,
-        base_sampling=lambda model: _sampling(models, model),
-        hold=lambda model: _hold(rollouts, runs, model),
-        parent=lambda digest: _manifest(models, digest).parent,
-        settings=config.monitoring,
-    )
-    ingest = IngestService(
-        db,
-        {
-            Stream.EVENTS: devices.on_event,
-            Stream.LABELS: on_labels,
-            Stream.METRICS: monitoring.on_metrics,
-            Stream.PROFILES: monitoring.on_profile,
-            Stream.SAMPLES: on_samples,
-        },
-        accepts=access.is_active,
-    )
+    monitoring = _monitoring(config, db, devices=devices, models=models, images=images, rollouts=rollouts, runs=runs)
+    ingest = _ingest(db, devices=devices, monitoring=monitoring, access=access)
     return Features(
         access=access,
         devices=devices,
@@ -135,6 +112,52 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
             runs=runs,
             drift_rule=config.monitoring.drift,
         ),
+    )
+
+
+def _director(folder: DataFolder) -> Director:
+    return Director(
+        folder.repository,
+        root=folder.director_root.read_bytes(),
+        signer=load_signer(folder.director_key, os.environ.get("SHOAL_KEYS_PASSPHRASE")),
+    )
+
+
+def _monitoring(
+    config: ServerConfig,
+    db: Database,
+    *,
+    devices: DeviceService,
+    models: ModelService,
+    images: ImageRepository,
+    rollouts: RolloutService,
+    runs: RunService,
+) -> MonitoringService:
+    return MonitoringService(
+        db,
+        lambda digest: _reference(models, images, digest),
+        set_sampling=devices.desire_sampling,
+        request_run=runs.request,
+        base_sampling=lambda model: _sampling(models, model),
+        hold=lambda model: _hold(rollouts, runs, model),
+        parent=lambda digest: _manifest(models, digest).parent,
+        settings=config.monitoring,
+    )
+
+
+def _ingest(
+    db: Database, *, devices: DeviceService, monitoring: MonitoringService, access: AccessService
+) -> IngestService:
+    return IngestService(
+        db,
+        {
+            Stream.EVENTS: devices.on_event,
+            Stream.LABELS: on_labels,
+            Stream.METRICS: monitoring.on_metrics,
+            Stream.PROFILES: monitoring.on_profile,
+            Stream.SAMPLES: on_samples,
+        },
+        accepts=access.is_active,
     )
 
 
