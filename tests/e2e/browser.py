@@ -7,7 +7,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
+_STARTS = 5
 PATIENCE_S = 60.0
 
 
@@ -94,32 +95,50 @@ def browser(driver: Path, chromium: Path, profile: Path) -> Iterator[Browser]:
     """A browser with an empty profile of its own, ended with the block."""
     profile.mkdir(parents=True)
     environment = os.environ | {"HOME": str(profile)}
-    command = [str(driver), "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with (
+        _driver([str(driver), "--port=0"], environment) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http,
+    ):
+        options = {"binary": str(chromium), "args": [*_FLAGS, f"--user-data-dir={profile / 'data'}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        answer = http.post("/session", json={"capabilities": {"alwaysMatch": wanted}})
+        assert not answer.is_error, answer.text
+        session = f"/session/{answer.json()['value']['sessionId']}"
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{_port(process)}", timeout=PATIENCE_S) as http:
-                options = {"binary": str(chromium), "args": [*_FLAGS, f"--user-data-dir={profile / 'data'}"]}
-                wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-                answer = http.post("/session", json={"capabilities": {"alwaysMatch": wanted}})
-                assert not answer.is_error, answer.text
-                session = f"/session/{answer.json()['value']['sessionId']}"
-                try:
-                    yield Browser(http, session)
-                finally:
-                    http.delete(session)
+            yield Browser(http, session)
         finally:
-            process.terminate()
+            http.delete(session)
 
 
-def _port(process: subprocess.Popen[str]) -> int:
-    """Read from what the driver says: that it was started successfully on port 43210."""
+@contextlib.contextmanager
+def _driver(command: list[str], environment: Mapping[str, str]) -> Iterator[int]:
+    """A running driver's port.
+
+    It takes a free port for IPv6 and then wants the same one for IPv4, where another program may have it: then it ends,
+    and is started again.
+    """
+    said = ""
+    for _ in range(_STARTS):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                port, said = _port(process)
+                if port is not None:
+                    yield port
+                    return
+            finally:
+                process.terminate()
+    raise AssertionError(f"the driver did not start, {_STARTS} times; it said: {said}")
+
+
+def _port(process: subprocess.Popen[str]) -> tuple[int | None, str]:
+    """Read from what the driver says, that it was started successfully on port 43210; None where it ended instead."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
         if "started successfully on port" in line:
-            return int(line.rstrip().rstrip(".").rpartition(" ")[2])
-    raise AssertionError("chromedriver did not start: " + "".join(lines))
+            return int(line.rstrip().rstrip(".").rpartition(" ")[2]), ""
+    return None, "".join(lines)
 
 
 def until(condition: Callable[[], bool]) -> None:
