@@ -82,6 +82,7 @@ def test_a_full_disk_does_not_end_reporting() -> None:
     before = ends.flushes
     ends.wait(lambda: ends.flushes > before)
     one.stop()
+    assert ends.flushes > before + 1  # the last one when it stops, as always
 
 
 def test_an_unexpected_error_does_not_end_reporting_and_is_logged_with_its_cause(
