@@ -187,7 +187,7 @@ def preinstall(config: AgentConfig, folder: Path) -> Manifest:
 
 
 def _load(package: Package, config: AgentConfig) -> LoadedModel:
-    return load(package, threads=config.runtime.threads)
+    return load(package, threads=config.runtime.threads_per_model)
 
 
 def _lock(state: Path) -> IO[bytes]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import ConfigurationError, storage_error
+from edge_agent.contract.quantities import Name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,23 +21,73 @@ IDENTITY_FILE = "identity.json"
 ADDRESS_FILE = "agent.json"
 
 
+class AppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One application that may use the API; who is named nowhere may not, once one is named.
+
+    An application is known by a token, or on a unix socket by the user or group that its process runs as.
+
+    Args:
+        name: For logs and metrics.
+        token_sha256: SHA-256 of its bearer token, in lowercase hexadecimal: `printf %s TOKEN | sha256sum`.
+        uid, gid: User or group by number, on unix sockets.
+        local: Whether it stands for whoever else comes from this machine, with no token.
+        models: Models that it may ask; `*` stands for all.
+        control: Whether it may load and unload models and register shared memory.
+        requests_per_s: Most requests per second on average; None sets no limit.
+        burst: Requests that may come at once beyond the average.
+    """
+
+    name: Name
+    token_sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
+    uid: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    gid: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    local: bool = False
+    models: tuple[str, ...] = ("*",)
+    control: bool = False
+    requests_per_s: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    burst: Annotated[int, msgspec.Meta(ge=1)] = 10
+
+
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where applications reach the models.
 
     Args:
+        host: Address of the TCP port; empty listens on no TCP port. Off loopback every application needs a token.
         port: TCP port; 0 takes a free one, which ``agent.json`` in the state folder then names.
-        unix_socket: Path of a socket to listen on instead of TCP; empty for none.
+        unix_socket: Path of a unix socket for HTTP; empty for none.
+        frames_socket: Path of a unix socket for frames; empty for none.
+        grpc_port: TCP port for gRPC on ``host``, 0 takes a free one; None for none. Needs the extra ``grpc``.
+        grpc_socket: Path of a unix socket for gRPC; empty for none.
+        socket_mode: Permissions of the unix sockets, in octal: who may connect.
         max_rows: Rows that one request may hold (axis 0 of its inputs).
-        max_body_mib: Largest body of one request, JSON or binary.
+        max_body_mib: Largest body of one request, JSON or binary, once it is unpacked.
         max_pending: Requests that may be read, wait or run at once beside those that the event loop answers itself.
+        max_connections: Connections on all sockets together.
+        max_header_kib: Largest head of one HTTP request.
+        head_timeout_s: Seconds in which the head of a request must arrive, once its first byte has.
+        body_timeout_s: Seconds in which the body of a request must arrive.
+        idle_timeout_s: Seconds after which a silent connection is closed.
+        cors_origins: Origins of web pages that may ask; empty for none, ``*`` for any.
+        apps: Applications that may use the API; empty lets in whoever is on this machine.
     """
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8500
     unix_socket: str = ""
+    frames_socket: str = ""
+    grpc_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
+    grpc_socket: str = ""
+    socket_mode: Annotated[str, msgspec.Meta(pattern=r"^0?[0-7]{3}\Z")] = "660"
     max_rows: Annotated[int, msgspec.Meta(ge=1)] = 1024
     max_body_mib: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
     max_pending: Annotated[int, msgspec.Meta(ge=1)] = 64
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_header_kib: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    head_timeout_s: Annotated[float, msgspec.Meta(gt=0.0)] = 10.0
+    body_timeout_s: Annotated[float, msgspec.Meta(gt=0.0)] = 30.0
+    idle_timeout_s: Annotated[float, msgspec.Meta(gt=0.0)] = 120.0
+    cors_origins: tuple[str, ...] = ()
+    apps: tuple[AppSettings, ...] = ()
 
 
 class ReportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,10 +106,21 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How models are run.
 
     Args:
-        threads: Threads per model inside the runtime.
+        threads: Threads that all models together may keep busy; 0 takes as many as this process has processors.
+        threads_per_model: Threads within one inference.
+        memory_mib: Memory that all loaded models together may take; 0 sets no limit.
+        idle_unload_s: Seconds without a request after which a model's memory is given back, until the next request
+            loads it again; 0 keeps models loaded.
+        models: Folder of further packages, one folder each; they are served beside those that the fleet installs.
+        load: Which of those folder's packages are loaded at the start: ``latest`` of each model, ``all``, or ``none``.
     """
 
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    threads_per_model: Annotated[int, msgspec.Meta(ge=1)] = 1
+    memory_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    idle_unload_s: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    models: str = ""
+    load: Literal["latest", "all", "none"] = "latest"
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

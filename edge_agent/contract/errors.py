@@ -7,7 +7,11 @@
     |  |- MalformedRequest        bytes that are no request
     |  |- SignatureMismatch       a tensor that breaks the model's signature
     |  |- UnknownModel            no such model or version here
-    |  `- UnknownRequest          feedback for a request nobody remembers
+    |  |- UnknownRequest          feedback for a request nobody remembers
+    |  |- UnknownRegion           shared memory that is not registered
+    |  |- Unauthenticated         nobody knows this application
+    |  |- Forbidden               it may not do this
+    |  `- QuotaExceeded           it asks more often than it may
     |- PackageError           the model package is wrong
     |  |- ManifestError           the manifest breaks its own rules
     |  |- ModelLoadFailed         the runtime refuses the model
@@ -22,6 +26,12 @@
     `- DeviceError            this machine cannot do what it is asked
        |- ConfigurationError      a setting is missing or wrong
        |- AddressInUse            the port is taken
+       |- Busy                    as much to do as there is room for
+       |- DeadlineExceeded        the answer would have come too late
+       |- ModelUnavailable        known here, but not loaded now
+       |- BudgetExceeded          no memory left in the budget for models
+       |- Unsupported             a part of the protocol, or an extra, that is not here
+       |- ModelFailed             the model failed on a right request
        |- StorageFull             no room left on the disk
        `- StorageNotWritable      no permission to write
 """
@@ -79,6 +89,38 @@ class UnknownRequest(CallerError):
     """Feedback names a request that this device does not remember."""
 
     http_status = 404
+
+
+class UnknownRegion(CallerError):
+    """A shared memory region that is not registered."""
+
+    http_status = 404
+
+
+class Unauthenticated(CallerError):
+    """The application gives no token, or one that nobody here knows."""
+
+    http_status = 401
+
+
+class Forbidden(CallerError):
+    """The application is known, but may not do this."""
+
+    http_status = 403
+
+
+class QuotaExceeded(CallerError):
+    """The application asks more often than it may.
+
+    Args:
+        retry_after_s: Seconds until it may ask again.
+    """
+
+    http_status = 429
+
+    def __init__(self, text: str, *, retry_after_s: float) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class PackageError(ShoalError):
@@ -156,6 +198,50 @@ class ConfigurationError(DeviceError):
 
 class AddressInUse(DeviceError):
     """The address to listen on is taken."""
+
+
+class Busy(DeviceError):
+    """This device has as much to do as it has room for; asking again in a moment helps."""
+
+    http_status = 503
+
+
+class DeadlineExceeded(DeviceError):
+    """The answer would have come later than the application waits for it; the model may not have run."""
+
+    http_status = 504
+
+
+class ModelUnavailable(DeviceError):
+    """A model that is known here, but not loaded now.
+
+    Args:
+        asleep: Unloaded because nobody asked for it: the next request wakes it.
+    """
+
+    http_status = 503
+
+    def __init__(self, text: str, *, asleep: bool = False) -> None:
+        super().__init__(text)
+        self.asleep = asleep
+
+
+class BudgetExceeded(DeviceError):
+    """Loading it would take more memory than models may have on this device."""
+
+    http_status = 503
+
+
+class Unsupported(DeviceError):
+    """A part of the protocol that this device does not offer."""
+
+    http_status = 501
+
+
+class ModelFailed(DeviceError):
+    """The model failed, or hung, on a request that was right."""
+
+    http_status = 500
 
 
 class StorageFull(DeviceError):

@@ -6,16 +6,18 @@ released model. TUF signs the manifest as a target; the manifest vouches for the
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import posixpath
 import re
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.names import check_digest, check_name, check_version
-from edge_agent.contract.quantities import Amount, Count, Share
+from edge_agent.contract.quantities import Amount, Count, Name, Share
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Signature
 
@@ -106,6 +108,58 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True):
     max_error_rate: Share = 0.01
 
 
+class Overflow(str, enum.Enum):
+    """What becomes of requests beyond what a queue holds."""
+
+    REJECT = "reject"
+    DROP_OLDEST = "drop-oldest"
+
+
+class Batching(msgspec.Struct, frozen=True, kw_only=True):
+    """How the device puts requests together into batches of this model.
+
+    Args:
+        max_rows: Rows of the largest batch; a longer request runs alone.
+        preferred_rows: Sizes at which a batch goes at once, ascending; others wait ``max_delay_us`` for company.
+        max_delay_us: Longest that a request waits for others, in microseconds; 0 takes only what waits already.
+        max_queue: Requests that may wait.
+        overflow: Whether a request beyond them is refused, or takes the place of the oldest of the least urgent.
+        timeout_us: Longest that a request may wait where it says nothing itself; 0 sets no limit.
+    """
+
+    max_rows: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 16
+    preferred_rows: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
+    max_delay_us: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
+    max_queue: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
+    overflow: Overflow = Overflow.REJECT
+    timeout_us: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        rows = self.preferred_rows
+        if list(rows) != sorted(set(rows)) or (rows and rows[-1] > self.max_rows):
+            raise ManifestError(
+                f"batching: preferred_rows must ascend and stay within max_rows {self.max_rows}, got {list(rows)}"
+            )
+
+
+class PipelineStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of a pipeline.
+
+    Tensors travel by name through one pool, which begins with the pipeline's own inputs and must end with its outputs.
+
+    Args:
+        model: Another model of this device, by name.
+        version: One version of it; None takes whichever serves.
+        inputs: For each input of that model the name of the tensor in the pool; left out, the input's own name.
+        outputs: For each output the name under which it enters the pool; left out, the output's own name.
+    """
+
+    model: Name
+    version: str | None = None
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What ``manifest.json`` says.
 
@@ -115,7 +169,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         version: Version, unique within the model.
         parent: Package digest of the version this one was trained from; None for the first.
         slices: Names of the slices the evaluation reports.
-        variants: By name; ``fp32`` is always there.
+        variants: By name; ``fp32`` is always there, but for a pipeline, which has none.
+        batching: None runs each request by itself.
+        pipeline: Models that are run one after the other in place of one of its own.
+        max_run_s: Seconds after which an inference counts as hung, and is broken off.
         files: Every other file of the package, by path relative to the manifest.
     """
 
@@ -133,6 +190,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     objectives: Objectives = Objectives()
     probation: Probation = Probation()
+    batching: Batching | None = None
+    pipeline: tuple[PipelineStep, ...] = ()
+    max_run_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 30.0
 
     def __post_init__(self) -> None:
         check_name(self.name, "model")
@@ -140,7 +200,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         if self.parent is not None:
             check_digest(self.parent, "parent")
         _check_files(self.files)
-        if "fp32" not in self.variants:
+        if self.pipeline and (self.variants or any(step.model == self.name for step in self.pipeline)):
+            raise ManifestError("pipeline: a pipeline has no variants of its own, and does not run itself")
+        if not self.pipeline and "fp32" not in self.variants:
             raise ManifestError(f"variants: 'fp32' is missing, got {sorted(self.variants)}")
         for name, variant in self.variants.items():
             check_name(name, "variant")

@@ -5,15 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from edge_agent.contract.errors import DeviceError
+from edge_agent.contract.errors import Busy
 
 RETRY_AFTER_S = 1
-
-
-class Busy(DeviceError):
-    """This device has as much to do as it has room for; asking again in a moment helps."""
-
-    http_status = 503
 
 
 class Admission:

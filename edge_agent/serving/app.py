@@ -27,10 +27,10 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
-from edge_agent.contract.errors import MalformedRequest, ShoalError
+from edge_agent.contract.errors import Busy, MalformedRequest, ShoalError
 from edge_agent.contract.signature import TensorSpec
 from edge_agent.runtime.slots import LoadedModel, Slots
-from edge_agent.serving.admission import RETRY_AFTER_S, Admission, Busy
+from edge_agent.serving.admission import RETRY_AFTER_S, Admission
 from edge_agent.serving.asgi import (
     INFERENCE_LENGTH,
     Disconnected,

@@ -35,7 +35,7 @@ def test_a_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None
         ("[api]\nmax_pending = 0\n", "$.api.max_pending"),
         ("[report]\ninterval_s = 0.0\n", "$.report.interval_s"),
         ("[report]\noutbox_limit_mib = 0\n", "$.report.outbox_limit_mib"),
-        ("[runtime]\nthreads = 0\n", "$.runtime.threads"),
+        ("[runtime]\nthreads = -1\n", "$.runtime.threads"),
         ("state = \n", "line 1"),
     ],
 )

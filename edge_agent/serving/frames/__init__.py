@@ -1,0 +1,1 @@
+"""Length-prefixed msgpack on a unix socket, for applications that count microseconds."""

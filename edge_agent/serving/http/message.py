@@ -1,0 +1,99 @@
+"""What passes between the HTTP transport and the routes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from edge_agent.contract.errors import QuotaExceeded, ShoalError
+from edge_agent.serving.peer import Peer
+
+Buffer = bytes | bytearray | memoryview
+JSON = b"application/json"
+RETRY_AFTER_S = 1
+
+
+@dataclasses.dataclass(slots=True)
+class HttpRequest:
+    """One request.
+
+    Args:
+        path: Percent-decoded, without the query.
+        query: What follows the question mark, as it came.
+        headers: Names in lowercase; values of repeated headers are joined by ``, ``.
+        body: Whole; empty while only the head has arrived. A memoryview stays valid as long as somebody holds it.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[bytes, bytes]
+    peer: Peer
+    body: Buffer = b""
+
+
+@dataclasses.dataclass(slots=True)
+class HttpResponse:
+    """One answer.
+
+    Args:
+        body: In one piece, or in pieces that are written one after the other without being joined.
+        headers: Beside content-type and content-length.
+    """
+
+    status: int
+    body: Buffer | Sequence[Buffer] = b""
+    content_type: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Room(Protocol):
+    """What a request was promised before its body was read."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """Longest body that is read; a longer one is a 413."""
+
+    def release(self) -> None:
+        """The request is over: answered, refused, or its application has gone. Called exactly once."""
+
+
+class HttpHandler(Protocol):
+    """Answers requests; called in the event loop's thread."""
+
+    def admit(self, head: HttpRequest, length: int | None) -> Room:
+        """Decide on a request before its body is read.
+
+        Args:
+            head: The request without its body.
+            length: Bytes that its body will have; 0 for none; None where it comes in chunks.
+        Raises:
+            ShoalError: It is refused; its body is not read.
+        """
+
+    def handle(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
+        """The answer at once, or later. The waiting is cancelled when the application goes away.
+
+        Raises:
+            ShoalError: See :func:`failure`; the awaitable may raise it too.
+        """
+
+
+def failure(error: ShoalError) -> HttpResponse:
+    """An error as all routes give it: clients of the protocol read exactly the member ``error``."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if isinstance(error, QuotaExceeded):
+        headers = ((b"retry-after", b"%d" % max(1, round(error.retry_after_s))),)
+    elif error.http_status == 503:
+        headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+    elif error.http_status == 401:
+        headers = ((b"www-authenticate", b"Bearer"),)
+    return HttpResponse(error.http_status, msgspec.json.encode({"error": str(error)}), headers=headers)
+
+
+def document(value: Any, status: int = 200) -> HttpResponse:
+    """A JSON answer."""
+    return HttpResponse(status, msgspec.json.encode(value))

@@ -1,0 +1,75 @@
+"""An inference request and its answer, whatever brought it: HTTP, gRPC, a frame, or a call in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from edge_agent.contract.checking import Violation
+
+MAX_ID_LENGTH = 128
+
+
+class WantedOutput(NamedTuple):
+    """One output that a request wants.
+
+    Args:
+        binary: As raw bytes after the JSON rather than in it.
+        classes: The so many best classes in place of the values; 0 for the values.
+        region: Shared memory that takes the values; None for the answer itself.
+        offset: Where in that region, in bytes.
+        size: Room there, in bytes.
+    """
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+    region: str | None = None
+    offset: int = 0
+    size: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class InferenceRequest:
+    """A decoded request; the tensors' names, datatypes and shapes are not yet checked against a model.
+
+    Args:
+        id: As the application chose it; empty where it chose none.
+        inputs: By name; may be read-only views on what was received.
+        outputs: Wanted outputs in the request's order; None wants all.
+        binary: Whether outputs are wanted in binary where nothing else is said.
+        monitored: False for a probe, which is neither counted nor sampled.
+        group: What the rows of one subject share; empty where the application says nothing.
+        priority: 1 is the most urgent; 0 where the application says nothing, which ranks below all that do.
+        timeout_us: Microseconds after which the answer is not wanted any more; 0 sets no limit.
+    """
+
+    id: str
+    inputs: dict[str, NDArray[Any]]
+    outputs: tuple[WantedOutput, ...] | None = None
+    binary: bool = False
+    monitored: bool = True
+    group: str = ""
+    priority: int = 0
+    timeout_us: int = 0
+
+
+class InferenceAnswer(NamedTuple):
+    """What a model said.
+
+    Args:
+        request_id: The request's own, or one made for it; feedback refers to it.
+        outputs: All of the model's, by name, in the signature's order; owned by the receiver.
+        label_wanted: Whether the application is asked for a label.
+        violations: What broke a constraint and was let through: clipped, filled or flagged.
+    """
+
+    model: str
+    version: str
+    package: str
+    request_id: str
+    outputs: dict[str, NDArray[Any]]
+    label_wanted: bool
+    violations: tuple[Violation, ...]
