@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from edge_agent.contract.signature import Signature
 
 
+class RunCancelled(Exception):
+    """A run was broken off by :meth:`InferenceBackend.cancel`; what it was given may be right."""
+
+
 class InferenceBackend(Protocol):
     """One loaded model on one runtime. ``infer`` may be called from several threads at once."""
 
@@ -29,8 +33,12 @@ class InferenceBackend(Protocol):
         Returns:
             By output name, in the signature's order, owned by the caller; BYTES as object arrays of ``bytes``.
         Raises:
-            Exception: Whatever the runtime raises; the request failed though it was right.
+            RunCancelled: ``cancel`` was called meanwhile.
+            Exception: Whatever else the runtime raises; the request failed though it was right.
         """
+
+    def cancel(self) -> None:
+        """Let the runs in progress fail soon, from any thread; later runs are not concerned."""
 
     def close(self) -> None:
         """Give the memory back; no ``infer`` may follow."""

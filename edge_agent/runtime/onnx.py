@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import ModelLoadFailed, PackageError, SignatureMismatch
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
+from edge_agent.runtime.backend import RunCancelled
 from edge_agent.runtime.package import Package
 
 _ORT_TYPES: Mapping[str, Datatype] = {
@@ -67,6 +68,7 @@ class OnnxBackend:
         self._text_inputs = tuple(spec.name for spec in self.signature.inputs if spec.datatype is Datatype.BYTES)
         self._text_outputs = tuple(spec.name for spec in self.signature.outputs if spec.datatype is Datatype.BYTES)
         self._session: Any = session
+        self._run_options = ort.RunOptions()
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch; see :class:`edge_agent.runtime.backend.InferenceBackend`.
@@ -76,10 +78,23 @@ class OnnxBackend:
         """
         if self._text_inputs:
             inputs = {**inputs, **{name: _decoded(name, inputs[name]) for name in self._text_inputs}}
-        outputs = dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+        options = self._run_options
+        try:
+            outputs = dict(zip(self._outputs, self._session.run(self._outputs, inputs, options), strict=True))
+        except Exception as error:
+            # The runtime says so only in the text of its error.
+            if options.terminate:
+                raise RunCancelled(str(error)) from error
+            raise
         for name in self._text_outputs:
             outputs[name] = _encoded(outputs[name])
         return outputs
+
+    def cancel(self) -> None:
+        """Let the runs in progress end with :class:`RunCancelled`, before their next node."""
+        # All runs share one object, as making one per run costs more than the rest; who comes later finds the new one.
+        running, self._run_options = self._run_options, ort.RunOptions()
+        running.terminate = True
 
     def close(self) -> None:
         """Give the session's memory back."""

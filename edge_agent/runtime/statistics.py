@@ -1,0 +1,177 @@
+"""What one loaded model has done since it was loaded: requests, executions and time, as exact integer counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+
+from edge_agent.contract.checking import Violation
+from edge_agent.contract.latency import BOUNDS_US, BUCKETS
+
+_BOUNDS_NS = tuple(round(bound * 1000) for bound in BOUNDS_US)
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticsSnapshot:
+    """The counts at one moment; what the protocol's statistics extension and the metrics page show.
+
+    Args:
+        success_count: Answered requests; ``success_ns`` the time they took, waiting included.
+        fail_count: Requests that were right and got no answer: the model failed or hung, the queue was full, the
+            deadline passed; ``fail_ns`` likewise.
+        queue_ns: Of ``success_ns``, waiting for other requests or a thread.
+        compute_input_ns: Of it, the check against the signature and what a batch took to put together.
+        compute_infer_ns: Of it, the model's run; each request of a batch counts the whole run.
+        compute_output_ns: Of it, taking a batch apart and telling the monitor.
+        rows: Rows of the answered requests.
+        execution_count: Runs of the model; fewer than requests where these were put into batches.
+        batches: By rows of a run: how many there were, and nanoseconds they took.
+        last_inference_ms: Unix time of the last answer in milliseconds; 0 before the first.
+        refused: Requests that were wrong; ``refused_by_rule`` those of them that broke the signature, by rule.
+        violations: Rows that broke a constraint and were let through, by (tensor, rule, policy).
+        latency: Answered requests by time, in the buckets of :mod:`edge_agent.contract.latency`.
+    """
+
+    success_count: int
+    success_ns: int
+    fail_count: int
+    fail_ns: int
+    queue_ns: int
+    compute_input_ns: int
+    compute_infer_ns: int
+    compute_output_ns: int
+    rows: int
+    execution_count: int
+    batches: Mapping[int, tuple[int, int]]
+    last_inference_ms: int
+    refused: int
+    refused_by_rule: Mapping[str, int]
+    violations: Mapping[tuple[str, str, str], int]
+    latency: tuple[int, ...]
+
+
+class Statistics:
+    """Counts for one loaded model; every method may be called from any thread."""
+
+    __slots__ = (
+        "_batches",
+        "_fail_count",
+        "_fail_ns",
+        "_infer_ns",
+        "_input_ns",
+        "_last_s",
+        "_latency",
+        "_lock",
+        "_output_ns",
+        "_queue_ns",
+        "_refused",
+        "_rows",
+        "_rules",
+        "_violations",
+    )
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue_ns = self._input_ns = self._infer_ns = self._output_ns = 0
+        self._fail_count = self._fail_ns = self._rows = self._refused = 0
+        self._last_s = 0.0
+        self._batches: dict[int, list[int]] = {}
+        self._rules: dict[str, int] = {}
+        self._violations: dict[tuple[str, str, str], int] = {}
+        self._latency = [0] * BUCKETS
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered or failed."""
+        return sum(self._latency) + self._fail_count
+
+    @property
+    def failed_requests(self) -> int:
+        """Requests that failed though they were right."""
+        return self._fail_count
+
+    def answered(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count a request that was run by itself and at once: :meth:`succeeded` and :meth:`executed` in one."""
+        # One bucket's count is the request's count as well: the sum is made when somebody asks.
+        bucket = bisect_left(_BOUNDS_NS, input_ns + infer_ns + output_ns)
+        with self._lock:
+            self._rows += rows
+            self._input_ns += input_ns
+            self._infer_ns += infer_ns
+            self._output_ns += output_ns
+            self._latency[bucket] += 1
+            batch = self._batches.get(rows)
+            if batch is None:
+                batch = self._batches[rows] = [0, 0]
+            batch[0] += 1
+            batch[1] += infer_ns
+            self._last_s = time.time()
+
+    def succeeded(self, rows: int, *, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count an answered request.
+
+        Args:
+            queue_ns: It waited; ``input_ns`` it was checked; ``infer_ns`` the model ran; ``output_ns`` the rest.
+        """
+        bucket = bisect_left(_BOUNDS_NS, queue_ns + input_ns + infer_ns + output_ns)
+        with self._lock:
+            self._rows += rows
+            self._queue_ns += queue_ns
+            self._input_ns += input_ns
+            self._infer_ns += infer_ns
+            self._output_ns += output_ns
+            self._latency[bucket] += 1
+            self._last_s = time.time()
+
+    def executed(self, batch_rows: int, infer_ns: int) -> None:
+        """Count a run of the model that ended well."""
+        with self._lock:
+            batch = self._batches.setdefault(batch_rows, [0, 0])
+            batch[0] += 1
+            batch[1] += infer_ns
+
+    def failed(self, ns: int) -> None:
+        """Count a request that failed though it was right, ``ns`` after it began."""
+        with self._lock:
+            self._fail_count += 1
+            self._fail_ns += ns
+
+    def refused(self, rule: str | None = None) -> None:
+        """Count a request that was wrong; ``rule`` is the rule of the signature that it broke, if it was one."""
+        with self._lock:
+            self._refused += 1
+            if rule is not None:
+                self._rules[rule] = self._rules.get(rule, 0) + 1
+
+    def violated(self, violations: Iterable[Violation]) -> None:
+        """Count rows that broke a constraint and were let through."""
+        with self._lock:
+            for found in violations:
+                key = (found.tensor, found.rule, found.policy)
+                self._violations[key] = self._violations.get(key, 0) + found.rows
+
+    def snapshot(self) -> StatisticsSnapshot:
+        """The counts now, all of the same moment."""
+        with self._lock:
+            latency = tuple(self._latency)
+            return StatisticsSnapshot(
+                success_count=sum(latency),
+                success_ns=self._queue_ns + self._input_ns + self._infer_ns + self._output_ns,
+                fail_count=self._fail_count,
+                fail_ns=self._fail_ns,
+                queue_ns=self._queue_ns,
+                compute_input_ns=self._input_ns,
+                compute_infer_ns=self._infer_ns,
+                compute_output_ns=self._output_ns,
+                rows=self._rows,
+                execution_count=sum(count for count, _ in self._batches.values()),
+                batches={rows: (count, ns) for rows, (count, ns) in sorted(self._batches.items())},
+                last_inference_ms=int(self._last_s * 1000),
+                refused=self._refused,
+                refused_by_rule=dict(self._rules),
+                violations=dict(self._violations),
+                latency=latency,
+            )
