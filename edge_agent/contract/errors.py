@@ -47,6 +47,8 @@ class ShoalError(Exception):
 
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
+    # What an HTTP answer says beside the text; set on an instance where there is something.
+    http_headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By text and attributes: errors cross process boundaries, and constructors with keywords do not unpickle.

@@ -84,13 +84,13 @@ class HttpHandler(Protocol):
 
 def failure(error: ShoalError) -> HttpResponse:
     """An error as all routes give it: clients of the protocol read exactly the member ``error``."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers = error.http_headers
     if isinstance(error, QuotaExceeded):
-        headers = ((b"retry-after", b"%d" % max(1, round(error.retry_after_s))),)
+        headers += ((b"retry-after", b"%d" % max(1, round(error.retry_after_s))),)
     elif error.http_status == 503:
-        headers = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
+        headers += ((b"retry-after", b"%d" % RETRY_AFTER_S),)
     elif error.http_status == 401:
-        headers = ((b"www-authenticate", b"Bearer"),)
+        headers += ((b"www-authenticate", b"Bearer"),)
     return HttpResponse(error.http_status, msgspec.json.encode({"error": str(error)}), headers=headers)
 
 
