@@ -16,6 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import ModelLoadFailed, UnknownModel
 from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.profile import ReferenceProfile, count_batch
@@ -23,6 +24,7 @@ from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Golden, Package
+from edge_agent.runtime.statistics import Statistics
 
 # Slower models go to a thread: a hand-over costs about 50 us, a blocked loop delays every other request.
 INLINE_LIMIT_US = 1000.0
@@ -43,6 +45,7 @@ class LoadedModel:
     inline: bool = True
     requests: int = 0
     failed: int = 0
+    statistics: Statistics = dataclasses.field(default_factory=Statistics, repr=False)
     _leases: int = 0
     _retired: bool = False
     _counting: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
@@ -76,6 +79,11 @@ class LoadedModel:
     def reference(self) -> ReferenceProfile:
         """The package's reference profile, read once."""
         return self.package.reference()
+
+    @functools.cached_property
+    def check(self) -> InputCheck:
+        """The check of requests against the signature."""
+        return InputCheck(self.signature)
 
     def count(self, *, failed: bool = False) -> None:
         """Count one request, from any thread."""

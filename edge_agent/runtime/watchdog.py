@@ -1,0 +1,95 @@
+"""Breaks off inferences that hang, on whichever thread they run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from edge_agent.runtime.slots import LoadedModel
+
+log = logging.getLogger(__name__)
+
+# A run in progress: when it began (``time.perf_counter_ns``), and of which model.
+Run = tuple[int, LoadedModel]
+
+_IDLE_TICKS = 5
+
+
+class Watchdog:
+    """Looks once a second at what runs; a thread of its own, asleep while nothing does.
+
+    The serving path writes its run into :attr:`running` under its thread's identifier, calls :meth:`wake` if
+    :attr:`asleep`, and takes the run out again when it is over: 0.15 us, as a method call for it would cost as much
+    again. A thread runs one inference at a time.
+
+    Args:
+        tick_s: Seconds between two looks; a hung run is broken off so much late at most.
+    """
+
+    def __init__(self, *, tick_s: float = 1.0) -> None:
+        self.running: dict[int, Run] = {}
+        self.asleep = True
+        self._tick_s = tick_s
+        self._hung: set[Run] = set()
+        self._awake = threading.Event()
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Begin to look; from any thread."""
+        with self._lock:
+            if self._thread is None and not self._closing.is_set():
+                # Not in the constructor: a process that only reads packages needs no thread.
+                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                self._thread.start()
+            self.asleep = False
+            self._awake.set()
+
+    def has_hung(self, run: Run) -> bool:
+        """Whether this run was broken off for its length; asked once, when it has failed."""
+        if run not in self._hung:
+            return False
+        self._hung.discard(run)
+        return True
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing.set()
+        self._awake.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _watch(self) -> None:
+        idle = 0
+        while not self._closing.wait(self._tick_s):
+            idle = 0 if self.running else idle + 1
+            if idle >= _IDLE_TICKS:
+                self._awake.clear()
+                self.asleep = True
+                # A run that was written down before it could see `asleep` is seen here instead; so is a close.
+                if not self.running and not self._closing.is_set():
+                    self._awake.wait()
+                self.asleep = False
+                idle = 0
+            self._break_off(time.perf_counter_ns())
+
+    def _break_off(self, now_ns: int) -> None:
+        running = list(self.running.values())
+        for run in running:
+            began_ns, loaded = run
+            if run in self._hung or now_ns - began_ns < loaded.manifest.max_run_s * 1e9:
+                continue
+            self._hung.add(run)
+            log.error(
+                "model %s %s: a run hangs after %.1f s and is broken off",
+                loaded.name,
+                loaded.version,
+                (now_ns - began_ns) / 1e9,
+            )
+            loaded.backend.cancel()
+        # A run that ended well at the last moment never asks.
+        self._hung.intersection_update(running)
