@@ -9,27 +9,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge_agent.contract.errors import ModelFailed, ModelLoadFailed, ModelUnavailable, PackageError, SignatureMismatch
-from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.errors import ModelFailed, ModelUnavailable, PackageError, SignatureMismatch
+from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.backend import RunCancelled
+from edge_agent.runtime.onnx_session import open_session
+from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
-
-_ORT_TYPES: Mapping[str, Datatype] = {
-    "tensor(bool)": Datatype.BOOL,
-    "tensor(uint8)": Datatype.UINT8,
-    "tensor(uint16)": Datatype.UINT16,
-    "tensor(uint32)": Datatype.UINT32,
-    "tensor(uint64)": Datatype.UINT64,
-    "tensor(int8)": Datatype.INT8,
-    "tensor(int16)": Datatype.INT16,
-    "tensor(int32)": Datatype.INT32,
-    "tensor(int64)": Datatype.INT64,
-    "tensor(float16)": Datatype.FP16,
-    "tensor(float)": Datatype.FP32,
-    "tensor(double)": Datatype.FP64,
-    "tensor(string)": Datatype.BYTES,
-}
 
 
 class OnnxBackend:
@@ -37,6 +23,7 @@ class OnnxBackend:
 
     Args:
         threads: Threads within one inference; they sleep between inferences instead of spinning.
+        cache: Where optimised models are kept.
     Raises:
         PackageError: The package has no such variant.
         ModelLoadFailed: The runtime refuses the model, or the model differs from the manifest's signature.
@@ -44,26 +31,14 @@ class OnnxBackend:
 
     platform = "onnx_onnxv1"
 
-    def __init__(self, package: Package, *, variant: str = "fp32", threads: int = 1) -> None:
+    def __init__(
+        self, package: Package, *, variant: str = "fp32", threads: int = 1, cache: OptimisedModels | None = None
+    ) -> None:
         manifest = package.manifest
         if variant not in manifest.variants:
             raise PackageError(f"{package.folder}: no variant {variant!r}; it has: {sorted(manifest.variants)}")
-        path = package.path(manifest.variants[variant].model)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong comes as an exception; its own log would say it twice
-        # Spinning threads burnt 55 % of a CPU at 20 requests/s for 40 us of latency.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # The runtime's exceptions share no base class but this one.
-            raise ModelLoadFailed(f"{path}: ONNX Runtime {ort.__version__} refuses the model: {error}") from error
+        session = open_session(package, variant=variant, threads=threads, cache=cache)
         self.signature: Signature = manifest.signature
-        _compare(str(path), "input", self.signature.inputs, session.get_inputs())
-        _compare(str(path), "output", self.signature.outputs, session.get_outputs())
         self._outputs = tuple(spec.name for spec in self.signature.outputs)
         self._text_inputs = tuple(spec.name for spec in self.signature.inputs if spec.datatype is Datatype.BYTES)
         self._text_outputs = tuple(spec.name for spec in self.signature.outputs if spec.datatype is Datatype.BYTES)
@@ -118,34 +93,8 @@ def _runner(session: ort.InferenceSession) -> Callable[..., list[Any]]:
     options of our own are no price for being able to cancel: without them the runtime makes some for each run (0.7 us).
     """
     native = getattr(session, "_sess", None)
-    run = getattr(native, "run", None)
-    return run if callable(run) else session.run
-
-
-def _compare(path: str, side: str, specs: tuple[TensorSpec, ...], nodes: list[Any]) -> None:
-    """Refuse a model that is not what the manifest says, above all one whose batch axis was fixed on export."""
-    found = {node.name: node for node in nodes}
-    for spec in specs:
-        node = found.pop(spec.name, None)
-        if node is None:
-            raise ModelLoadFailed(
-                f"{path}: the manifest's {side} '{spec.name}' is not in the model; it has: {sorted(found)}"
-            )
-        datatype = _ORT_TYPES.get(node.type)
-        if datatype is not spec.datatype:
-            raise ModelLoadFailed(
-                f"{path}: {side} '{spec.name}' is {node.type}, the manifest says {spec.datatype.value}"
-            )
-        fits = len(node.shape) == len(spec.shape) and all(
-            not isinstance(have, int) or have == want for have, want in zip(node.shape, spec.shape, strict=True)
-        )
-        # A model may leave the shape of an output open: shape inference is not complete.
-        if not fits and not (side == "output" and not node.shape):
-            raise ModelLoadFailed(
-                f"{path}: {side} '{spec.name}' has shape {node.shape}, the manifest says {list(spec.shape)}"
-            )
-    if found and side == "input":
-        raise ModelLoadFailed(f"{path}: the model needs inputs that the manifest lacks: {sorted(found)}")
+    run: Callable[..., list[Any]] = getattr(native, "run", session.run)
+    return run
 
 
 def _decoded(name: str, array: NDArray[Any]) -> NDArray[Any]:
