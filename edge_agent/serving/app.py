@@ -45,8 +45,9 @@ from edge_agent.serving.asgi import (
     read_body,
     respond,
 )
+from edge_agent.serving.body_inference import BodyInference
 from edge_agent.serving.codec import MAX_ROWS
-from edge_agent.serving.inference import Inference, Observer
+from edge_agent.serving.inference import Observer
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024
 MAX_PENDING = 64
@@ -115,7 +116,7 @@ class InferenceApp:
         max_pending: int = MAX_PENDING,
     ) -> None:
         self._slots = slots
-        self._inference = Inference(observer, max_rows=max_rows)
+        self._inference = BodyInference(observer, max_rows=max_rows)
         self._admission = Admission(max_requests=max_pending, max_bytes=2 * body_limit_bytes)
         self._feedback = feedback
         self._agent_version = agent_version

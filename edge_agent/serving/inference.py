@@ -1,21 +1,41 @@
-"""One inference from body to body: decode, check, run, tell the monitor, encode. Synchronous; runs on any thread."""
+"""One inference, whatever brought it: check, run, count, tell the monitor."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import itertools
 import logging
 import secrets
-import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
+from time import perf_counter_ns
+from typing import Any, ParamSpec, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.errors import CallerError, ShoalError
+from edge_agent.contract.checking import Checked
+from edge_agent.contract.errors import CallerError, ModelFailed, ShoalError, SignatureMismatch
+from edge_agent.runtime.backend import RunCancelled
 from edge_agent.runtime.slots import LoadedModel
-from edge_agent.serving.codec import InferenceRequest, check_outputs, decode_request, encode_response
+from edge_agent.runtime.watchdog import Run, Watchdog
+from edge_agent.serving.batching import Job, Scheduler
+from edge_agent.serving.request import InferenceAnswer, InferenceRequest, check_outputs
 
+P = ParamSpec("P")
+T = TypeVar("T")
+Tensors = Mapping[str, NDArray[Any]]
 log = logging.getLogger(__name__)
+
+# Checking so many bytes takes as long as a hand-over to a thread: larger inputs are checked there.
+_CHECKED_HERE_BYTES = 64 * 1024
+# Of a batch's output a smaller part is copied (0.3 us, 3 us at most) and keeps the rest of the batch from staying
+# alive with it in the monitor's buffer; of larger parts there are few in a batch, which wait for their encoding anyway.
+_COPIED_BYTES = 64 * 1024
+# A run is begun anew where another one of its model, which hung, was broken off and took it along.
+_TRIES = 3
 
 
 class Observer(Protocol):
@@ -25,8 +45,8 @@ class Observer(Protocol):
         self,
         loaded: LoadedModel,
         request_id: str,
-        inputs: Mapping[str, NDArray[Any]],
-        outputs: Mapping[str, NDArray[Any]],
+        inputs: Tensors,
+        outputs: Tensors,
         *,
         latency_us: float,
         group: str,
@@ -37,7 +57,7 @@ class Observer(Protocol):
             inputs: As the application sent them, missing values not yet filled; not to be changed.
         """
 
-    def refused(self, loaded: LoadedModel) -> None:
+    def refused(self, loaded: LoadedModel, error: CallerError) -> None:
         """A request was refused because it was wrong."""
 
     def failed(self, loaded: LoadedModel) -> None:
@@ -57,83 +77,304 @@ class RequestIds:
 
 
 class Inference:
-    """Answers inference requests of one model at a time.
+    """Answers inference requests; the caller holds the model's lease for the whole call.
 
     Args:
-        max_rows: Rows that one request may hold.
+        threads: Runs at once of models that are too slow for the event loop's own thread.
+        watchdog: Breaks off runs that hang; its own where None.
     """
 
-    def __init__(self, observer: Observer, *, max_rows: int) -> None:
-        self._observer, self._max_rows = observer, max_rows
+    def __init__(self, observer: Observer, *, threads: int, watchdog: Watchdog | None = None) -> None:
+        self._observer = observer
         self._ids = RequestIds()
+        self._watchdog = watchdog or Watchdog()
+        self._running = self._watchdog.running
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        self._scheduler = Scheduler(self._pool, threads, self._run_batch, self._not_run)
 
-    def answer(self, loaded: LoadedModel, body: bytes, json_length: int | None) -> tuple[bytes, int | None]:
-        """The answer's body, and the length of its JSON part where raw tensors follow it.
+    def inline(self, loaded: LoadedModel) -> bool:
+        """Whether :meth:`answer` is to be called here and now, in the event loop's thread."""
+        return loaded.inline and loaded.manifest.batching is None
 
-        Args:
-            loaded: Leased by the caller.
-            json_length: The request's ``Inference-Header-Content-Length``.
+    def waiting(self, loaded: LoadedModel) -> int:
+        """Requests that wait for their turn; to be asked in the event loop's thread."""
+        return self._scheduler.waiting(loaded)
+
+    def answer(self, loaded: LoadedModel, request: InferenceRequest) -> InferenceAnswer:
+        """The model's answer, without waiting for other requests; blocks, on any thread.
+
         Raises:
             CallerError: The request is wrong; counted as refused.
-            ShoalError: The model failed on a right request; counted as failed.
+            ModelFailed: The model failed or hung on a right request; counted as failed.
         """
-        begin = time.perf_counter()
-        monitored = True
+        begin_ns = perf_counter_ns()
         try:
-            request = decode_request(body, json_length, loaded.signature, max_rows=self._max_rows)
-            monitored = request.monitored
-            check_outputs(request, loaded.signature)
-            inputs = loaded.signature.check(request.inputs)
-            outputs = self._run(loaded, inputs, monitored=monitored)
-        except CallerError:
-            if monitored:
-                self._observer.refused(loaded)
+            checked = loaded.check(request.inputs)
+            if request.outputs is not None:
+                check_outputs(request, loaded.signature)
+        except CallerError as error:
+            self._refused(loaded, request, error)
             raise
-        request_id = request.id or self._ids.new()
-        wanted = False
-        if monitored:
-            latency_us = (time.perf_counter() - begin) * 1e6
-            loaded.count()
-            wanted = self._observe(loaded, request_id, request, outputs, latency_us)
-        return encode_response(
-            request,
-            outputs,
-            model=loaded.name,
-            version=loaded.version,
-            request_id=request_id,
-            parameters={"package": loaded.digest, "label_wanted": wanted},
-        )
-
-    def _observe(
-        self,
-        loaded: LoadedModel,
-        request_id: str,
-        request: InferenceRequest,
-        outputs: Mapping[str, NDArray[Any]],
-        latency_us: float,
-    ) -> bool:
+        start_ns = perf_counter_ns()
         try:
-            return self._observer.observe(
-                loaded, request_id, request.inputs, outputs, latency_us=latency_us, group=request.group
+            outputs = self._infer(loaded, checked.inputs, start_ns)
+        except Exception as error:
+            self._count_failure(loaded, request, error, perf_counter_ns() - begin_ns)
+            raise
+        end_ns = perf_counter_ns()
+        answer = self._tell(loaded, request, checked, outputs, end_ns - begin_ns)
+        if request.monitored:
+            loaded.statistics.answered(
+                _rows(checked.inputs), start_ns - begin_ns, end_ns - start_ns, perf_counter_ns() - end_ns
             )
-        except Exception:
-            # The application has its answer coming, whatever is wrong with what is watched beside it.
-            log.exception("a request of model %s %s could not be observed", loaded.name, loaded.version)
-            return False
+        return answer
 
-    def _run(
-        self, loaded: LoadedModel, inputs: Mapping[str, NDArray[Any]], *, monitored: bool
-    ) -> dict[str, NDArray[Any]]:
+    async def answer_later(self, loaded: LoadedModel, request: InferenceRequest) -> InferenceAnswer:
+        """The model's answer when its turn has come: in a thread, in a batch where the manifest says so.
+
+        Raises:
+            CallerError: The request is wrong; counted as refused.
+            Busy: The queue is full. DeadlineExceeded: The request's time came before its turn.
+            ModelFailed: The model failed or hung on a right request. All of these are counted as failed.
+        """
+        begin_ns = perf_counter_ns()
+        try:
+            if request.outputs is not None:
+                check_outputs(request, loaded.signature)
+            large = _form_of_large(loaded, request.inputs)
+            checked = loaded.check(request.inputs) if large is None else None
+        except CallerError as error:
+            self._refused(loaded, request, error)
+            raise
+        job = Job(request, checked, begin_ns, perf_counter_ns() - begin_ns)
+        rows, form = large or _form(checked.inputs if checked is not None else {})
+        return await self._scheduler.submit(loaded, job, rows=rows, key=form)
+
+    def in_thread(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Awaitable[T]:
+        """Do other work in the same threads, such as decoding a large body; event loop only."""
+        call = functools.partial(work, *arguments, **named) if named or arguments else work
+        return asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def close(self) -> None:
+        """End the threads; runs in progress are broken off."""
+        for _, loaded in list(self._running.values()):
+            loaded.backend.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._watchdog.close()
+
+    def _infer(self, loaded: LoadedModel, inputs: Tensors, start_ns: int) -> dict[str, NDArray[Any]]:
+        """One run under the watchdog's eyes."""
+        run = (start_ns, loaded)
+        thread = get_ident()
+        watchdog = self._watchdog
+        self._running[thread] = run
+        if watchdog.asleep:
+            watchdog.wake()
         try:
             return loaded.backend.infer(inputs)
-        except CallerError:
+        except ShoalError:
             raise
+        except RunCancelled as error:
+            return self._once_more(loaded, inputs, run, error)
         except Exception as error:
             # A runtime may raise anything; whatever it is, this request was right and the model is not.
-            if monitored:
-                loaded.count(failed=True)
-                self._observer.failed(loaded)
             log.warning("model %s %s failed on a request: %s", loaded.name, loaded.version, error)
-            raise ShoalError(
+            raise ModelFailed(
                 f"model '{loaded.name}' version '{loaded.version}' failed on this input: {error}"
             ) from error
+        finally:
+            del self._running[thread]
+
+    def _once_more(
+        self, loaded: LoadedModel, inputs: Tensors, run: Run, error: RunCancelled
+    ) -> dict[str, NDArray[Any]]:
+        """After a run was broken off: its own fault, or that of another run of the same model."""
+        for _ in range(_TRIES):
+            if self._watchdog.has_hung(run):
+                seconds = (perf_counter_ns() - run[0]) / 1e9
+                raise ModelFailed(
+                    f"model '{loaded.name}' version '{loaded.version}' hung on this input: broken off after "
+                    f"{seconds:.1f} s, its limit is {loaded.manifest.max_run_s:g} s"
+                ) from error
+            run = self._running[get_ident()] = (perf_counter_ns(), loaded)
+            try:
+                return loaded.backend.infer(inputs)
+            except RunCancelled as again:
+                error = again
+            except ShoalError:
+                raise
+            except Exception as failure:
+                raise ModelFailed(
+                    f"model '{loaded.name}' version '{loaded.version}' failed on this input: {failure}"
+                ) from failure
+        raise ModelFailed(f"model '{loaded.name}' version '{loaded.version}': the run was broken off") from error
+
+    def _tell(
+        self,
+        loaded: LoadedModel,
+        request: InferenceRequest,
+        checked: Checked,
+        outputs: dict[str, NDArray[Any]],
+        latency_ns: int,
+    ) -> InferenceAnswer:
+        """The answer, once the observer knows of it."""
+        request_id = request.id or self._ids.new()
+        wanted = False
+        if request.monitored:
+            loaded.count()
+            if checked.violations:
+                loaded.statistics.violated(checked.violations)
+            try:
+                wanted = self._observer.observe(
+                    loaded, request_id, request.inputs, outputs, latency_us=latency_ns / 1000, group=request.group
+                )
+            except Exception:
+                # The application has its answer coming, whatever is wrong with what is watched beside it.
+                log.exception("a request of model %s %s could not be observed", loaded.name, loaded.version)
+        return InferenceAnswer(
+            loaded.name, loaded.version, loaded.digest, request_id, outputs, wanted, checked.violations
+        )
+
+    def _refused(self, loaded: LoadedModel, request: InferenceRequest, error: CallerError) -> None:
+        if request.monitored:
+            loaded.statistics.refused(error.rule if isinstance(error, SignatureMismatch) else None)
+            self._observer.refused(loaded, error)
+
+    def _count_failure(self, loaded: LoadedModel, request: InferenceRequest, error: BaseException, ns: int) -> None:
+        if isinstance(error, CallerError):  # only the run could find it: text that is no UTF-8
+            self._refused(loaded, request, error)
+        elif request.monitored:
+            loaded.count(failed=True)
+            loaded.statistics.failed(ns)
+            self._observer.failed(loaded)
+
+    def _not_run(self, loaded: LoadedModel, job: Job) -> None:
+        """Count a request that found no room or no time: not the model's failure, so the observer is not told."""
+        if job.request.monitored:
+            loaded.statistics.failed(perf_counter_ns() - job.begin_ns)
+
+    def _run_batch(self, loaded: LoadedModel, jobs: Sequence[Job]) -> None:
+        """Set the outcome of every job; in a thread of the pool."""
+        start_ns = perf_counter_ns()
+        for job in jobs:
+            if job.vanished:
+                job.outcome = asyncio.CancelledError()
+            elif job.checked is None:
+                self._check_late(loaded, job)
+        ready = [job for job in jobs if job.outcome is None]
+        if len(ready) > 1:
+            try:
+                self._run_together(loaded, ready, start_ns)
+            except Exception as error:  # noqa: BLE001 - one of them is to blame: which one, shows when each runs alone
+                log.warning(
+                    "model %s %s failed on a batch of %d requests, which are run one by one now: %s",
+                    loaded.name,
+                    loaded.version,
+                    len(ready),
+                    error,
+                )
+        for job in ready:
+            if job.outcome is None:
+                self._run_alone(loaded, job, start_ns)
+
+    def _check_late(self, loaded: LoadedModel, job: Job) -> None:
+        begin_ns = perf_counter_ns()
+        try:
+            job.checked = loaded.check(job.request.inputs)
+        except CallerError as error:
+            self._refused(loaded, job.request, error)
+            job.outcome = error
+        job.input_ns += perf_counter_ns() - begin_ns
+
+    def _run_together(self, loaded: LoadedModel, jobs: Sequence[Job], start_ns: int) -> None:
+        checks = [job.checked for job in jobs if job.checked is not None]
+        sizes = [_rows(checked.inputs) for checked in checks]
+        inputs = {name: np.concatenate([each.inputs[name] for each in checks]) for name in checks[0].inputs}
+        infer_ns = perf_counter_ns()
+        outputs = self._infer(loaded, inputs, infer_ns)
+        end_ns = perf_counter_ns()
+        parts = split(outputs, sizes)
+        loaded.statistics.executed(sum(sizes), end_ns - infer_ns)
+        for job, checked, part in zip(jobs, checks, parts, strict=True):
+            self._finish(loaded, job, checked, part, (start_ns, infer_ns, end_ns))
+
+    def _run_alone(self, loaded: LoadedModel, job: Job, start_ns: int) -> None:
+        checked = job.checked
+        if checked is None:
+            raise AssertionError("checked before")
+        infer_ns = perf_counter_ns()
+        try:
+            outputs = self._infer(loaded, checked.inputs, infer_ns)
+        except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
+            self._count_failure(loaded, job.request, error, perf_counter_ns() - job.begin_ns)
+            job.outcome = error
+            return
+        end_ns = perf_counter_ns()
+        loaded.statistics.executed(_rows(checked.inputs), end_ns - infer_ns)
+        self._finish(loaded, job, checked, outputs, (start_ns, infer_ns, end_ns))
+
+    def _finish(
+        self,
+        loaded: LoadedModel,
+        job: Job,
+        checked: Checked,
+        outputs: dict[str, NDArray[Any]],
+        times_ns: tuple[int, int, int],
+    ) -> None:
+        """Answer a job; times are when its batch began, when the run did, and when that ended."""
+        start_ns, infer_ns, end_ns = times_ns
+        job.outcome = self._tell(loaded, job.request, checked, outputs, end_ns - job.begin_ns)
+        if job.request.monitored:
+            input_ns = job.input_ns + infer_ns - start_ns
+            loaded.statistics.succeeded(
+                _rows(checked.inputs),
+                queue_ns=max(0, start_ns - job.begin_ns - job.input_ns),
+                input_ns=input_ns,
+                infer_ns=end_ns - infer_ns,
+                output_ns=perf_counter_ns() - end_ns,
+            )
+
+
+def split(outputs: Tensors, sizes: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
+    """The outputs of a batch, request by request.
+
+    Args:
+        sizes: Rows of each request.
+    Raises:
+        ModelFailed: An output has other rows than the inputs, so that nobody can tell whose they are.
+    """
+    total = sum(sizes)
+    for name, array in outputs.items():
+        if array.ndim == 0 or len(array) != total:
+            raise ModelFailed(
+                f"output '{name}' has shape {list(array.shape)} for a batch of {total} rows: a model whose outputs are "
+                "not by row cannot be batched; take 'batching' out of its manifest"
+            )
+    parts: list[dict[str, NDArray[Any]]] = []
+    begin = 0
+    for rows in sizes:
+        part = {name: array[begin : begin + rows] for name, array in outputs.items()}
+        parts.append({name: view.copy() if view.nbytes <= _COPIED_BYTES else view for name, view in part.items()})
+        begin += rows
+    return parts
+
+
+def _rows(inputs: Tensors) -> int:
+    for array in inputs.values():
+        return len(array)
+    return 0
+
+
+def _form(inputs: Tensors) -> tuple[int, object]:
+    """Rows, and what must be equal for two requests to make a batch."""
+    return _rows(inputs), tuple(array.shape[1:] for array in inputs.values())
+
+
+def _form_of_large(loaded: LoadedModel, inputs: Tensors) -> tuple[int, object] | None:
+    """The form of inputs whose values are better checked in a thread; None where they are to be checked here."""
+    if sum(array.nbytes for array in inputs.values()) <= _CHECKED_HERE_BYTES:
+        return None
+    specs = loaded.signature.inputs
+    if len(specs) != len(inputs) or any(not getattr(inputs.get(spec.name), "ndim", 0) for spec in specs):
+        return None  # refused at once
+    return _form({spec.name: inputs[spec.name] for spec in specs})

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import Violation
+from edge_agent.contract.errors import MalformedRequest
+from edge_agent.contract.signature import Signature
 
 MAX_ID_LENGTH = 128
 
@@ -73,3 +75,15 @@ class InferenceAnswer(NamedTuple):
     outputs: dict[str, NDArray[Any]]
     label_wanted: bool
     violations: tuple[Violation, ...]
+
+
+def check_outputs(request: InferenceRequest, signature: Signature) -> None:
+    """Refuse wanted outputs that the model does not have, before it runs.
+
+    Raises:
+        MalformedRequest: It names the output and those that there are.
+    """
+    known = [spec.name for spec in signature.outputs]
+    for wanted in request.outputs or ():
+        if wanted.name not in known:
+            raise MalformedRequest(f"output '{wanted.name}': the model has no such output; it has: {', '.join(known)}")
