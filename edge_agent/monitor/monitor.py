@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edge_agent.contract.envelope import Message
-from edge_agent.contract.errors import UnknownRequest
+from edge_agent.contract.errors import CallerError, UnknownRequest
 from edge_agent.contract.messages import (
     Label,
     LabelBatch,
@@ -30,11 +31,11 @@ from edge_agent.contract.messages import (
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from edge_agent.monitor.machine import Machine
-from edge_agent.monitor.predictions import predictions
+from edge_agent.monitor.predictions import prediction, predictions
 from edge_agent.monitor.remembered import Remembered
-from edge_agent.monitor.sampler import Sampler
+from edge_agent.monitor.sampler import Draw, Sampler
 from edge_agent.monitor.samples import ROOM_BYTES, counts_in_parts, encoded_bytes, parts
-from edge_agent.monitor.watched import Watched, class_called
+from edge_agent.monitor.watched import Noted, Watched, class_called
 from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
 
@@ -46,6 +47,7 @@ REQUESTS_FILE = "requests.db"
 _WAITING_BYTES = 16 * 1024 * 1024
 # Newest packages of a model that stay known even while silent: a late label may be for one of them.
 _PACKAGES_WATCHED = 8
+_NO_DRAWS: Mapping[int, Draw] = {}
 
 
 class OutboxWriter(Protocol):
@@ -72,6 +74,7 @@ class Monitor:
         state: Folder for ``requests.db``, the requests that may still get a label.
         traffic: Gives the bytes sent up and received down since the agent started.
         clock: Unix time in seconds; ``steady``: seconds that never go back.
+        uniform: Gives random numbers in [0, 1).
     Raises:
         StorageFull, StorageNotWritable: The folder cannot be written.
     """
@@ -84,9 +87,10 @@ class Monitor:
         traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._outbox, self._traffic = outbox, traffic
-        self._clock, self._steady = clock, steady
+        self._clock, self._steady, self._uniform = clock, steady, uniform
         self._remembered = Remembered(state / REQUESTS_FILE)
         self._machine = Machine(state)
         self._watched: dict[str, Watched] = {}
@@ -115,28 +119,21 @@ class Monitor:
         group: str,
     ) -> bool:
         """Note an answered request; whether the application is asked for a label."""
-        rows = predictions(outputs[loaded.manifest.task.output])
-        now, now_ms = self._steady(), int(self._clock() * 1000)
-        wanted = False
+        now = self._steady()
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
-            full = watched.window.add(inputs, outputs, len(rows), latency_us)
-            for row, prediction in enumerate(rows):
-                draw = watched.sampler.draw(prediction.margin, now)
-                row_id = request_id if len(rows) == 1 else f"{request_id}/{row}"
-                answered = watched.answered(prediction, draw, now_ms)
-                self._remembered.add(loaded.name, row_id, answered, sampled=draw is not None)
-                if draw is not None:
-                    sample = watched.sample(
-                        row_id, prediction, draw, inputs=inputs, outputs=outputs, row=row, group=group, now_ms=now_ms
-                    )
-                    self._keep(watched.name, sample)
-                    wanted = wanted or draw.label_wanted
-            if full:
-                watched.window.count(watched.features)
-        return wanted
+            rows = len(outputs[watched.manifest.task.output])
+            if watched.room < rows or now >= watched.ends_at:
+                self._settle(watched, now)
+                watched.begin(rows, now)
+            draws: Mapping[int, Draw] = _NO_DRAWS
+            if rows > 1 or self._uniform() < watched.sampler.chance:
+                draws = self._choose(watched, request_id, inputs, outputs, now=now, group=group)
+            counted = inputs if watched.counts_next else None
+            watched.note(Noted(request_id, counted, outputs, rows, latency_us, now, draws))
+        return any(draw.label_wanted for draw in draws.values()) if draws else False
 
-    def refused(self, loaded: LoadedModel) -> None:
+    def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules
         """Count a request that was wrong."""
         with self._lock:
             (self._watched.get(loaded.digest) or self._watch(loaded)).window.refused += 1
@@ -154,6 +151,7 @@ class Monitor:
                 if before.get(watched.name) != self._policies.get(watched.name):
                     policy = self._policies.get(watched.name, watched.manifest.sampling)
                     watched.lifetime_ms = int(policy.label_lifetime_s * 1000)
+                    self._settle(watched, self._steady())
                     watched.sampler.restart(policy, watched.sampler.threshold)
 
     def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
@@ -167,16 +165,23 @@ class Monitor:
             MalformedRequest: The model has no such class.
             DeviceError: The outbox cannot take it.
         """
-        model, now_ms = loaded.name, int(self._clock() * 1000)
+        model, now_ms = loaded.name, self._now_ms()
+        with self._lock:
+            for watched in self._watched.values():
+                if watched.name == model:
+                    self._settle(watched, self._steady())
         answered = self._remembered.find(model, request_id, now_ms)
+        if answered is None and request_id.endswith("/0"):  # of a request of one row, its row 0
+            request_id = request_id[:-2]
+            answered = self._remembered.find(model, request_id, now_ms)
         if answered is None:
             raise UnknownRequest(
                 f"model '{model}' does not remember request '{request_id}': it was never answered here, its time for "
                 "feedback is over, or it had several rows (then name the row)"
             )
         with self._lock:
-            watched = self._watched.get(answered.package)
-        text = class_called(label, watched.manifest if watched else loaded.manifest)
+            answerer = self._watched.get(answered.package)
+        text = class_called(label, answerer.manifest if answerer else loaded.manifest)
         told = Label(
             request_id=request_id,
             package=answered.package,
@@ -202,8 +207,6 @@ class Monitor:
         with self._flushing:
             windows = self._take_windows()
             try:
-                for digest, window in windows.items():
-                    window.count(self._watched[digest].features)
                 self._remembered.persist(until_ms)
                 self._send_samples()
                 self._send_windows(windows, until_ms)
@@ -217,6 +220,47 @@ class Monitor:
         """Close the file of remembered requests; flush before."""
         self._remembered.close()
 
+    def _choose(
+        self,
+        watched: Watched,
+        request_id: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        *,
+        now: float,
+        group: str,
+    ) -> dict[int, Draw]:
+        """Draw among a request's rows, and keep those chosen as samples."""
+        probabilities, sampler = outputs[watched.manifest.task.output], watched.sampler
+        rows = len(probabilities)
+        # Of one row it is known that its chance is low enough: drawn anew below that, it is as likely as any other.
+        chances = [self._uniform() * sampler.chance] if rows == 1 else [self._uniform() for _ in range(rows)]
+        together = predictions(probabilities) if rows > 1 else None
+        draws: dict[int, Draw] = {}
+        for row, chance in enumerate(chances):
+            if chance >= sampler.chance:
+                continue
+            found = prediction(probabilities) if together is None else together.row(row)
+            draw = sampler.decide(chance, found.margin, now)
+            if draw is None:
+                continue
+            draws[row] = draw
+            row_id = request_id if rows == 1 else f"{request_id}/{row}"
+            sample = watched.sample(
+                row_id, found, draw, inputs=inputs, outputs=outputs, row=row, group=group, now_ms=self._now_ms()
+            )
+            self._keep(watched.name, sample)
+        return draws
+
+    def _settle(self, watched: Watched, now: float) -> None:
+        """Look at the rows of a block that is over."""
+        rows = watched.settle(now, self._now_ms())
+        if rows is not None:
+            self._remembered.add(watched.name, rows)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
     def _watch(self, loaded: LoadedModel) -> Watched:
         policy = self._policies.get(loaded.name, loaded.manifest.sampling)
         threshold = loaded.reference.margin_threshold
@@ -225,7 +269,7 @@ class Monitor:
             sampler = self._samplers[loaded.name] = Sampler(policy, threshold=threshold)
         else:
             sampler.restart(policy, threshold)
-        watched = self._watched[loaded.digest] = Watched.begin(loaded, sampler, policy)
+        watched = self._watched[loaded.digest] = Watched.begin_watch(loaded, sampler, policy)
         return watched
 
     def _keep(self, model: str, sample: Sample) -> None:
@@ -242,17 +286,17 @@ class Monitor:
             self._samples_lost += 1
 
     def _take_windows(self) -> dict[str, Window]:
+        taken: dict[str, Window] = {}
         with self._lock:
-            taken = {digest: watched.window for digest, watched in self._watched.items()}
-            for watched in self._watched.values():
-                watched.window = Window()
+            for digest, watched in self._watched.items():
+                self._settle(watched, self._steady())
+                taken[digest], watched.window = watched.window, Window()
         return taken
 
     def _give_back(self, windows: dict[str, Window]) -> None:
         with self._lock:
             for digest, window in windows.items():
                 watched = self._watched[digest]
-                watched.window.count(watched.features)
                 window.merge(watched.window)
                 watched.window = window
 
@@ -265,7 +309,8 @@ class Monitor:
             for digests in of_model.values():
                 for digest in digests[:-_PACKAGES_WATCHED]:
                     silent = digest in reported and reported[digest].is_empty
-                    if silent and self._watched[digest].window.is_empty:
+                    watched = self._watched[digest]
+                    if silent and watched.window.is_empty and not watched.pending:
                         del self._watched[digest]
 
     def _send_samples(self) -> None:

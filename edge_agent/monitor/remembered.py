@@ -6,8 +6,11 @@ import collections
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from edge_agent.sqlite_file import DamagedDatabase, begin_anew, open_database, storage_errors, transaction
 
@@ -43,12 +46,81 @@ class Answered:
     expires_ms: int
 
 
+@dataclasses.dataclass
+class AnsweredRows:
+    """Rows answered one after the other, kept as columns: few of them are ever asked for again.
+
+    Args:
+        class_name: Gives a class's name by its index.
+        lifetime_ms: How long after its answer a row takes feedback.
+        requests: Each request's id and number of rows; a row of several is called ``ID/INDEX``.
+        at_s: When each request was answered, on a steady clock.
+        now: One moment in seconds on that clock, and in Unix time in milliseconds.
+        best: Index of each row's class, int[N]; ``confidence``: its probability, float[N].
+        asked: By row: the probability with which a chosen row was asked for a label; the others are absent.
+    """
+
+    package: str
+    class_name: Callable[[int], str]
+    lifetime_ms: int
+    requests: list[tuple[str, int]]
+    at_s: list[float]
+    now: tuple[float, int]
+    best: NDArray[Any]
+    confidence: NDArray[Any]
+    asked: dict[int, float]
+    _places: dict[str, tuple[int, int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.best)
+
+    def ids(self) -> Iterable[str]:
+        """The rows' ids."""
+        return self._by_id()
+
+    def find(self, row_id: str) -> Answered | None:
+        """What is remembered of the row; of one id used twice the later one's."""
+        place = self._by_id().get(row_id)
+        return None if place is None else self._answered(*place)
+
+    def chosen(self) -> Iterator[tuple[str, Answered]]:
+        """The rows that were chosen, with their ids."""
+        if self.asked:
+            for row_id, place in self._by_id().items():
+                if place[1] in self.asked:
+                    yield row_id, self._answered(*place)
+
+    def _by_id(self) -> dict[str, tuple[int, int]]:
+        """By id: which request of these, and which row."""
+        if self._places is None:
+            places: dict[str, tuple[int, int]] = {}
+            first = 0
+            for index, (request_id, rows) in enumerate(self.requests):
+                for row in range(rows):
+                    places[request_id if rows == 1 else f"{request_id}/{row}"] = index, first + row
+                first += rows
+            self._places = places
+        return self._places
+
+    def _answered(self, request: int, row: int) -> Answered:
+        now_s, now_ms = self.now
+        at_ms = now_ms - int((now_s - self.at_s[request]) * 1000)
+        return Answered(
+            package=self.package,
+            prediction=self.class_name(int(self.best[row])),
+            confidence=float(self.confidence[row]),
+            inclusion_probability=self.asked.get(row, 0.0),
+            at_ms=at_ms,
+            expires_ms=at_ms + self.lifetime_ms,
+        )
+
+
 class Remembered:
     """Answered requests by model and request id; of one id used twice the later request counts.
 
     Args:
         path: SQLite file; sampled requests in it survive a restart once :meth:`persist` has returned.
-        recent: Most requests kept in memory, the unsampled ones too.
+        recent: How many rows are kept in memory at least, the unsampled ones too.
         limit: Most requests kept on disk; the oldest go first.
     Raises:
         StorageFull, StorageNotWritable: The file cannot be made.
@@ -56,24 +128,26 @@ class Remembered:
 
     def __init__(self, path: Path, *, recent: int = 10_000, limit: int = 100_000) -> None:
         self._path, self._recent_limit, self._limit = path, recent, limit
-        self._recent: collections.OrderedDict[tuple[str, str], Answered] = collections.OrderedDict()
+        self._recent: collections.deque[tuple[str, AnsweredRows]] = collections.deque()
+        self._recent_rows = 0
         self._unwritten: dict[tuple[str, str], Answered] = {}
         self._lock = threading.Lock()
         # A lock of its own: the serving path must not wait for the disk.
         self._database_lock = threading.Lock()
         self._database, _ = open_database(path, _SCHEMA, synchronous="NORMAL")
 
-    def add(self, model: str, request_id: str, answered: Answered, *, sampled: bool) -> None:
-        """Remember a request; cheap, writes nothing yet."""
-        key = (model, request_id)
+    def add(self, model: str, rows: AnsweredRows) -> None:
+        """Remember rows; cheap, writes nothing yet."""
         with self._lock:
-            self._recent[key] = answered
-            self._recent.move_to_end(key)
-            if len(self._recent) > self._recent_limit:
-                self._recent.popitem(last=False)
-            self._unwritten.pop(key, None)
-            if sampled:
-                self._unwritten[key] = answered
+            self._recent.append((model, rows))
+            self._recent_rows += len(rows)
+            while self._recent_rows - len(self._recent[0][1]) >= self._recent_limit:
+                self._recent_rows -= len(self._recent.popleft()[1])
+            if self._unwritten:
+                for row_id in rows.ids():
+                    self._unwritten.pop((model, row_id), None)
+            for row_id, answered in rows.chosen():
+                self._unwritten[model, row_id] = answered
                 if len(self._unwritten) > self._limit:  # the disk has refused for long
                     del self._unwritten[next(iter(self._unwritten))]
 
@@ -83,11 +157,14 @@ class Remembered:
         Raises:
             DeviceError: The disk cannot be read.
         """
-        key = (model, request_id)
         with self._lock:
-            found = self._recent.get(key) or self._unwritten.get(key)
+            recent = list(self._recent)
+            unwritten = self._unwritten.get((model, request_id))
+        # Searched without the lock, which the serving path needs.
+        each = (rows.find(request_id) for of_model, rows in reversed(recent) if of_model == model)
+        found = next((answered for answered in each if answered is not None), unwritten)
         if found is None:
-            found = self._read(key)
+            found = self._read((model, request_id))
         return found if found is not None and found.expires_ms > now_ms else None
 
     def persist(self, now_ms: int) -> None:

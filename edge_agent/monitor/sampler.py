@@ -1,13 +1,18 @@
 """Which rows go home, with what probability, within a budget. Pure but for the random numbers.
 
-Two draws per row, both with probabilities fixed before the draw:
+Two chances per row, both with probabilities fixed before the draw:
 
 - *uniform*: every row, with ``p_u = uniform_share * budget / rate``;
 - *margin*: rows whose margin is below a threshold, with ``p_m = (1 - uniform_share) * budget / rate of such rows``.
 
-A row is chosen if either draw says so, hence with ``p = p_u`` or, below the threshold, ``p = 1 - (1 - p_u)(1 - p_m)``.
+A row is chosen if either says so, hence with ``p = p_u`` or, below the threshold, ``p = p_u + (1 - p_u) p_m``. One
+random number u decides both: ``u < p_u`` is uniform, ``p_u <= u < p`` is for the margin. So a row whose u is beyond the
+larger p is settled without a look at what the model said of it: at thousands of rows a second nearly all of them are.
 For a chosen row an independent draw with ``p_l = labels_per_minute / rate of chosen rows`` decides whether the
 application is asked for a label: with probability ``p * p_l`` in all.
+
+Rows come in blocks: the probabilities are fixed when a block begins, rates and threshold follow when it is settled. A
+block is as long as what comes in a twentieth of a second, so at a slow pace every row is a block of its own.
 
 Why estimates from such rows are unbiased. Rates, threshold and budget depend on earlier rows alone, and the row's own
 margin is known before the draw; so, given the past, the indicator I of being chosen has expectation p > 0 and
@@ -25,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from edge_agent.contract.messages import SampleReason
 from edge_agent.contract.sampling import SamplingPolicy
@@ -36,6 +41,9 @@ _SMALLEST_BUCKET = 4.0
 _UNCERTAIN_SHARE = 0.2
 _THRESHOLD_STEP = 0.05
 _THRESHOLD_BOUNDS = (1e-4, 1.0)
+_FAST_PER_MINUTE = 12_000.0
+_BLOCK_S = 0.05
+LARGEST_BLOCK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Rate:
         self._last = 0.0
 
     def add(self, weight: float, now_s: float) -> float:
-        """Count an event of this weight; the rate with it, per minute."""
+        """Count events of this weight together; the rate with them, per minute."""
         if self._first is None:
             self._first, self._last = now_s - 1.0, now_s  # as if one second had passed: no infinite rate at the start
         if now_s > self._last:
@@ -71,6 +79,13 @@ class Rate:
             self._last = now_s
         self._sum += weight
         return 60.0 * self._sum / (self._window_s * -math.expm1((self._first - self._last) / self._window_s))
+
+    def foresee(self, weight: float, now_s: float) -> float:
+        """What :meth:`add` would give, without counting anything."""
+        first = now_s - 1.0 if self._first is None else self._first
+        last = max(now_s, self._last) if self._first is not None else now_s
+        faded = self._sum * math.exp((self._last - last) / self._window_s) if self._first is not None else 0.0
+        return 60.0 * (faded + weight) / (self._window_s * -math.expm1((first - last) / self._window_s))
 
 
 class Bucket:
@@ -119,53 +134,103 @@ class Sampler:
         self.threshold = min(max(threshold, low), high)
         self._rows, self._uncertain, self._chosen = Rate(), Rate(), Rate()
         self._samples, self._labels = Bucket(policy.samples_per_minute), Bucket(policy.labels_per_minute)
+        self._p_uniform = 0.0
+        #: Of being chosen at most, in this block: a row whose random number is not below it is not chosen.
+        self.chance = 0.0
 
-    def draw(self, margin: float, now_s: float) -> Draw | None:
-        """Decide on one row.
+    def begin(self, rows: int, now_s: float) -> int:
+        """Fix the probabilities of a block whose first ``rows`` rows are here already.
+
+        Args:
+            now_s: Any clock in seconds that never goes back.
+        Returns:
+            How many rows the block may have; it should also end when a twentieth of a second is over.
+        """
+        policy = self.policy
+        rate = self._rows.foresee(rows, now_s)
+        block = min(LARGEST_BLOCK, max(rows, int(rate / 60.0 * _BLOCK_S)))
+        if policy.samples_per_minute <= 0:
+            return block
+        throttle = self._samples.throttle(now_s)
+        by_margin = policy.samples_per_minute * (1.0 - policy.uniform_share)
+        # Where fewer rows are uncertain than there should be, the threshold is on its way up: no need to look at all.
+        uncertain = max(
+            self._uncertain.foresee(max(1.0, _UNCERTAIN_SHARE * rows), now_s), rate * self._uncertain_share(rate)
+        )
+        p_uniform = throttle * min(1.0, policy.samples_per_minute * policy.uniform_share / rate)
+        p_margin = throttle * min(1.0, by_margin / uncertain)
+        self._p_uniform = p_uniform
+        self.chance = 1.0 - (1.0 - p_uniform) * (1.0 - p_margin)
+        return block
+
+    def decide(self, chance: float, margin: float, now_s: float) -> Draw | None:
+        """Decide on a row of this block whose random number ``chance`` is below :attr:`chance`.
 
         Args:
             margin: Largest probability of the row less the second.
-            now_s: Any clock in seconds that never goes back.
         Returns:
             How it was chosen, or None where it was not.
         """
-        policy = self.policy
-        if policy.samples_per_minute <= 0:
-            return None
-        rate = self._rows.add(1.0, now_s)
-        throttle = self._samples.throttle(now_s)
-        by_margin = policy.samples_per_minute * (1.0 - policy.uniform_share)
-        p_uniform = throttle * min(1.0, policy.samples_per_minute * policy.uniform_share / rate)
-        p_margin = 0.0
-        if margin < self.threshold:
-            p_margin = throttle * min(1.0, by_margin / self._uncertain.add(1.0, now_s))
-        probability = 1.0 - (1.0 - p_uniform) * (1.0 - p_margin)
-        chosen_per_minute = self._chosen.add(probability, now_s)
-        self._adapt(margin, min(_UNCERTAIN_SHARE, 2.0 * by_margin / rate))
-        if self._uniform() < p_uniform:
+        uncertain = margin < self.threshold
+        if chance < self._p_uniform:
             reason = SampleReason.UNIFORM
-        elif p_margin and self._uniform() < p_margin:
+        elif uncertain:
             reason = SampleReason.MARGIN
         else:
             return None
+        probability = self.chance if uncertain else self._p_uniform
         if not self._samples.take():
             self.over_budget += 1
             return None
-        p_label = self._label_probability(chosen_per_minute, now_s)
+        p_label = self._label_probability(self._chosen.foresee(probability, now_s), now_s)
         if p_label > 0.0 and self._uniform() < p_label:
             if self._labels.take():
                 return Draw(reason, probability, label_wanted=True, label_probability=probability * p_label)
             self.over_budget += 1
         return Draw(reason, probability)
 
+    def settle(self, margins: Iterable[float], now_s: float) -> None:
+        """Learn from the rows of a block that is over: rates, and the threshold.
+
+        The threshold moves towards the quantile of the margins that the budget can take (Robbins and Monro, 1951, on
+        its logarithm).
+        """
+        rate = self._rows.foresee(1.0, now_s)
+        share = self._uncertain_share(rate)
+        up, down = math.exp(_THRESHOLD_STEP * share), math.exp(_THRESHOLD_STEP * (share - 1.0))
+        low, high = _THRESHOLD_BOUNDS
+        limit = threshold = self.threshold
+        rows = uncertain = 0
+        for margin in margins:
+            rows += 1
+            uncertain += margin < limit
+            threshold = max(threshold * down, low) if margin < threshold else min(threshold * up, high)
+        self.threshold = threshold
+        self._rows.add(rows, now_s)
+        if uncertain:
+            self._uncertain.add(uncertain, now_s)
+        if self.chance:
+            self._chosen.add(uncertain * self.chance + (rows - uncertain) * self._p_uniform, now_s)
+
+    def draw(self, margin: float, now_s: float) -> Draw | None:
+        """Decide on one row that is a block by itself; see :meth:`begin` and :meth:`decide`."""
+        self.begin(1, now_s)
+        chance = self._uniform()
+        drawn = self.decide(chance, margin, now_s) if chance < self.chance else None
+        self.settle((margin,), now_s)
+        return drawn
+
+    def _uncertain_share(self, per_minute: float) -> float:
+        """Share of the rows that should count as uncertain: at a slow pace twice what the budget can take.
+
+        At a fast pace more: the narrowest hundredth is narrow enough, and the fewer of them are taken, the fewer rows
+        need a look.
+        """
+        by_margin = self.policy.samples_per_minute * (1.0 - self.policy.uniform_share)
+        return min(_UNCERTAIN_SHARE, 2.0 * by_margin / min(per_minute, _FAST_PER_MINUTE))
+
     def _label_probability(self, chosen_per_minute: float, now_s: float) -> float:
         wanted = self.policy.labels_per_minute
         if wanted <= 0 or chosen_per_minute <= 0:
             return 0.0
         return self._labels.throttle(now_s) * min(1.0, wanted / chosen_per_minute)
-
-    def _adapt(self, margin: float, share: float) -> None:
-        """Move the threshold towards the quantile ``share`` of the margins (Robbins and Monro, on its logarithm)."""
-        low, high = _THRESHOLD_BOUNDS
-        step = _THRESHOLD_STEP * (share - (margin < self.threshold))
-        self.threshold = min(max(self.threshold * math.exp(step), low), high)

@@ -13,16 +13,16 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, decode, encode
-from edge_agent.contract.errors import StorageFull, UnknownRequest
+from edge_agent.contract.errors import MalformedRequest, StorageFull, UnknownRequest
 from edge_agent.contract.messages import Event, EventKind, LabelBatch, MetricsReport, ProfileReport, SampleBatch
 from edge_agent.contract.profile import Projection, count_batch, merge
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Sensitivity
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor import monitor
+from edge_agent.monitor import monitor, watched
 from edge_agent.monitor.machine import Machine, hardware
 from edge_agent.monitor.monitor import Monitor
-from edge_agent.monitor.predictions import predictions
+from edge_agent.monitor.predictions import prediction, predictions
 from edge_agent.monitor.samples import parts
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.runtime.slots import LoadedModel, load
@@ -282,7 +282,7 @@ def test_two_versions_in_one_window_are_reported_apart(watching: Watching, loade
     other = load(make_package(tmp_path / "other", version="2", seed=2))
     watching.observe(loaded, reference_images(1))
     watching.observe(other, reference_images(2))
-    watching.monitor.refused(other)
+    watching.monitor.refused(other, MalformedRequest("no request"))
     watching.monitor.failed(other)
     watching.monitor.flush()
     (report,) = watching.sent(Stream.METRICS, MetricsReport)
@@ -310,6 +310,30 @@ def test_a_volunteered_label_has_no_inclusion_probability(watching: Watching, lo
     assert watching.sent(Stream.LABELS, LabelBatch)[0].labels[0].inclusion_probability == 0.0
     watching.monitor.flush()
     assert watching.sent(Stream.SAMPLES, SampleBatch) == []
+
+
+def test_the_only_row_of_a_request_may_be_named_by_its_number(watching: Watching, loaded: LoadedModel) -> None:
+    watching.observe(loaded, reference_images(1), "r1")
+    watching.monitor.feedback(loaded, "r1/0", "3", "operator")
+    assert watching.sent(Stream.LABELS, LabelBatch)[0].labels[0].request_id == "r1"
+    with pytest.raises(UnknownRequest, match="r1/1"):
+        watching.monitor.feedback(loaded, "r1/1", "3", "operator")
+
+
+def test_of_inputs_too_large_and_many_to_count_all_a_share_is_counted(
+    watching: Watching, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are reported as answered; the counts are those of rows taken by chance."""
+    monkeypatch.setattr(watched, "_COUNTED_BYTES_PER_MINUTE", 256 * 1000.0)
+    images = reference_images(2000)
+    for at in range(2000):
+        watching.observe(loaded, images[at : at + 1])
+    watching.monitor.flush()
+    (profile,) = watching.sent(Stream.PROFILES, ProfileReport)
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    assert report.models[0].rows == 2000
+    assert 0 < profile.rows < 1000
+    assert {counts.rows for counts in profile.counts.values()} == {profile.rows}
 
 
 def test_a_policy_may_be_withdrawn(watching: Watching, loaded: LoadedModel) -> None:
@@ -349,9 +373,12 @@ def test_a_damaged_memory_of_requests_is_set_aside(watching: Watching, tmp_path:
 @pytest.mark.parametrize(("rows", "classes"), [(1, 10), (3, 1), (1, 1), (50, 10), (2, 500), (5, 1)])
 def test_predictions_are_the_largest_and_the_gap_to_the_second(rows: int, classes: int) -> None:
     probabilities = np.random.default_rng(rows).random((rows, classes)).astype(np.float32)
-    for found, row in zip(predictions(probabilities), probabilities, strict=True):
+    together = predictions(probabilities)
+    for index, row in enumerate(probabilities):
+        found = together.row(index)
         ranked = np.sort(row)[::-1]
         assert found.best == row.argmax()
+        assert prediction(probabilities[index : index + 1]) == found
         assert found.confidence == pytest.approx(float(ranked[0]))
         assert found.margin == pytest.approx(float(ranked[0] - (ranked[1] if classes > 1 else 0.0)), abs=1e-6)
 

@@ -90,6 +90,37 @@ def test_the_probabilities_written_down_are_the_true_ones() -> None:
     assert _mean(labelled) == pytest.approx(_mean(truth), abs=0.03)
 
 
+def test_rows_in_blocks_have_true_probabilities_and_keep_the_budget() -> None:
+    """As the monitor asks at a fast pace: most rows are settled by their random number, with no look at their margin."""
+    rows, per_minute = 30_000, 150_000.0
+    counted, right = [], []
+    for seed in range(15):
+        source = random.Random(seed)
+        sampler = Sampler(SamplingPolicy(samples_per_minute=600), threshold=0.2, uniform=source.random)
+        chosen: list[tuple[float, float]] = []
+        block: list[float] = []
+        room = looks = 0
+        for row in range(rows):
+            now = row * 60.0 / per_minute
+            if room == 0:
+                sampler.settle(block, now)
+                block, room = [], sampler.begin(1, now)
+            margin, chance = source.random(), source.random()
+            block.append(margin)
+            room -= 1
+            if chance < sampler.chance:
+                looks += 1
+                draw = sampler.decide(chance, margin, now)
+                if draw is not None:
+                    chosen.append((float(margin > 0.3), draw.probability))
+        assert looks < 0.15 * rows
+        assert len(chosen) <= 600
+        counted.append(sum(1 / p for _, p in chosen) / rows)
+        right.append(_hajek(chosen))
+    assert _mean(counted) == pytest.approx(1.0, abs=0.1)
+    assert _mean(right) == pytest.approx(0.7, abs=0.04)
+
+
 def test_the_number_of_rows_is_estimated_too() -> None:
     """Horvitz and Thompson: the sum of 1/p is the number of rows, which no common factor in p would leave right."""
     _, drawn = _run(SamplingPolicy(samples_per_minute=120), seed=5, rows=20_000, per_minute=2000)
