@@ -91,7 +91,7 @@ def test_the_probabilities_written_down_are_the_true_ones() -> None:
 
 
 def test_rows_in_blocks_have_true_probabilities_and_keep_the_budget() -> None:
-    """As the monitor asks at a fast pace: most rows are settled by their random number, with no look at their margin."""
+    """As the monitor asks at a fast pace: most rows are settled with no look at their margin."""
     rows, per_minute = 30_000, 150_000.0
     counted, right = [], []
     for seed in range(15):
