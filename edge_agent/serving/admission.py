@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from types import TracebackType
 
 from edge_agent.contract.errors import Busy
 
-RETRY_AFTER_S = 1
+
+class OpenRoom:
+    """Room that a request needs no promise for: small, and answered at once. One object serves all of them."""
+
+    __slots__ = ("limit_bytes",)
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+
+    def release(self) -> None:
+        """Nothing was taken."""
+
+
+class HeldRoom:
+    """Room held for one request until :meth:`release`, or for the length of a ``with`` block."""
+
+    __slots__ = ("_admission", "_size", "limit_bytes")
+
+    def __init__(self, admission: Admission, size: int, limit_bytes: int) -> None:
+        self._admission, self._size, self.limit_bytes = admission, size, limit_bytes
+
+    def release(self) -> None:
+        """Give the room back; once."""
+        self._admission.give_back(self._size)
+
+    def __enter__(self) -> HeldRoom:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 class Admission:
@@ -20,29 +50,33 @@ class Admission:
 
     def __init__(self, *, max_requests: int, max_bytes: int) -> None:
         self._max_requests, self._max_bytes = max_requests, max_bytes
-        self._requests = self._bytes = 0
+        self.requests = self.bytes = self.refused = 0
 
-    @contextlib.contextmanager
-    def admit(self, size: int) -> Iterator[None]:
-        """Hold room for a request whose body takes ``size`` bytes, for the length of a ``with`` block.
+    def admit(self, size: int, *, limit_bytes: int | None = None) -> HeldRoom:
+        """Hold room for a request whose body takes ``size`` bytes.
 
+        Args:
+            limit_bytes: Longest body that may come; ``size`` where None.
         Raises:
             Busy: There is none.
         """
-        if self._requests >= self._max_requests:
+        if self.requests >= self._max_requests:
+            self.refused += 1
             raise Busy(
-                f"{self._requests} requests are being worked on, the limit (max_pending under [api] in the agent's "
+                f"{self.requests} requests are being worked on, the limit (max_pending under [api] in the agent's "
                 "settings): ask again in a moment, or send fewer at once"
             )
-        if self._requests and self._bytes + size > self._max_bytes:
+        if self.requests and self.bytes + size > self._max_bytes:
+            self.refused += 1
             raise Busy(
-                f"the bodies being worked on take {self._bytes} bytes, with this one more than the limit of "
+                f"the bodies being worked on take {self.bytes} bytes, with this one more than the limit of "
                 f"{self._max_bytes} (twice max_body_mib under [api]): ask again in a moment, or send fewer at once"
             )
-        self._requests += 1
-        self._bytes += size
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            self._bytes -= size
+        self.requests += 1
+        self.bytes += size
+        return HeldRoom(self, size, size if limit_bytes is None else limit_bytes)
+
+    def give_back(self, size: int) -> None:
+        """A request is over; called by its room."""
+        self.requests -= 1
+        self.bytes -= size
