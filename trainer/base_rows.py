@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import SignatureMismatch
 from trainer.errors import RecipeError
 from trainer.recipe import Recipe
@@ -84,7 +85,7 @@ def _check(recipe: Recipe, groups: list[Any], inputs: dict[str, Any], labels: li
             if not isinstance(label, str):
                 raise ValueError(f"row {at}: label {label!r} is {type(label).__name__}, not text; give str(label)")
             raise ValueError(f"row {at}: label {label!r} is no class; model.toml has: {', '.join(classes)}")
-    recipe.signature.check(inputs)
+    InputCheck(recipe.signature)(inputs)
 
 
 def _requests(model: str, groups: list[str]) -> list[str]:

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_agent.contract.constraint import Constraint
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.manifest import Objectives, Probation, Resources
 from edge_agent.contract.profile import Projection
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.contract.signature import Constraint, Signature, TensorSpec
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 
 _DYNAMIC = -1

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import MessageError, SignatureMismatch
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Tensor
@@ -78,12 +79,13 @@ def decode_inputs(blobs: list[bytes], signature: Signature) -> DecodedInputs:
     Args:
         blobs: msgpack of ``dict[str, Tensor]``, each one row, with or without its batch axis of 1.
     """
+    check = InputCheck(signature)
     columns: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in signature.inputs}
     fits, complaint = np.zeros(len(blobs), dtype=bool), ""
     first: dict[str, NDArray[Any]] | None = None
     for at, blob in enumerate(blobs):
         try:
-            row = _decode_row(blob, signature, first)
+            row = _decode_row(blob, signature, check, first)
         except (msgspec.DecodeError, MessageError, DatasetError, SignatureMismatch) as error:
             complaint = complaint or str(error)
             continue
@@ -118,8 +120,10 @@ def encode_row(inputs: Mapping[str, NDArray[Any]], row: int) -> bytes:
     return msgspec.msgpack.encode({name: Tensor.of(array[row : row + 1]) for name, array in inputs.items()})
 
 
-def _decode_row(blob: bytes, signature: Signature, first: dict[str, NDArray[Any]] | None) -> dict[str, NDArray[Any]]:
-    """One row by input name, with a batch axis of 1, checked against the signature; missing values are filled."""
+def _decode_row(
+    blob: bytes, signature: Signature, check: InputCheck, first: dict[str, NDArray[Any]] | None
+) -> dict[str, NDArray[Any]]:
+    """One row by input name, with a batch axis of 1, checked, clipped and filled as a device would."""
     tensors = msgspec.msgpack.decode(blob, type=dict[str, Tensor])
     row = {}
     for spec in signature.inputs:
@@ -127,7 +131,7 @@ def _decode_row(blob: bytes, signature: Signature, first: dict[str, NDArray[Any]
             raise DatasetError(f"it lacks the input '{spec.name}'; it has: {', '.join(sorted(tensors)) or 'none'}")
         array = tensors[spec.name].array()
         row[spec.name] = _unfilled(spec, array if array.ndim == len(spec.shape) else array[None])
-    checked = signature.check(row)
+    checked = check(row).inputs
     for name, array in checked.items():
         if len(array) != 1 or (first is not None and array.shape != first[name].shape):
             raise DatasetError(f"input '{name}' has the shape {list(array.shape)}, unlike the first row's")
@@ -135,8 +139,8 @@ def _decode_row(blob: bytes, signature: Signature, first: dict[str, NDArray[Any]
 
 
 def _unfilled(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
-    """Devices record what the model saw: a fill that lies outside the constraint stands for a missing value again."""
-    if spec.constraint.fill is None or array.dtype.kind != "f":
+    """Rows may hold what a model saw: a fill that lies outside the constraint stands for a missing value again."""
+    if spec.constraint.fill is None or not spec.constraint.nullable or array.dtype.kind != "f":
         return array
     return np.where(array == array.dtype.type(spec.constraint.fill), array.dtype.type(np.nan), array)
 

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import msgspec
 from numpy.typing import NDArray
 
+from edge_agent.contract.constraint import Sensitivity
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES
 from edge_agent.contract.profile import FeatureCounts
-from edge_agent.contract.signature import Sensitivity, TensorSpec
+from edge_agent.contract.signature import TensorSpec
 from edge_agent.contract.tensors import Tensor
 
 # What the envelope and the body's other fields take at most: names of 63 characters, a digest, times.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import SelfTestFailed, SignatureMismatch
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.package import Golden
@@ -19,7 +20,7 @@ def self_test(backend: InferenceBackend, golden: Golden, *, rtol: float = 1e-3, 
         SelfTestFailed: The model fails on them, or an output differs; it names output, row and difference.
     """
     try:
-        outputs = backend.infer(backend.signature.check(golden.inputs))
+        outputs = backend.infer(InputCheck(backend.signature)(golden.inputs).inputs)
     except SignatureMismatch as error:
         raise SelfTestFailed(f"the golden samples break the model's own signature: {error}") from error
     except Exception as error:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.errors import CallerError, ShoalError
 from edge_agent.runtime.slots import LoadedModel
-from edge_agent.serving.codec import InferenceRequest, check_outputs, decode_request, encode_response
+from edge_agent.serving.body_codec import InferenceRequest, check_outputs, decode_request, encode_response
 from edge_agent.serving.inference import Observer, RequestIds
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class BodyInference:
             request = decode_request(body, json_length, loaded.signature, max_rows=self._max_rows)
             monitored = request.monitored
             check_outputs(request, loaded.signature)
-            inputs = loaded.signature.check(request.inputs)
+            inputs = loaded.check(request.inputs).inputs
             outputs = self._run(loaded, inputs, monitored=monitored)
         except CallerError as error:
             if monitored:

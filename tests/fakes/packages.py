@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.contract.constraint import Constraint, Sensitivity
 from edge_agent.contract.manifest import (
     CARD_FILE,
     EVALUATION_FILE,
@@ -32,7 +33,7 @@ from edge_agent.contract.profile import (
     quantile_edges,
 )
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.contract.signature import Constraint, Sensitivity, Signature, TensorSpec
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.package import Golden, Package, encode_golden
 from edge_agent.runtime.package_writer import write_package

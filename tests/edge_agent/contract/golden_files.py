@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.contract import lake, latency
+from edge_agent.contract.constraint import Constraint, Sensitivity
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
 from edge_agent.contract.envelope import Envelope, Message, encode
 from edge_agent.contract.manifest import (
@@ -50,7 +51,7 @@ from edge_agent.contract.profile import Feature, FeatureCounts, Projection, Refe
 from edge_agent.contract.repository import Assignment
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.contract.signature import Constraint, Sensitivity, Signature, TensorSpec
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype, Tensor
 from edge_agent.contract.topics import Stream
 

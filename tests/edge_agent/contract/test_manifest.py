@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.contract.constraint import Constraint
 from edge_agent.contract.errors import ManifestError, PackageError
 from edge_agent.contract.manifest import (
     Classification,
@@ -17,7 +18,7 @@ from edge_agent.contract.manifest import (
     encode_manifest,
 )
 from edge_agent.contract.repository import parse_target, target_name
-from edge_agent.contract.signature import Constraint, Signature, TensorSpec
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from tests.edge_agent.contract.golden_files import MANIFEST, remade
 from tests.edge_agent.contract.strategies import fast, texts

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import InputCheck
+from edge_agent.contract.constraint import Constraint
 from edge_agent.contract.errors import CallerError, ManifestError, SignatureMismatch
-from edge_agent.contract.signature import Constraint, Signature, TensorSpec
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from tests.edge_agent.contract.strategies import fast
 
@@ -24,7 +26,7 @@ def spec(datatype: Datatype = Datatype.FP32, shape: tuple[int | None, ...] = (No
 
 
 def check(array: NDArray[Any], one: TensorSpec) -> NDArray[Any]:
-    return Signature(inputs=(one,), outputs=(OUTPUT,)).check({"x": array})["x"]
+    return InputCheck(Signature(inputs=(one,), outputs=(OUTPUT,)))({"x": array}).inputs["x"]
 
 
 def refusal(array: NDArray[Any], one: TensorSpec) -> SignatureMismatch:
@@ -45,7 +47,7 @@ def test_a_good_request_passes_in_the_signature_s_order_and_uncopied() -> None:
         inputs=(spec(), TensorSpec(name="a", datatype=Datatype.INT8, shape=(None,))), outputs=(OUTPUT,)
     )
     x, a = np.zeros((3, 2), np.float32), np.zeros(3, np.int8)
-    checked = signature.check({"a": a, "x": x})
+    checked = InputCheck(signature)({"a": a, "x": x}).inputs
     assert list(checked) == ["x", "a"]
     assert checked["x"] is x
     assert checked["a"] is a
@@ -54,9 +56,9 @@ def test_a_good_request_passes_in_the_signature_s_order_and_uncopied() -> None:
 def test_an_unknown_or_absent_input_is_named() -> None:
     signature = Signature(inputs=(spec(),), outputs=(OUTPUT,))
     with pytest.raises(SignatureMismatch, match=r"^input 'z': name: the model has no such input; it has: x$"):
-        signature.check({"x": np.zeros((1, 2), np.float32), "z": np.zeros(1)})
+        InputCheck(signature)({"x": np.zeros((1, 2), np.float32), "z": np.zeros(1)})
     with pytest.raises(SignatureMismatch, match=r"^input 'x': name: the request lacks this input$"):
-        signature.check({})
+        InputCheck(signature)({})
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "bool", "complex64", "datetime64[s]", "S3", "O"])
@@ -84,7 +86,7 @@ def test_inputs_with_different_rows_are_refused_even_if_one_would_broadcast() ->
     other = TensorSpec(name="a", datatype=Datatype.FP32, shape=(None,))
     signature = Signature(inputs=(spec(), other), outputs=(OUTPUT,))
     with pytest.raises(SignatureMismatch, match=r"^input 'a': shape: 1 rows, but 'x' has 3$"):
-        signature.check({"x": np.zeros((3, 2), np.float32), "a": np.zeros(1, np.float32)})
+        InputCheck(signature)({"x": np.zeros((3, 2), np.float32), "a": np.zeros(1, np.float32)})
 
 
 @pytest.mark.parametrize("datatype", [d for d in Datatype if d.size_bytes not in (None, 1)])

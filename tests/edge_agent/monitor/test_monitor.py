@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_agent.contract.constraint import Sensitivity
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, decode, encode
 from edge_agent.contract.errors import MalformedRequest, StorageFull, UnknownRequest
 from edge_agent.contract.messages import Event, EventKind, LabelBatch, MetricsReport, ProfileReport, SampleBatch
 from edge_agent.contract.profile import Projection, count_batch, merge
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.contract.signature import Sensitivity
 from edge_agent.contract.topics import Stream
 from edge_agent.monitor import monitor, watched
 from edge_agent.monitor.machine import Machine, hardware
