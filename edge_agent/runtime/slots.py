@@ -1,199 +1,390 @@
-"""Slots: which model serves under which name, and how one replaces another without a request noticing.
+"""Slots: which models serve under which names and versions, and how one replaces another without a request noticing.
 
 A slot is one reference. A request leases the model that it finds there and keeps it to the end; the replaced model is
-closed when the last lease on it ends.
+closed when the last lease on it ends. Names whose model is known, but not loaded, say why.
+
+Leases take no lock: there are as many as requests, and a thread that loses the processor while it holds a lock stops
+all others. Who takes a lease notes it first and then looks whether the model was retired; who retires a model marks it
+first and then looks for leases. So at least one of the two sees the other, and the last one out closes the model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import enum
 import threading
 import time
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
-from numpy.typing import NDArray
+from edge_agent.contract.errors import ModelLoadFailed, ModelUnavailable, ShoalError, UnknownModel
+from edge_agent.runtime.loaded import INLINE_LIMIT_US, LARGE_BYTES, LoadedModel, load
+from edge_agent.runtime.versions import natural_order
 
-from edge_agent.contract.checking import InputCheck
-from edge_agent.contract.errors import ModelLoadFailed, UnknownModel
-from edge_agent.contract.manifest import Manifest
-from edge_agent.contract.profile import ReferenceProfile, count_batch
-from edge_agent.contract.signature import Signature
-from edge_agent.runtime.backend import InferenceBackend
-from edge_agent.runtime.onnx import OnnxBackend
-from edge_agent.runtime.package import Golden, Package
-from edge_agent.runtime.statistics import Statistics
+__all__ = ["INLINE_LIMIT_US", "IndexEntry", "Lease", "LoadedModel", "ModelState", "Slots", "load"]
 
-# Slower models go to a thread: a hand-over costs about 50 us, a blocked loop delays every other request.
-INLINE_LIMIT_US = 1000.0
+
+class ModelState(str, enum.Enum):
+    """What a version of a model is; written as the protocol's repository index has it."""
+
+    READY = "READY"
+    LOADING = "LOADING"
+    UNLOADING = "UNLOADING"
+    UNLOADED = "UNLOADED"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+class IndexEntry(NamedTuple):
+    """One version of a model that is known here.
+
+    Args:
+        reason: Why it is not loaded; of a version that serves, why loading it again failed.
+        default: Whether requests that name no version get this one.
+    """
+
+    name: str
+    version: str
+    digest: str
+    state: ModelState
+    reason: str
+    default: bool
 
 
 @dataclasses.dataclass(eq=False)
-class LoadedModel:
-    """A package with its session, ready to answer.
+class _Slot:
+    """One version of a model.
 
     Args:
-        inline: Whether an inference is short enough to run on the event loop's own thread.
-        requests: Requests since it was loaded, the failed ones included; what a rollout's health gate looks at.
-        failed: Those of them that failed though they were right.
+        loaded: What serves; ``earlier``: what did last, for its counts; ``leaving``: closed when its leases end.
+        asleep: Not loaded because nobody asked; the next request wakes it.
     """
 
-    package: Package
-    backend: InferenceBackend
-    inline: bool = True
-    requests: int = 0
-    failed: int = 0
-    statistics: Statistics = dataclasses.field(default_factory=Statistics, repr=False)
-    _leases: int = 0
-    _retired: bool = False
-    _counting: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
+    digest: str
+    state: ModelState = ModelState.UNLOADED
+    reason: str = ""
+    asleep: bool = False
+    loaded: LoadedModel | None = None
+    earlier: LoadedModel | None = None
+    leaving: LoadedModel | None = None
 
     @property
-    def manifest(self) -> Manifest:
-        """The package's manifest."""
-        return self.package.manifest
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.package.manifest.name
-
-    @property
-    def version(self) -> str:
-        """The model's version."""
-        return self.package.manifest.version
-
-    @property
-    def digest(self) -> str:
-        """The package digest."""
-        return self.package.digest
-
-    @property
-    def signature(self) -> Signature:
-        """Inputs and outputs."""
-        return self.package.manifest.signature
-
-    @functools.cached_property
-    def reference(self) -> ReferenceProfile:
-        """The package's reference profile, read once."""
-        return self.package.reference()
-
-    @functools.cached_property
-    def check(self) -> InputCheck:
-        """The check of requests against the signature."""
-        return InputCheck(self.signature)
-
-    def count(self, *, failed: bool = False) -> None:
-        """Count one request, from any thread."""
-        with self._counting:
-            self.requests += 1
-            self.failed += failed
-
-
-def load(package: Package, *, variant: str = "fp32", threads: int = 1) -> LoadedModel:
-    """Load a package, read its profile, and measure on its first golden row whether it may run inline.
-
-    Raises:
-        PackageError: The package lacks a part or, as ModelLoadFailed, the runtime refuses the model.
-    """
-    backend = OnnxBackend(package, variant=variant, threads=threads)
-    loaded = LoadedModel(package=package, backend=backend)
-    golden = package.golden()
-    # A profile that does not fit its own model is refused now, not when the first rows are counted.
-    count_batch(loaded.reference.features, _numbers(golden.inputs), _numbers(golden.outputs))
-    loaded.inline = _median_us(loaded, golden) < INLINE_LIMIT_US
-    return loaded
+    def usable(self) -> bool:
+        return self.loaded is not None or self.asleep
 
 
 class Slots:
-    """The models that serve, by name. Every method may be called from any thread."""
+    """The models of this device, by name and version. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._models: dict[str, LoadedModel] = {}
+        self._slots: dict[str, dict[str, _Slot]] = {}
+        self._defaults: dict[str, str] = {}
+        self._installed: dict[str, str] = {}
+        # What requests look into: the same once more, flat.
+        self._serving: dict[str, LoadedModel] = {}
+        self._serving_versions: dict[tuple[str, str], LoadedModel] = {}
         self._lock = threading.Lock()
 
     def get(self, model: str, version: str | None = None) -> LoadedModel:
         """The model that serves under this name; it may be replaced any time: to run it, take a lease.
 
+        Args:
+            version: None takes the default one.
         Raises:
-            UnknownModel: There is none, or it has another version.
+            UnknownModel: There is none, or not in this version.
+            ModelUnavailable: It is known, but not loaded; ``asleep`` where the next request should wake it.
         """
-        loaded = self._models.get(model)
+        loaded = self._serving.get(model) if version is None else self._serving_versions.get((model, version))
         if loaded is None:
-            known = ", ".join(sorted(self._models)) or "none yet"
-            raise UnknownModel(f"model '{model}' is not served here; served are: {known}")
-        if version is not None and version != loaded.version:
-            raise UnknownModel(f"model '{model}' has no version '{version}' here; it is at version '{loaded.version}'")
+            raise self._missing(model, version)
         return loaded
 
     def lease(self, model: str, version: str | None = None) -> Lease:
         """Hold the model for the length of a ``with`` block: it is not closed before.
 
         Raises:
-            UnknownModel: See :meth:`get`.
+            UnknownModel, ModelUnavailable: See :meth:`get`.
         """
-        with self._lock:
-            loaded = self.get(model, version)
-            loaded._leases += 1  # noqa: SLF001 - slots are what counts leases
-        return Lease(self, loaded)
+        while True:
+            loaded = self._serving.get(model) if version is None else self._serving_versions.get((model, version))
+            if loaded is None:
+                raise self._missing(model, version)
+            loaded.leases.append(None)
+            lease: Lease = loaded.lease
+            if not loaded.retired:
+                return lease
+            lease.__exit__(None, None, None)  # replaced this very moment: take the one in its place
 
-    def install(self, loaded: LoadedModel) -> LoadedModel | None:
-        """Let ``loaded`` serve under its name from now on; atomic.
+    def install(self, loaded: LoadedModel, *, default: bool = True) -> LoadedModel | None:
+        """Let ``loaded`` serve under its name and version from now on; atomic.
 
+        Args:
+            default: It takes the place of the one that was installed so before, in whatever version, and is the
+                default of its name. Else it serves beside other versions, in place of the same one.
         Returns:
             The model that it replaces, if any: closed when its last request ends, so load it again to go back.
         Raises:
             ModelLoadFailed: It was replaced before, and so closed.
         """
         with self._lock:
-            if loaded._retired:  # noqa: SLF001
-                raise ModelLoadFailed(f"model '{loaded.name}' {loaded.version} is closed: load its package again")
-            old = self._models.get(loaded.name)
-            self._models = {**self._models, loaded.name: loaded}
-        if old is not None and old is not loaded:
+            replaced = self._install(loaded, default=default)
+        for old in replaced:
             self._retire(old)
-            return old
-        return None
+        return replaced[-1] if replaced else None
 
-    def remove(self, model: str) -> None:
-        """Serve no model under this name any more; it is closed when its last request ends.
+    def replace(self, old: LoadedModel | None, loaded: LoadedModel, *, default: bool) -> bool:
+        """As :meth:`install`, but only where its version is still what it was when somebody began to load it.
 
+        Args:
+            old: What served then in this version; None where it was not loaded.
+        Returns:
+            Whether ``loaded`` serves now; else it is still the caller's to close.
+        """
+        with self._lock:
+            slot = self._slots.get(loaded.name, {}).get(loaded.version)
+            serving = slot.loaded if slot is not None else None
+            overtaken = default and self._installed.get(loaded.name, loaded.version) != loaded.version
+            if serving is not old or overtaken:
+                return False
+            replaced = self._install(loaded, default=default)
+        for each in replaced:
+            self._retire(each)
+        return True
+
+    def remove(self, model: str, version: str | None = None) -> None:
+        """Know no such model, or version of it, any more; it is closed when its last request ends.
+
+        Args:
+            version: None takes the default one.
         Raises:
             UnknownModel: There is none.
         """
         with self._lock:
-            old = self.get(model)
-            self._models = {name: loaded for name, loaded in self._models.items() if name != model}
+            version, slot = self._slot(model, version)
+            old = slot.loaded
+            self._forget(model, version)
+        if old is not None:
+            self._retire(old)
+
+    def unload(
+        self, model: str, version: str | None = None, *, reason: str, idle_since: float | None = None
+    ) -> LoadedModel | None:
+        """Let a version no longer serve, but stay known; it is closed when its last request ends.
+
+        Args:
+            reason: Why; said to those who ask for it.
+            idle_since: Only where nobody has used it since then (``time.monotonic``) or uses it now; the next request
+                shall wake it.
+        Returns:
+            What has served; None where nothing did, or it was not idle.
+        Raises:
+            UnknownModel: There is no such model.
+        """
+        with self._lock:
+            version, slot = self._slot(model, version)
+            old = slot.loaded
+            if idle_since is not None and (old is None or old.leases or old.last_used > idle_since):
+                return None
+            slot.state, slot.reason, slot.asleep = ModelState.UNLOADED, reason, idle_since is not None
+            if old is None:
+                self._settle(model)
+                return None
+            slot.loaded, slot.earlier = None, old
+            self._settle(model)
+            old.retired = True
+            slot.leaving = old if old.leases else None
         self._retire(old)
+        return old
+
+    def mark(
+        self, model: str, version: str, digest: str, state: ModelState, reason: str = "", *, installed: bool = False
+    ) -> None:
+        """Say what a version is that does not serve; of one that serves, only why loading it again failed.
+
+        Args:
+            installed: Whether it is the default of its name, loaded or not.
+        """
+        with self._lock:
+            slot = self._slots.setdefault(model, {}).setdefault(version, _Slot(digest))
+            slot.reason = reason
+            if slot.loaded is None:
+                if state is ModelState.UNAVAILABLE or digest != slot.digest:
+                    slot.asleep = False
+                slot.state, slot.digest = state, digest
+            if installed:
+                self._installed[model] = version
+            self._settle(model)
+
+    def forget(self, model: str, version: str) -> None:
+        """Know a version no more that does not serve."""
+        with self._lock:
+            slot = self._slots.get(model, {}).get(version)
+            if slot is not None and slot.loaded is None:
+                self._forget(model, version)
 
     def models(self) -> list[LoadedModel]:
-        """The models that serve, by name."""
-        return [loaded for _, loaded in sorted(self._models.items())]
+        """The models that serve, by name and version."""
+        with self._lock:
+            return [
+                slot.loaded
+                for _, slots in sorted(self._slots.items())
+                for _, slot in sorted(slots.items(), key=lambda item: natural_order(item[0]))
+                if slot.loaded is not None
+            ]
+
+    def default_version(self, model: str) -> str:
+        """The version that requests get which name none.
+
+        Raises:
+            UnknownModel: There is no such model.
+        """
+        with self._lock:
+            return self._slot(model, None)[0]
+
+    def versions(self, model: str) -> list[str]:
+        """The versions that answer requests, those asleep included.
+
+        Raises:
+            UnknownModel: There is no such model.
+        """
+        with self._lock:
+            self._slot(model, None)
+            return sorted((version for version, slot in self._slots[model].items() if slot.usable), key=natural_order)
+
+    def last_served(self, model: str) -> LoadedModel | None:
+        """What serves under this name by default, or did until it was unloaded: for its manifest and counts."""
+        with self._lock:
+            slot = self._slots.get(model, {}).get(self._defaults.get(model, ""))
+            return (slot.loaded or slot.earlier) if slot is not None else None
+
+    def index(self) -> list[IndexEntry]:
+        """All that is known, by name and version."""
+        with self._lock:
+            return [
+                IndexEntry(
+                    name=name,
+                    version=version,
+                    digest=slot.digest,
+                    state=ModelState.UNLOADING if slot.leaving is not None and slot.loaded is None else slot.state,
+                    reason=slot.reason,
+                    default=self._defaults.get(name) == version,
+                )
+                for name, slots in sorted(self._slots.items())
+                for version, slot in sorted(slots.items(), key=lambda item: natural_order(item[0]))
+            ]
 
     def close(self) -> None:
-        """Remove all models."""
-        for loaded in self.models():
-            self.remove(loaded.name)
+        """Know and serve nothing any more."""
+        with self._lock:
+            serving = list(self._serving_versions.values())
+            self._slots, self._defaults, self._installed = {}, {}, {}
+            self._serving, self._serving_versions = {}, {}
+        for loaded in serving:
+            self._retire(loaded)
+
+    # What follows is called under the lock, but for _missing, _retire and _close.
+
+    def _install(self, loaded: LoadedModel, *, default: bool) -> list[LoadedModel]:
+        """What it replaces; the last of them in the same place."""
+        name, version = loaded.name, loaded.version
+        if loaded.retired:
+            raise ModelLoadFailed(f"model '{name}' {version} is closed: load its package again")
+        slot = self._slots.setdefault(name, {}).setdefault(version, _Slot(loaded.digest))
+        replaced = [slot.loaded] if slot.loaded is not None and slot.loaded is not loaded else []
+        earlier = slot.loaded or slot.earlier
+        if earlier is not None and earlier is not loaded and earlier.digest == loaded.digest:
+            loaded.go_on_from(earlier)
+        slot.digest, slot.state, slot.reason, slot.asleep = loaded.digest, ModelState.READY, "", False
+        slot.loaded, slot.earlier = loaded, None
+        loaded.lease = Lease(self, loaded)  # one for all requests: it holds no state of its own
+        if default:
+            before = self._installed.get(name, version)
+            if before != version:
+                old = self._slots[name].get(before)
+                if old is not None and old.loaded is not None:
+                    replaced.append(old.loaded)
+                self._forget(name, before)
+            self._installed[name] = version
+        self._settle(name)
+        return replaced
+
+    def _forget(self, model: str, version: str) -> None:
+        slots = self._slots.get(model, {})
+        slots.pop(version, None)
+        if self._installed.get(model) == version:
+            del self._installed[model]
+        if not slots:
+            self._slots.pop(model, None)
+        self._serving_versions.pop((model, version), None)
+        self._settle(model)
+
+    def _settle(self, model: str) -> None:
+        """Bring the default and the tables for requests in line with the slots."""
+        slots = self._slots.get(model, {})
+        default = self._installed.get(model)
+        if default is None:
+            candidates = [version for version, slot in slots.items() if slot.usable] or list(slots)
+            default = max(candidates, key=natural_order, default=None)
+        if default is None:
+            self._defaults.pop(model, None)
+        else:
+            self._defaults[model] = default
+        for version, slot in slots.items():
+            if slot.loaded is not None:
+                self._serving_versions[model, version] = slot.loaded
+            else:
+                self._serving_versions.pop((model, version), None)
+        served = slots[default].loaded if default in slots else None
+        if served is not None:
+            self._serving[model] = served
+        else:
+            self._serving.pop(model, None)
+
+    def _slot(self, model: str, version: str | None) -> tuple[str, _Slot]:
+        slots = self._slots.get(model)
+        if not slots:
+            known = ", ".join(sorted(self._slots)) or "none yet"
+            raise UnknownModel(f"model '{model}' is not served here; served are: {known}")
+        wanted = self._defaults[model] if version is None else version
+        if wanted not in slots:
+            known = ", ".join(f"'{each}'" for each in sorted(slots, key=natural_order))
+            raise UnknownModel(f"model '{model}' has no version '{version}' here; it is at version {known}")
+        return wanted, slots[wanted]
+
+    def _missing(self, model: str, version: str | None) -> ShoalError:
+        """Why nothing serves under this name."""
+        with self._lock:
+            try:
+                wanted, slot = self._slot(model, version)
+            except UnknownModel as error:
+                return error
+            if slot.loaded is not None:
+                return ModelUnavailable(f"model '{model}' was loaded this very moment: ask again", asleep=True)
+            cure = "the next request loads it" if slot.asleep else "load it, or ask for another version"
+            state = slot.state.value.lower()
+            return ModelUnavailable(
+                f"model '{model}' version '{wanted}' is {state}: {slot.reason or 'not loaded'}; {cure}",
+                asleep=slot.asleep,
+            )
 
     def _retire(self, old: LoadedModel) -> None:
-        with self._lock:
-            old._retired = True  # noqa: SLF001
-            idle = old._leases == 0  # noqa: SLF001
-        if idle:
-            old.backend.close()
+        old.retired = True
+        if not old.leases:
+            old.close()
 
-    def _release(self, loaded: LoadedModel) -> None:
+    def _left(self, loaded: LoadedModel) -> None:
+        """The last lease on a retired model has ended, in the thread of a request."""
         with self._lock:
-            loaded._leases -= 1  # noqa: SLF001
-            last = loaded._retired and loaded._leases == 0  # noqa: SLF001
-        if last:
-            loaded.backend.close()
+            slot = self._slots.get(loaded.name, {}).get(loaded.version)
+            if slot is not None and slot.leaving is loaded:
+                slot.leaving = None
+        if loaded.memory_bytes < LARGE_BYTES:
+            loaded.close()
+        else:  # takes milliseconds, in which an event loop would answer nobody
+            threading.Thread(target=loaded.close, name="close-model", daemon=True).start()
 
 
 class Lease:
-    """A model held for one request; made by :meth:`Slots.lease`, used once."""
+    """A model held for one request, from :meth:`Slots.lease` to the end of the ``with`` block."""
 
     __slots__ = ("_loaded", "_slots")
 
@@ -206,26 +397,8 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._slots._release(self._loaded)  # noqa: SLF001 - the other half of lease()
-
-
-def _numbers(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name: array for name, array in tensors.items() if array.dtype.kind != "O"}
-
-
-def _median_us(loaded: LoadedModel, golden: Golden, *, runs: int = 15, budget_s: float = 0.5) -> float:
-    """Median time of one inference of one row, after one to warm up."""
-    row = {name: array[:1] for name, array in golden.inputs.items()}
-    times: list[float] = []
-    until = time.monotonic() + budget_s
-    for _ in range(runs + 1):
-        begin = time.perf_counter()
-        try:
-            loaded.backend.infer(row)
-        except Exception:  # noqa: BLE001 - the self-test says what is wrong; until then it is just not fast
-            return float("inf")
-        times.append((time.perf_counter() - begin) * 1e6)
-        if time.monotonic() > until:
-            break
-    measured = sorted(times[1:] or times)
-    return measured[len(measured) // 2]
+        loaded = self._loaded
+        loaded.last_used = time.monotonic()
+        loaded.leases.pop()
+        if loaded.retired and not loaded.leases:
+            self._slots._left(loaded)  # noqa: SLF001 - the other half of lease()

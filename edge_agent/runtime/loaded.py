@@ -1,0 +1,226 @@
+"""A package made ready to answer: loaded, warmed up, measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.checking import InputCheck
+from edge_agent.contract.errors import ModelUnavailable, UnknownModel
+from edge_agent.contract.manifest import Manifest, PipelineStep
+from edge_agent.contract.profile import ReferenceProfile, count_batch
+from edge_agent.contract.signature import Signature
+from edge_agent.runtime.backend import InferenceBackend
+from edge_agent.runtime.memory import give_back, resident_bytes
+from edge_agent.runtime.onnx import OnnxBackend
+from edge_agent.runtime.package import Golden, Package
+from edge_agent.runtime.statistics import Statistics
+
+if TYPE_CHECKING:
+    from edge_agent.runtime.optimised import OptimisedModels
+    from edge_agent.runtime.slots import Slots
+
+# Slower models go to a thread: a hand-over costs about 50 us, a blocked loop delays every other request.
+INLINE_LIMIT_US = 1000.0
+# Freed memory of smaller models is soon used again; handing it back costs milliseconds.
+LARGE_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(eq=False)
+class LoadedModel:
+    """A package with its session, ready to answer.
+
+    Args:
+        inline: Whether an inference is short enough to run on the event loop's own thread.
+        run_us: Median time of one inference of one row, in microseconds; infinite where the model failed.
+        memory_bytes: What loading and warming it up has taken of the machine's memory, measured; 0 where nobody did.
+        last_used: When the last lease on it ended, or it was loaded; seconds of ``time.monotonic``.
+        requests: Requests since it was loaded, the failed ones included; what a rollout's health gate looks at.
+        failed: Those of them that failed though they were right.
+        leases: One element for each lease on it: adding and taking away is one step in every Python, counting is not.
+        retired: It serves no more, and is closed when its last lease ends; ``leases``, ``retired`` and ``lease`` (what
+            :meth:`Slots.lease` hands out) are for slots alone to change.
+    """
+
+    package: Package
+    backend: InferenceBackend
+    inline: bool = True
+    run_us: float = 0.0
+    memory_bytes: int = 0
+    last_used: float = dataclasses.field(default_factory=time.monotonic)
+    statistics: Statistics = dataclasses.field(default_factory=Statistics, repr=False)
+    requests: int = 0
+    failed: int = 0
+    leases: list[None] = dataclasses.field(default_factory=list, repr=False)
+    retired: bool = False
+    lease: Any = dataclasses.field(default=None, repr=False)
+    _open: list[None] = dataclasses.field(default_factory=lambda: [None], repr=False)
+    _when_closed: list[Callable[[], None]] = dataclasses.field(default_factory=list, repr=False)
+    _counting: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        # Plain attributes, not properties: each request reads most of them.
+        self.manifest: Manifest = self.package.manifest
+        self.name: str = self.manifest.name
+        self.version: str = self.manifest.version
+        self.digest: str = self.package.digest
+        self.signature: Signature = self.manifest.signature
+        self.check = InputCheck(self.signature)
+
+    @functools.cached_property
+    def reference(self) -> ReferenceProfile:
+        """The package's reference profile, read once."""
+        return self.package.reference()
+
+    def count(self, *, failed: bool = False) -> None:
+        """Count one request, from any thread."""
+        with self._counting:
+            self.requests += 1
+            self.failed += failed
+
+    def go_on_from(self, earlier: LoadedModel) -> None:
+        """Go on with the counts of the same package, loaded earlier: a reload or a sleep is no new model."""
+        self.statistics = earlier.statistics
+        with self._counting:
+            self.requests += earlier.requests
+            self.failed += earlier.failed
+
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """Let ``call`` be made once, when the memory has been given back."""
+        self._when_closed.append(call)
+
+    def close(self) -> None:
+        """Give the memory back, to the system where there is much of it; no inference may follow. Again is no harm."""
+        try:
+            self._open.pop()
+        except IndexError:
+            return  # another thread saw the last lease end as well
+        self.backend.close()
+        if self.memory_bytes >= LARGE_BYTES:
+            give_back()
+        for call in self._when_closed:
+            call()
+
+
+def load(
+    package: Package,
+    *,
+    variant: str = "fp32",
+    threads: int = 1,
+    cache: OptimisedModels | None = None,
+    slots: Slots | None = None,
+) -> LoadedModel:
+    """Load a package, read its profile, warm it up, and measure its memory and whether it may run inline.
+
+    Args:
+        variant: Which of its forms; a pipeline has none.
+        threads: Threads within one inference.
+        cache: Where optimised models are kept.
+        slots: Where a pipeline finds its steps.
+    Raises:
+        PackageError: The package lacks a part or, as ModelLoadFailed, the runtime refuses the model.
+        ModelUnavailable: It is a pipeline, and a step is not loaded here.
+    """
+    give_back()  # else what others have freed would be counted as room that this model did not take
+    before = resident_bytes()
+    backend = _backend(package, variant, threads, cache, slots)
+    try:
+        loaded = LoadedModel(package=package, backend=backend)
+        golden = package.golden()
+        # A profile that does not fit its own model is refused now, not when the first rows are counted.
+        count_batch(loaded.reference.features, _numbers(golden.inputs), _numbers(golden.outputs))
+        with _bounded(backend, package.manifest.max_run_s):
+            _warm_up(loaded, golden)
+            loaded.run_us = _median_us(loaded, golden)
+    except BaseException:
+        backend.close()
+        raise
+    loaded.inline = loaded.run_us < INLINE_LIMIT_US
+    give_back()
+    # Others work meanwhile, and free memory too: a model takes what its weights take at least.
+    loaded.memory_bytes = max(resident_bytes() - before, weights_bytes(package, variant))
+    loaded.last_used = time.monotonic()
+    return loaded
+
+
+def weights_bytes(package: Package, variant: str = "fp32") -> int:
+    """Bytes of a variant's model and weights on disk; 0 for a pipeline."""
+    form = package.manifest.variants.get(variant)
+    return sum(package.manifest.files[name].size_bytes for name in (form.model, *form.data)) if form else 0
+
+
+def _backend(
+    package: Package, variant: str, threads: int, cache: OptimisedModels | None, slots: Slots | None
+) -> InferenceBackend:
+    if not package.manifest.pipeline:
+        return OnnxBackend(package, variant=variant, threads=threads, cache=cache)
+    # Only here: a pipeline leases other loaded models.
+    from edge_agent.runtime.pipeline import PipelineBackend
+
+    if slots is None:
+        raise ModelUnavailable(f"pipeline '{package.manifest.name}' runs models of a device: load it where they serve")
+    for step in package.manifest.pipeline:
+        _require_step(package.manifest.name, slots, step)
+    return PipelineBackend(package, slots)
+
+
+def _require_step(pipeline: str, slots: Slots, step: PipelineStep) -> None:
+    try:
+        slots.get(step.model, step.version)
+    except (UnknownModel, ModelUnavailable) as error:
+        raise ModelUnavailable(f"pipeline '{pipeline}' needs its step '{step.model}': {error}") from error
+
+
+def _warm_up(loaded: LoadedModel, golden: Golden) -> None:
+    """Run the golden rows, and as many as each preferred batch has: the first run of a shape is the slowest."""
+    rows = len(next(iter(golden.inputs.values())))
+    batching = loaded.manifest.batching
+    sizes = [rows, *(size for size in (batching.preferred_rows if batching else ()) if size != rows)]
+    for size in sizes:
+        inputs = {name: np.resize(array, (size, *array.shape[1:])) for name, array in golden.inputs.items()}
+        try:
+            loaded.backend.infer(loaded.check(inputs).inputs)
+        except Exception:  # noqa: BLE001 - the self-test runs the same rows, and says what is wrong
+            return
+
+
+@contextlib.contextmanager
+def _bounded(backend: InferenceBackend, seconds: float) -> Iterator[None]:
+    """Break off what runs after ``seconds``: a model that hangs must not hold the thread that loads it."""
+    timer = threading.Timer(seconds, backend.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _numbers(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in tensors.items() if array.dtype.kind != "O"}
+
+
+def _median_us(loaded: LoadedModel, golden: Golden, *, runs: int = 15, budget_s: float = 0.5) -> float:
+    """Median time of one inference of one row, after one to warm up."""
+    row = {name: array[:1] for name, array in golden.inputs.items()}
+    times: list[float] = []
+    until = time.monotonic() + budget_s
+    for _ in range(runs + 1):
+        begin = time.perf_counter()
+        try:
+            loaded.backend.infer(row)
+        except Exception:  # noqa: BLE001 - the self-test says what is wrong; until then it is just not fast
+            return float("inf")
+        times.append((time.perf_counter() - begin) * 1e6)
+        if time.monotonic() > until:
+            break
+    measured = sorted(times[1:] or times)
+    return measured[len(measured) // 2]
