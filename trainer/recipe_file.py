@@ -7,7 +7,18 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge_agent.contract.constraint import Constraint
+from edge_agent.contract.constraint import (
+    AxisLimit,
+    Constraint,
+    DateFormat,
+    Encoding,
+    ImageFormat,
+    ImageLimits,
+    NumberFormat,
+    Policy,
+    Rule,
+    Sensitivity,
+)
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.manifest import Objectives, Probation, Resources
 from edge_agent.contract.profile import Projection
@@ -21,6 +32,11 @@ _CHOICES = {
     r"\.datatype`": tuple(datatype.value for datatype in Datatype),
     r"\.slices": ("device", "class"),
     r"\.task\.kind`": ("classification",),
+    r"`key` in `.*\.policies`": tuple(rule.value for rule in Rule),
+    r"\.policies\[\.\.\.\]`": tuple(policy.value for policy in Policy),
+    r"\.encoding`": tuple(encoding.value for encoding in Encoding),
+    r"\.formats\[": tuple(form.value for form in ImageFormat),
+    r"\.sensitivity`": tuple(sensitivity.value for sensitivity in Sensitivity),
 }
 
 
@@ -36,6 +52,35 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A table in which a misspelt key is an error."""
 
 
+class NumberTable(NumberFormat, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``constraint.number``."""
+
+
+class DateTable(DateFormat, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``constraint.date``."""
+
+
+class ImageTable(ImageLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``constraint.image``."""
+
+
+class AxisTable(AxisLimit, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of ``constraint.axes``."""
+
+
+class ConstraintTable(Constraint, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``constraint``: as the manifest has it, but that a misspelt key is an error (docs/constraints.md)."""
+
+    axes: tuple[AxisTable, ...] = ()
+    number: NumberTable | None = None
+    date: DateTable | None = None
+    image: ImageTable | None = None
+
+    def plain(self) -> Constraint:
+        """The same as the contract writes it."""
+        return msgspec.convert(msgspec.to_builtins(self), Constraint)
+
+
 class TensorTable(_Table, frozen=True, kw_only=True):
     """``[[inputs]]`` or ``[[outputs]]``.
 
@@ -46,7 +91,7 @@ class TensorTable(_Table, frozen=True, kw_only=True):
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
-    constraint: Constraint = Constraint()
+    constraint: ConstraintTable = ConstraintTable()
     labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +102,11 @@ class TensorTable(_Table, frozen=True, kw_only=True):
         """The same as the contract writes it."""
         shape = tuple(None if axis == _DYNAMIC else axis for axis in self.shape)
         return TensorSpec(
-            name=self.name, datatype=self.datatype, shape=shape, constraint=self.constraint, labels=self.labels
+            name=self.name,
+            datatype=self.datatype,
+            shape=shape,
+            constraint=self.constraint.plain(),
+            labels=self.labels,
         )
 
 
