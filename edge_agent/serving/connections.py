@@ -7,6 +7,8 @@ from typing import Protocol
 
 # Who comes beyond the limit is told so and may read it; beyond this many of those nobody is told anything.
 _MAX_REFUSED = 32
+# A request with a small body comes in one piece; of a large one no more than this is copied once more than needed.
+_RECEIVED_AT_ONCE = 16 * 1024
 
 
 class Connection(Protocol):
@@ -34,6 +36,9 @@ class Connections:
 
     def __init__(self, limit: int, *, sweep_s: float = 0.5) -> None:
         self.limit, self.sweep_s = limit, sweep_s
+        # Received into by one connection after the other: each takes out what it needs before its callback returns.
+        self.received_bytes = bytearray(_RECEIVED_AT_ONCE)
+        self.received = memoryview(self.received_bytes)
         self._members: set[Connection] = set()
         self._refused: set[Connection] = set()
         self._draining = False

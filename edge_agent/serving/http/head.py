@@ -1,0 +1,177 @@
+"""Reads the head of a request: request line and headers, as RFC 9112 has them, strictly.
+
+Each head is parsed alone by a parser of its own, so that nothing that one request says can change how the next one is
+read. Where two readers could disagree on where a request ends (request smuggling, RFC 9112, section 11.2), it is
+refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from edge_agent.contract.errors import MalformedRequest, ShoalError
+from edge_agent.serving.http.refusals import ExpectationFailed, HeadTooLarge, NotImplementedHere, VersionNotSupported
+
+HEAD_END = b"\r\n\r\n"
+MAX_HEADERS = 100
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_SHOWN = 60  # of what somebody sent, in an error's text
+
+
+class Head(NamedTuple):
+    """Request line and headers.
+
+    Args:
+        path: Percent-decoded, without the query.
+        headers: Names in lowercase; values of repeated headers are joined by ``, ``.
+        length: Bytes of the body that follows; 0 for none; None where it comes in chunks.
+        keep_alive: Whether the connection stays open after the answer.
+        http_1_0: Whether it is of HTTP/1.0, which closes connections unless both sides say otherwise.
+        expects_continue: Whether the body is sent only after ``100 Continue``.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: dict[bytes, bytes]
+    length: int | None
+    keep_alive: bool
+    http_1_0: bool
+    expects_continue: bool
+
+
+class _Headers:
+    """Takes the headers as the parser finds them; errors wait, since the parser swallows what its callbacks raise."""
+
+    __slots__ = ("count", "found", "keep_alive", "parser", "repeated")
+
+    def __init__(self) -> None:
+        self.found: dict[bytes, bytes] = {}
+        self.repeated: set[bytes] = set()
+        self.count = 0
+        self.keep_alive = False
+        self.parser = httptools.HttpRequestParser(self)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name, value = name.lower(), value.rstrip(b" \t")
+        self.count += 1
+        if name in self.found:
+            self.repeated.add(name)
+            value = self.found[name] + b", " + value
+        self.found[name] = value
+
+    def on_headers_complete(self) -> None:
+        self.keep_alive = self.parser.should_keep_alive()
+
+
+def read_head(raw: bytes) -> Head:
+    """Parse the head of one request, up to and with the empty line.
+
+    Raises:
+        MalformedRequest, HeadTooLarge, ExpectationFailed, NotImplementedHere, VersionNotSupported: It is refused, and
+            what follows it on the connection cannot be read.
+    """
+    line = _REQUEST_LINE.match(raw)
+    if line is None:
+        first = raw.split(b"\r\n", 1)[0][:_SHOWN]
+        raise MalformedRequest(f"no request line of HTTP: {_shown(first)}; expected METHOD /PATH HTTP/1.1")
+    method, target, major, minor = line.groups()
+    if major != b"1" or minor not in b"01":
+        raise VersionNotSupported(f"HTTP/{_shown(major + b'.' + minor)} is not spoken here: use HTTP/1.1")
+    if method == b"CONNECT":
+        raise NotImplementedHere("CONNECT is for proxies, and this is none")
+    headers = _headers(raw)
+    path, query = _target(target)
+    http_1_0 = minor == b"0"
+    found = headers.found
+    if not http_1_0 and b"host" not in found:
+        raise MalformedRequest("no Host header: HTTP/1.1 asks for exactly one (RFC 9112, section 3.2)")
+    expected = found.get(b"expect")
+    if expected is not None and expected.lower() != b"100-continue":
+        raise ExpectationFailed(f"Expect: {_shown(expected)}: only 100-continue can be expected here")
+    return Head(
+        method=method.decode("ascii"),
+        path=path,
+        query=query,
+        headers=found,
+        length=_length(found, http_1_0=http_1_0),
+        keep_alive=headers.keep_alive,
+        http_1_0=http_1_0,
+        expects_continue=expected is not None and not http_1_0,
+    )
+
+
+def _headers(raw: bytes) -> _Headers:
+    headers = _Headers()
+    try:
+        headers.parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer to speak something else (h2c, websocket) may be ignored: RFC 9110, section 7.8
+    except httptools.HttpParserInvalidMethodError as error:
+        raise NotImplementedHere(f"no method of HTTP: {_shown(raw.split(b' ', 1)[0])}") from error
+    except httptools.HttpParserError as error:
+        raise MalformedRequest(f"malformed request head: {error}") from error
+    if headers.count > MAX_HEADERS:
+        raise HeadTooLarge(f"{headers.count} headers, the limit is {MAX_HEADERS}: send fewer")
+    for name in (b"content-length", b"transfer-encoding", b"host", b"expect"):
+        if name in headers.repeated:
+            raise MalformedRequest(f"header {name.decode()}: sent more than once: send it once")
+    return headers
+
+
+def _length(headers: dict[bytes, bytes], *, http_1_0: bool) -> int | None:
+    coding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length")
+    if coding is not None:
+        if length is not None:
+            raise MalformedRequest("both transfer-encoding and content-length: the body's end is ambiguous: send one")
+        if http_1_0:
+            raise MalformedRequest("transfer-encoding: HTTP/1.0 has none: send content-length")
+        if coding.lower() != b"chunked":
+            raise NotImplementedHere(f"transfer-encoding {_shown(coding)}: only chunked is read here")
+        return None
+    if length is None:
+        return 0
+    if not length.isdigit() or len(length) > 18:
+        raise MalformedRequest(f"header content-length: must be a length in bytes, got {_shown(length)}")
+    return int(length)
+
+
+def _target(target: bytes) -> tuple[str, str]:
+    """Path and query of any form of request target (RFC 9112, section 3.2)."""
+    if target[:1] != b"/" and target != b"*":
+        absolute = _ABSOLUTE.match(target)
+        if absolute is None:
+            raise MalformedRequest(f"request target {_shown(target)}: must begin with / or http://")
+        target = target[absolute.end() :]
+        if target[:1] != b"/":
+            target = b"/" + target
+    if b"#" in target:
+        raise MalformedRequest(f"request target {_shown(target)}: a fragment (#) is for browsers: leave it out")
+    raw, _, query = target.partition(b"?")
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
+    try:
+        return raw.decode("utf-8"), query.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise MalformedRequest(f"request target {_shown(target)}: its path is no UTF-8 once decoded") from error
+
+
+def refusal_of_start(start: bytes | bytearray) -> ShoalError | None:
+    """What is wrong with the beginning of a head that is not whole yet, where that can be told already.
+
+    A peer that speaks something else (TLS, a terminal with bare line feeds) learns it at once and not by a timeout.
+    """
+    if start and not (65 <= start[0] <= 90 or 97 <= start[0] <= 122 or start[0] in b"!#$%&'*+-.^_`|~\r"):
+        return MalformedRequest("no request of HTTP (is this TLS? there is none here): expected METHOD /PATH HTTP/1.1")
+    if start.count(b"\n") != start.count(b"\r\n"):
+        return MalformedRequest("a line of the head ends without a carriage return: end lines with CR LF")
+    return None
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:_SHOWN].decode("latin-1"))

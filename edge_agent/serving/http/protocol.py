@@ -1,0 +1,435 @@
+"""One HTTP/1.1 connection: takes requests out of what arrives, has them answered one after the other.
+
+::
+
+    IDLE -> HEAD -> BODY or CHUNKS -> WORKING -> BLOCKED -> IDLE       each step only where it has to wait:
+                 -> DISCARD -> IDLE                                    most requests go from IDLE to IDLE at once
+                 -> LINGER or CLOSING -> CLOSED
+
+Three things keep the transport out of a request's way. A head equal to the last one of its connection (nearly all of
+an application's are) is not parsed again. Timeouts are found by one sweep over all connections, not by timers. And a
+body that does not come with its head is received straight into the buffer that the routes see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import Any, cast
+
+import numpy as np
+
+from edge_agent.contract.errors import Busy, MalformedRequest, ShoalError
+from edge_agent.serving.connections import Connections
+from edge_agent.serving.http.answer import CONTINUE, Ending, encode
+from edge_agent.serving.http.chunked import ChunkedBody
+from edge_agent.serving.http.head import HEAD_END, Head, read_head, refusal_of_start
+from edge_agent.serving.http.limits import LINGERING_BYTES, HttpLimits, Phase, phase_limits
+from edge_agent.serving.http.message import HttpHandler, HttpRequest, HttpResponse, Room, document, failure
+from edge_agent.serving.http.refusals import BodyTooLarge, HeadTooLarge, RequestTimeout, too_many_connections
+from edge_agent.serving.peer import Peer, Transport, unix_peer
+
+_log = logging.getLogger(__name__)
+# Received while a request is being worked on; beyond it the socket is not read, so that its application waits.
+_STASH_BYTES = 64 * 1024
+# The rest of a refused body that is worth reading to keep the connection.
+_DISCARDED_BYTES = 64 * 1024
+# From here on a body's memory is not cleared before it is received into.
+_LARGE_BODY_BYTES = 16 * 1024
+_NO_HEAD = Head("", "", "", {}, 0, keep_alive=False, http_1_0=False, expects_continue=False)
+
+
+class HttpProtocol(asyncio.BufferedProtocol):
+    """One connection, made by the factory of a listener.
+
+    Args:
+        handler: Answers the requests.
+        connections: Counts this connection, and sweeps it.
+        transport: Whether the listener is a TCP or a unix socket.
+    """
+
+    def __init__(
+        self, handler: HttpHandler, connections: Connections, limits: HttpLimits, transport: Transport
+    ) -> None:
+        self._handler, self._connections, self._kind = handler, connections, transport
+        self._max_header_bytes, self._seconds = limits.max_header_bytes, phase_limits(limits)
+        self._received = connections.received  # what every connection receives into, in turn
+        self._received_bytes = connections.received_bytes
+        self._transport: asyncio.Transport
+        self._peer = Peer(transport, loopback=False)
+        self._phase = Phase.IDLE
+        self._since = 0.0  # when the sweep first saw this phase; 0 where it has not yet
+        self._raw, self._head = b"", _NO_HEAD  # of the request at hand, or of the last one
+        self._request: HttpRequest | None = None
+        self._room: Room | None = None
+        self._body: memoryview | None = None  # receives directly, from here on:
+        self._arrived = 0
+        self._chunks: ChunkedBody | None = None
+        self._left = 0  # bytes to throw away
+        self._stash = bytearray()  # received, but not looked at yet, or not a whole head
+        self._scanned = 0  # bytes of the stash in which a head does not end
+        self._task: asyncio.Future[HttpResponse] | None = None
+        self._writing_paused = self._reading_paused = self._draining = False
+
+    # ---- what the event loop calls ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or tell the one too many that it is."""
+        self._transport = cast(asyncio.Transport, transport)
+        if self._connections.add(self):
+            try:
+                self._peer = _peer(self._transport, self._kind)
+            except (OSError, ValueError, TypeError):  # it has gone before anybody could ask who it is
+                self._transport.abort()
+        elif self._connections.add_refused(self):
+            self._refuse(too_many_connections(self._connections.limit))
+        else:
+            self._transport.abort()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where to receive the next bytes."""
+        return self._received if self._body is None else self._body[self._arrived :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have been received."""
+        phase = self._phase
+        if phase is Phase.BODY:
+            self._arrived += nbytes
+            if self._arrived == self._head.length:
+                self._handle_body(cast(memoryview, self._body))
+        elif phase is Phase.HEAD or phase is Phase.WORKING or phase is Phase.BLOCKED:
+            self._stash += self._received[:nbytes]
+            self._advance()
+        else:
+            self._take(self._received_bytes, self._received, nbytes)
+
+    def eof_received(self) -> bool:
+        """The application sends no more: it has gone, or its request will never be whole."""
+        if self._phase in (Phase.HEAD, Phase.BODY, Phase.CHUNKS):
+            self._write(encode(failure(self._truncated()), Ending.CLOSE, head_only=False))
+        return False  # the transport closes, once it has written what is left
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The connection is closed, by whomever; work for it is cancelled."""
+        self._enter(Phase.CLOSED)
+        self._connections.remove(self)
+        self._body = self._chunks = self._request = None
+        self._stash = bytearray()
+        if self._task is not None:
+            self._task.cancel()  # its room is given back when it has ended
+        else:
+            self._release()
+
+    def pause_writing(self) -> None:
+        """The application does not read its answer as fast as it is written."""
+        self._writing_paused = True
+        if self._phase is Phase.IDLE:
+            self._enter(Phase.BLOCKED)
+
+    def resume_writing(self) -> None:
+        """It has read most of it."""
+        self._writing_paused = False
+        if self._phase is Phase.BLOCKED:
+            self._enter(Phase.IDLE)
+            self._advance()
+
+    # ---- what the connections call ----
+
+    def sweep(self, now: float) -> None:
+        """Close the connection where its phase has taken too long."""
+        if self._since == 0.0:
+            self._since = now
+        elif now - self._since >= self._seconds[self._phase]:
+            self._expire()
+
+    def drain(self) -> None:
+        """Close after the answer to the request at hand, or now where there is none."""
+        self._draining = True
+        if self._phase is Phase.IDLE:
+            self._close()
+        elif self._phase is Phase.DISCARD:
+            self._linger()
+
+    def abort(self) -> None:
+        """Close now, whatever is in flight."""
+        self._transport.abort()
+
+    # ---- taking requests out of what arrives ----
+
+    def _take(self, data: bytes | bytearray, view: memoryview, size: int) -> None:
+        """Take in ``data[:size]``; what has to wait goes to the stash."""
+        at = 0
+        while at < size:
+            phase = self._phase
+            if phase is Phase.IDLE:
+                at = self._take_request(data, view, at, size)
+            elif phase is Phase.CHUNKS:
+                at = self._take_chunks(view, at, size)
+            elif phase is Phase.DISCARD:
+                at = self._throw_away(at, size)
+            elif phase in (Phase.HEAD, Phase.WORKING, Phase.BLOCKED):
+                self._stash += view[at:size]
+                return
+            else:
+                self._left -= size - at
+                if phase is Phase.LINGER and self._left < 0:
+                    self._transport.abort()
+                return
+
+    def _take_request(self, data: bytes | bytearray, view: memoryview, at: int, size: int) -> int:
+        """Take one request, or as much of it as is there; return where the next one begins."""
+        while data[at] in b"\r\n":  # RFC 9112, section 2.2: empty lines before a request mean nothing
+            at += 1
+            if at == size:
+                return at
+        end = data.find(HEAD_END, at, size)
+        if end < 0 or end - at > self._max_header_bytes:
+            self._enter(Phase.HEAD)
+            self._scanned = 0
+            self._check_start(data[at:size])
+            return at
+        end += len(HEAD_END)
+        raw = bytes(view[at:end])
+        if raw != self._raw:
+            try:
+                self._head = read_head(raw)
+            except ShoalError as error:
+                self._raw = b""
+                self._refuse(error)
+                return end
+            self._raw = raw
+        head = self._head
+        length = head.length
+        request = HttpRequest(head.method, head.path, head.query, head.headers, self._peer)
+        if not self._admit(request, length):
+            return end
+        if length == 0:
+            self._handle(request)
+        elif length is not None and size - end >= length:
+            request.body = bytes(view[end : end + length])
+            end += length
+            self._handle(request)
+        else:
+            self._request = request
+            end = self._begin_body(view, end, size)
+        return end
+
+    def _admit(self, request: HttpRequest, length: int | None) -> bool:
+        """Whether the request is worth reading on; where not, it has been answered."""
+        try:
+            room = self._handler.admit(request, length)
+        except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
+            self._refuse_body(self._failure(error), length)
+            return False
+        self._room = room
+        if length is not None and length > room.limit_bytes:
+            self._release()
+            self._refuse_body(failure(BodyTooLarge(room.limit_bytes)), length)
+            return False
+        return True
+
+    def _begin_body(self, view: memoryview, at: int, size: int) -> int:
+        """Prepare for the rest of a body of which at most ``view[at:size]`` is there."""
+        if self._head.expects_continue and at == size:
+            self._transport.write(CONTINUE)
+        length = self._head.length
+        if length is None:
+            self._chunks = ChunkedBody(cast(Room, self._room).limit_bytes)
+            self._enter(Phase.CHUNKS)
+            return at
+        # Clearing 600 KB that will be overwritten costs 20 us and more; nobody sees them before they are.
+        cleared = length < _LARGE_BODY_BYTES
+        self._body = memoryview(bytearray(length) if cleared else cast(Any, np.empty(length, np.uint8)))
+        self._arrived = size - at
+        self._body[: self._arrived] = view[at:size]
+        self._enter(Phase.BODY)
+        return size
+
+    def _take_chunks(self, view: memoryview, at: int, size: int) -> int:
+        chunks = cast(ChunkedBody, self._chunks)
+        try:
+            at = chunks.feed(view, at, size)
+        except ShoalError as error:
+            self._refuse(error)
+            return size
+        if chunks.whole:
+            self._handle_body(memoryview(chunks.body))
+        return at
+
+    def _throw_away(self, at: int, size: int) -> int:
+        taken = min(self._left, size - at)
+        self._left -= taken
+        if self._left == 0:
+            self._enter(Phase.BLOCKED if self._writing_paused else Phase.IDLE)
+        return at + taken
+
+    def _check_start(self, start: bytes | bytearray) -> None:
+        """Refuse a head that is too long or cannot become one, without waiting for the rest."""
+        if len(start) > self._max_header_bytes:
+            limit = f"{self._max_header_bytes} bytes (max_header_kib under [api] in the agent's settings)"
+            self._refuse(HeadTooLarge(f"request line and headers are longer than the limit of {limit}"))
+        elif (error := refusal_of_start(start)) is not None:
+            self._refuse(error)
+
+    def _advance(self) -> None:
+        """Go on with what was received while the connection waited."""
+        if self._phase is Phase.HEAD:
+            end = self._stash.find(HEAD_END, max(0, self._scanned - len(HEAD_END)))
+            if end < 0:
+                self._check_start(self._stash)
+                self._scanned = len(self._stash)
+            else:
+                self._phase = Phase.IDLE
+        if self._phase is Phase.IDLE and self._stash:
+            data, self._stash = bytes(self._stash), bytearray()
+            self._take(data, memoryview(data), len(data))
+        # While nobody reads, nobody notices either that the application has gone: only a greedy one is made to wait.
+        waiting = self._phase in (Phase.WORKING, Phase.BLOCKED) and len(self._stash) > _STASH_BYTES
+        if waiting and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        elif self._reading_paused and not waiting and self._phase not in (Phase.CLOSING, Phase.CLOSED):
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    # ---- answering ----
+
+    def _handle_body(self, body: memoryview) -> None:
+        request = cast(HttpRequest, self._request)
+        request.body = body
+        self._body = self._chunks = self._request = None
+        self._handle(request)
+
+    def _handle(self, request: HttpRequest) -> None:
+        """Have a whole request answered, now or later."""
+        try:
+            answer = self._handler.handle(request)
+            if isinstance(answer, HttpResponse):
+                self._answer(answer)
+            else:
+                self._answer_later(answer)
+        except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
+            self._answer(self._failure(error))
+
+    def _answer_later(self, answer: Awaitable[HttpResponse]) -> None:
+        task = asyncio.ensure_future(answer)
+        self._task = task
+        self._enter(Phase.WORKING)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Future[HttpResponse]) -> None:
+        self._task = None
+        try:
+            answer = task.result()
+        except asyncio.CancelledError:
+            answer = failure(Busy("the request was given up: the agent is stopping"))
+        except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
+            answer = self._failure(error)
+        if self._phase is Phase.CLOSED:
+            self._release()
+            return
+        try:
+            self._answer(answer)
+        except Exception as error:  # noqa: BLE001 - logged; the answer that a route has made is none
+            self._answer(self._failure(error))
+        self._advance()
+
+    def _answer(self, response: HttpResponse) -> None:
+        """Write the answer and be ready for the next request."""
+        head = self._head
+        closing = self._draining or not head.keep_alive
+        ending = Ending.CLOSE if closing else Ending.KEEP_ALIVE if head.http_1_0 else Ending.SILENT
+        self._write(encode(response, ending, head_only=head.method == "HEAD"))
+        self._release()
+        if closing:
+            self._close()
+            return
+        self._phase = Phase.BLOCKED if self._writing_paused else Phase.IDLE
+        self._since = 0.0
+
+    def _failure(self, error: Exception) -> HttpResponse:
+        if isinstance(error, ShoalError):
+            return failure(error)
+        # A mistake of ours; the protocol's clients need their error body all the same.
+        _log.error("%s %s", self._head.method, self._head.path, exc_info=error)
+        return document({"error": f"internal error: {type(error).__name__}; see the agent's log"}, status=500)
+
+    def _refuse_body(self, response: HttpResponse, length: int | None) -> None:
+        """Answer a request whose body is not wanted, and go on after the body where that is worth it."""
+        head = self._head
+        short = length is not None and length <= _DISCARDED_BYTES and not (length and head.expects_continue)
+        if short and head.keep_alive and not self._draining:
+            self._answer(response)
+            if length:
+                self._left = length
+                self._enter(Phase.DISCARD)
+            return
+        self._write(encode(response, Ending.CLOSE, head_only=head.method == "HEAD"))
+        self._linger()
+
+    def _refuse(self, error: ShoalError) -> None:
+        """Answer what cannot be read on after: the connection ends with it."""
+        self._write(encode(failure(error), Ending.CLOSE, head_only=False))
+        self._linger()
+
+    def _write(self, data: bytes | list[Any]) -> None:
+        # One system call each: uvloop hands the pieces of writelines to one writev.
+        if isinstance(data, bytes):
+            self._transport.write(data)
+        else:
+            self._transport.writelines(data)
+
+    # ---- ending ----
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase, self._since = phase, 0.0
+
+    def _release(self) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            room.release()
+
+    def _close(self) -> None:
+        self._enter(Phase.CLOSING)
+        self._transport.close()
+
+    def _linger(self) -> None:
+        """Close once the application has read the answer; closing at once would take it away from it (TCP resets)."""
+        self._release()
+        self._body = self._chunks = self._request = None
+        self._stash = bytearray()
+        self._left = LINGERING_BYTES
+        self._enter(Phase.LINGER)
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _expire(self) -> None:
+        if self._phase is Phase.IDLE:
+            self._close()
+        elif self._phase in (Phase.HEAD, Phase.BODY, Phase.CHUNKS):
+            part = "head" if self._phase is Phase.HEAD else "body"
+            self._refuse(RequestTimeout(f"the request's {part} did not arrive within {self._seconds[self._phase]:g} s"))
+        else:
+            self._transport.abort()
+
+    def _truncated(self) -> ShoalError:
+        if self._phase is Phase.BODY:
+            return MalformedRequest(f"the body ended after {self._arrived} of {self._head.length} bytes")
+        return MalformedRequest(f"the request ended within its {'head' if self._phase is Phase.HEAD else 'body'}")
+
+
+def _peer(transport: asyncio.Transport, kind: Transport) -> Peer:
+    """Who is at the other end.
+
+    Raises:
+        OSError, ValueError, TypeError: It has gone.
+    """
+    if kind is Transport.UNIX:
+        return unix_peer(cast(socket.socket, transport.get_extra_info("socket")), kind)
+    host = str(transport.get_extra_info("peername")[0])
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return Peer(kind, address=host, loopback=(mapped or address).is_loopback)
