@@ -46,7 +46,7 @@ from edge_agent.serving.asgi import (
     respond,
 )
 from edge_agent.serving.body_inference import BodyInference
-from edge_agent.serving.codec import MAX_ROWS
+from edge_agent.serving.body_codec import MAX_ROWS
 from edge_agent.serving.inference import Observer
 
 BODY_LIMIT_BYTES = 16 * 1024 * 1024

@@ -1,204 +1,227 @@
-"""Inference requests and answers of the Open Inference Protocol v2 as bytes. Pure: no socket, no model.
+"""Inference requests and answers of the Open Inference Protocol v2 as bytes. Pure, but for shared memory.
 
 A body is JSON, or JSON followed by raw tensors in the order of the inputs that declare a ``binary_data_size``
-("Binary Tensor Data Extension"); the header ``Inference-Header-Content-Length`` then gives the JSON's length.
+("Binary Tensor Data Extension"); the header ``Inference-Header-Content-Length`` then gives the JSON's length. A tensor
+may also lie in shared memory ("Shared Memory Extension"), and an output be given as its best classes
+("Classification Extension").
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.errors import MalformedRequest, MessageError, SignatureMismatch
-from edge_agent.contract.signature import Signature, TensorSpec
-from edge_agent.contract.tensors import Datatype, pack_bytes, unpack_bytes
-from edge_agent.serving.json_tensors import LARGE_BYTES, read_json, write_json
+from edge_agent.contract.errors import MalformedRequest, SignatureMismatch, Unsupported
+from edge_agent.contract.manifest import Classification
+from edge_agent.contract.signature import Signature
+from edge_agent.contract.tensors import Datatype
+from edge_agent.serving.binary_tensors import check_size, read_binary, read_raw_body, write_binary
+from edge_agent.serving.classification import classify
+from edge_agent.serving.json_request import LARGE_BYTES, Head, Input, InputParameters, RequestParameters, read_head
+from edge_agent.serving.json_tensors import read_json, read_values, write_json
+from edge_agent.serving.request import InferenceAnswer, InferenceRequest, WantedOutput
+from edge_agent.serving.shared_memory import Regions
+from edge_agent.serving.wanted_outputs import read_outputs
 
-MAX_ID_LENGTH = 128
-MAX_AXES = 32
-MAX_ROWS = 1024
+Buffer = bytes | bytearray | memoryview
 
-
-@dataclasses.dataclass(frozen=True)
-class InferenceRequest:
-    """A decoded request; the tensors' names, datatypes and shapes are not yet checked against a model.
-
-    Args:
-        id: As the application chose it; empty where it chose none.
-        inputs: By name. Binary ones are read-only views on the body.
-        outputs: Wanted outputs, and whether each is wanted in binary, in the request's order; None wants all.
-        binary: Whether outputs are wanted in binary where nothing else is said.
-        monitored: False for a probe, which is neither counted nor sampled.
-        group: What the rows of one subject share; empty where the application says nothing.
-    """
-
-    id: str
-    inputs: dict[str, NDArray[Any]]
-    outputs: tuple[tuple[str, bool], ...] | None = None
-    binary: bool = False
-    monitored: bool = True
-    group: str = ""
-
-
-# Not decoded with the rest: a few megabytes of lists in lists would become hundreds as Python objects.
-_NO_PARAMETERS = msgspec.Raw(b"")
-_PARAMETERS_BYTES = 16 * 1024
-
-
-class _Input(msgspec.Struct):
-    name: str
-    shape: tuple[int, ...]
-    datatype: Datatype
-    parameters: msgspec.Raw = _NO_PARAMETERS
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Output(msgspec.Struct):
-    name: str
-    parameters: msgspec.Raw = _NO_PARAMETERS
-
-
-class _Request(msgspec.Struct):
-    inputs: list[_Input]
-    id: str = ""
-    parameters: msgspec.Raw = _NO_PARAMETERS
-    outputs: list[_Output] | None = None
-
-
-_decoder = msgspec.json.Decoder(_Request)
-_parameters_decoder = msgspec.json.Decoder(dict[str, Any])
-_encoder = msgspec.json.Encoder()
+MAX_ROWS: Final = 1024
+MAX_AXES: Final = 32
+# Joining so little costs less than another buffer to write.
+_JOINED_BYTES: Final = 16 * 1024
+_encode = msgspec.json.Encoder().encode
+_DEFAULTS: Final = RequestParameters()
+_NOTHING: Final = memoryview(b"")
+# The protocol's name of what nearly every output is; the others are looked for.
+_NAMED: Final = {datatype.numpy: (datatype, datatype.value) for datatype in Datatype}
 
 
 def decode_request(
-    body: bytes, header_length: int | None, signature: Signature, *, max_rows: int = MAX_ROWS
+    body: Buffer,
+    json_length: int | None,
+    signature: Signature,
+    *,
+    max_rows: int = MAX_ROWS,
+    regions: Regions | None = None,
 ) -> InferenceRequest:
     """The request in a body.
 
     Args:
-        header_length: Value of ``Inference-Header-Content-Length``; None where the whole body is JSON, 0 where it is
+        body: Unpacked. Binary inputs become views on it.
+        json_length: Value of ``Inference-Header-Content-Length``; None where the whole body is JSON, 0 where it is
             one raw tensor for a model of one input.
         signature: Of the model asked: a raw tensor takes datatype and shape from it, and large data are not decoded
             unless they are of its shape.
         max_rows: Rows that a request may hold; checked before its data are decoded.
+        regions: Shared memory that it may name; None for none.
     Raises:
         MalformedRequest: The body is no request.
         SignatureMismatch: A tensor's data do not fill its own shape or are not of its own datatype.
+        UnknownRegion: Shared memory that is not registered.
+        Unsupported: It is part of a sequence.
     """
-    if header_length == 0:
-        return InferenceRequest(id="", inputs=_raw_input(body, signature, max_rows), binary=True)
-    if header_length is not None and not 0 < header_length <= len(body):
-        raise MalformedRequest(
-            f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes: truncated?"
+    if json_length == 0:
+        spec, array = read_raw_body(body, signature)
+        _check_rows(spec.name, array.shape, max_rows)
+        return InferenceRequest(id="", inputs={spec.name: array}, binary=True)
+    if json_length is None:
+        head, raw = read_head(body, signature), None
+    else:
+        if not 0 < json_length <= len(body):
+            raise MalformedRequest(
+                f"Inference-Header-Content-Length is {json_length}, but the body has {len(body)} bytes: truncated?"
+            )
+        view = memoryview(body)
+        head, raw = read_head(view[:json_length], signature), view[json_length:]
+    inputs = _read_inputs(head, raw, signature, max_rows, regions)
+    told = head.parameters or _DEFAULTS
+    if told.sequence_id or told.sequence_start or told.sequence_end:
+        raise Unsupported(
+            "parameters: sequence_id, sequence_start and sequence_end ask for stateful sequences, which are not "
+            "offered here: send each row with all that the model needs"
         )
-    view = memoryview(body)
-    json_length = len(body) if header_length is None else header_length
-    try:
-        request = _decoder.decode(view[:json_length])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedRequest(f"the request's JSON: {error}") from error
-    if len(request.id) > MAX_ID_LENGTH:
-        raise MalformedRequest(f"id: at most {MAX_ID_LENGTH} characters, got {len(request.id)}")
-    parameters = _parameters("parameters", request.parameters)
-    binary = _flag("parameters", parameters, "binary_data_output", default=False)
+    outputs = None
+    if head.outputs:
+        outputs = read_outputs(head.outputs, signature, regions, inputs, binary=told.binary_data_output)
     return InferenceRequest(
-        id=request.id,
-        inputs=_read_inputs(request.inputs, view[json_length:], signature, max_rows),
-        outputs=_wanted_outputs(request.outputs, binary) if request.outputs else None,
-        binary=binary,
-        monitored=_flag("parameters", parameters, "monitor", default=True),
-        group=_group(parameters),
+        head.id,
+        inputs,
+        outputs,
+        told.binary_data_output,
+        told.monitor,
+        told.group,
+        told.priority,
+        told.timeout,
     )
-
-
-def check_outputs(request: InferenceRequest, signature: Signature) -> None:
-    """Refuse wanted outputs that the model does not have, before it runs.
-
-    Raises:
-        MalformedRequest: It names the output and those that there are.
-    """
-    if request.outputs is None:
-        return
-    known = [spec.name for spec in signature.outputs]
-    for name, _ in request.outputs:
-        if name not in known:
-            raise MalformedRequest(f"output '{name}': the model has no such output; it has: {', '.join(known)}")
 
 
 def encode_response(
     request: InferenceRequest,
-    outputs: Mapping[str, NDArray[Any]],
+    answer: InferenceAnswer,
+    signature: Signature,
+    regions: Regions | None = None,
     *,
-    model: str,
-    version: str,
-    request_id: str,
-    parameters: Mapping[str, Any],
-) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON part where raw tensors follow it (else None).
+    task: Classification | None = None,
+) -> tuple[list[Buffer], int | None]:
+    """The body of the answer in pieces, and the length of its JSON part where raw tensors follow it (else None).
 
     Args:
-        outputs: All of the model's, by name; the wanted ones are among them.
-        parameters: What stands in the answer's top-level ``parameters``.
+        signature: Of the model; names the classes of outputs.
+        regions: Takes the outputs that are wanted there.
+        task: Names the classes where the signature does not.
     Raises:
-        MalformedRequest: A wanted output cannot be given in JSON.
+        MalformedRequest: A wanted output cannot be given in JSON, or does not fit where it is wanted.
+        UnknownRegion: Its shared memory is not registered any more.
     """
     described: list[dict[str, Any]] = []
-    raw: list[bytes] = []
-    for name, binary in request.outputs or tuple((name, request.binary) for name in outputs):
-        array = outputs[name]
-        datatype = Datatype.of(array.dtype)
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype.value, "shape": array.shape}
-        if binary:
-            data = pack_bytes(array) if datatype is Datatype.BYTES else array.tobytes()
+    raw: list[Buffer] = []
+    wanted: Sequence[WantedOutput] | None = request.outputs
+    if wanted is None:
+        wanted = [WantedOutput(name, request.binary) for name in answer.outputs]
+    for output in wanted:
+        name = output.name
+        array = answer.outputs[name]
+        if output.classes:
+            array = classify(array, output.classes, _labels(name, signature, task))
+        datatype, datatype_name = _NAMED.get(array.dtype) or _named(array)
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_name, "shape": array.shape}
+        if output.region is not None:
+            tensor["parameters"] = _share(output, write_binary(array, datatype), regions)
+        elif output.binary:
+            data = write_binary(array, datatype)
             tensor["parameters"] = {"binary_data_size": len(data)}
             raw.append(data)
         else:
             tensor["data"] = write_json(name, array)
         described.append(tensor)
-    answer = {
-        "model_name": model,
-        "model_version": version,
-        "id": request_id,
-        "parameters": parameters,
-        "outputs": described,
-    }
-    head = _encoder.encode(answer)
-    return (b"".join((head, *raw)), len(head)) if raw else (head, None)
+    parameters: dict[str, Any] = {"package": answer.package, "label_wanted": answer.label_wanted}
+    if answer.violations:
+        parameters["violations"] = ";".join(f"{v.tensor}/{v.rule}/{v.policy}={v.rows}" for v in answer.violations)
+    head = _encode(
+        {
+            "model_name": answer.model,
+            "model_version": answer.version,
+            "id": answer.request_id,
+            "parameters": parameters,
+            "outputs": described,
+        }
+    )
+    if not raw:
+        return [head], None
+    if sum(map(len, raw)) <= _JOINED_BYTES:
+        return [b"".join((head, *raw))], len(head)
+    return [head, *raw], len(head)
 
 
 def _read_inputs(
-    described: list[_Input], raw: memoryview, signature: Signature, max_rows: int
+    head: Head[Any], raw: memoryview | None, signature: Signature, max_rows: int, regions: Regions | None
 ) -> dict[str, NDArray[Any]]:
     inputs: dict[str, NDArray[Any]] = {}
     at = 0
-    for tensor in described:
-        if tensor.name in inputs:
-            raise SignatureMismatch(tensor.name, rule="name", detail="the request gives this input twice")
-        if len(tensor.shape) > MAX_AXES or any(axis < 1 for axis in tensor.shape):
-            detail = f"needs 1 to {MAX_AXES} axes, each at least 1, got {list(tensor.shape[: MAX_AXES + 1])}"
-            raise SignatureMismatch(tensor.name, rule="shape", detail=detail)
-        _check_rows(tensor.name, tensor.shape, max_rows)
-        size = _binary_size(tensor)
-        if max(size, len(memoryview(tensor.data)) if isinstance(tensor.data, msgspec.Raw) else 0) > LARGE_BYTES:
-            _check_shape(tensor, signature)
-        if isinstance(tensor.data, msgspec.Raw):
-            inputs[tensor.name] = read_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
-            continue
-        if size > len(raw) - at:
-            raise MalformedRequest(
-                f"input '{tensor.name}': binary_data_size is {size}, but {len(raw) - at} bytes are left: truncated?"
-            )
-        inputs[tensor.name] = _read_binary(tensor.name, tensor.datatype, tensor.shape, raw[at : at + size])
-        at += size
-    if at != len(raw):
+    for tensor in head.inputs:
+        name, shape = tensor.name, tensor.shape
+        if name in inputs:
+            raise SignatureMismatch(name, rule="name", detail="the request gives this input twice")
+        if not 0 < len(shape) <= MAX_AXES or min(shape) < 1:
+            detail = f"needs 1 to {MAX_AXES} axes, each at least 1, got {list(shape[: MAX_AXES + 1])}"
+            raise SignatureMismatch(name, rule="shape", detail=detail)
+        if shape[0] > max_rows:
+            _check_rows(name, shape, max_rows)
+        told = tensor.parameters
+        if told is not None and (told.shared_memory_region is not None or told.binary_data_size is not None):
+            array, size = _read_elsewhere(tensor, told, raw[at:] if raw is not None else _NOTHING, signature, regions)
+            at += size
+        elif isinstance(tensor.data, list):
+            array = read_values(name, tensor.datatype, shape, tensor.data)
+        elif tensor.data is msgspec.UNSET:
+            raise MalformedRequest(f"input '{name}': has neither data nor binary_data_size nor shared_memory_region")
+        else:
+            if len(memoryview(tensor.data)) > LARGE_BYTES:
+                _check_shape(tensor, signature)
+            array = read_json(name, tensor.datatype, shape, tensor.data)
+        inputs[name] = array
+    if raw is not None and at != len(raw):
         raise MalformedRequest(f"{len(raw) - at} bytes are left over after the {at} bytes of the binary inputs")
     return inputs
+
+
+def _read_elsewhere(
+    tensor: Input[Any], told: InputParameters, left: memoryview, signature: Signature, regions: Regions | None
+) -> tuple[NDArray[Any], int]:
+    """An input whose data follow the JSON, or lie in shared memory; and how many bytes of the former it took.
+
+    Args:
+        left: What follows the JSON and the inputs before.
+    """
+    name, region, size = tensor.name, told.shared_memory_region, told.binary_data_size
+    if tensor.data is not msgspec.UNSET or (size is not None and region is not None):
+        both = [
+            *(["data"] if tensor.data is not msgspec.UNSET else []),
+            *(["binary_data_size"] if size is not None else []),
+            *(["shared_memory_region"] if region is not None else []),
+        ]
+        raise MalformedRequest(f"input '{name}': has both {' and '.join(both)}")
+    if size is not None:
+        if size > len(left):
+            raise MalformedRequest(
+                f"input '{name}': binary_data_size is {size}, but {len(left)} bytes are left: truncated?"
+            )
+        if size > LARGE_BYTES:
+            _check_shape(tensor, signature)
+        return read_binary(name, tensor.datatype, tensor.shape, left[:size]), size
+    size = told.shared_memory_byte_size
+    if region is None or size is None:
+        raise MalformedRequest(f"input '{name}': shared_memory_region needs a shared_memory_byte_size")
+    if regions is None:
+        raise MalformedRequest(f"input '{name}': shared memory cannot be used here; send the data")
+    check_size(name, tensor.datatype, tensor.shape, size)
+    if size > LARGE_BYTES:
+        _check_shape(tensor, signature)
+    data = regions.read(region, told.shared_memory_offset, size)
+    return read_binary(name, tensor.datatype, tensor.shape, data), 0
 
 
 def _check_rows(name: str, shape: tuple[int, ...], max_rows: int) -> None:
@@ -209,8 +232,8 @@ def _check_rows(name: str, shape: tuple[int, ...], max_rows: int) -> None:
         )
 
 
-def _check_shape(tensor: _Input, signature: Signature) -> None:
-    """What :meth:`Signature.check` would refuse anyway, before memory is spent on it."""
+def _check_shape(tensor: Input[Any], signature: Signature) -> None:
+    """What the check against the signature would refuse anyway, before memory is spent on it."""
     spec = signature.input(tensor.name)
     same_axes = len(spec.shape) == len(tensor.shape)
     if not same_axes or any(want not in (None, have) for want, have in zip(spec.shape, tensor.shape, strict=True)):
@@ -218,100 +241,31 @@ def _check_shape(tensor: _Input, signature: Signature) -> None:
         raise SignatureMismatch(spec.name, rule="shape", detail=f"expected [{expected}], got {list(tensor.shape)}")
 
 
-def _binary_size(tensor: _Input) -> int:
-    """Bytes of an input's raw tensor; 0 for one whose data stand in the JSON."""
-    parameters = _parameters(f"input '{tensor.name}': parameters", tensor.parameters)
-    if "shared_memory_region" in parameters:
-        raise MalformedRequest(f"input '{tensor.name}': shared memory is not supported; send the data")
-    size = parameters.get("binary_data_size")
-    in_json = isinstance(tensor.data, msgspec.Raw)
-    if size is None:
-        if not in_json:
-            raise MalformedRequest(f"input '{tensor.name}': has neither data nor binary_data_size")
-        return 0
-    if in_json:
-        raise MalformedRequest(f"input '{tensor.name}': has both data and binary_data_size")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise MalformedRequest(f"input '{tensor.name}': binary_data_size must be a size in bytes, got {size!r:.80}")
-    return size
+def _named(array: NDArray[Any]) -> tuple[Datatype, str]:
+    datatype = Datatype.of(array.dtype)
+    return datatype, datatype.value
 
 
-def _read_binary(name: str, datatype: Datatype, shape: tuple[int, ...], data: memoryview) -> NDArray[Any]:
-    count = math.prod(shape)
-    if datatype is Datatype.BYTES:
-        try:
-            return unpack_bytes(data, count).reshape(shape)
-        except MessageError as error:
-            raise SignatureMismatch(name, rule="shape", detail=f"shape {list(shape)}: {error}") from error
-    dtype = datatype.numpy
-    expected = count * dtype.itemsize
-    if len(data) != expected:
-        detail = f"{datatype.value} of shape {list(shape)} needs {expected} bytes, got {len(data)}"
-        raise SignatureMismatch(name, rule="shape", detail=detail)
-    if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
-        return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
-    array = np.frombuffer(data, dtype=dtype).reshape(shape)
-    return array if array.flags.aligned else array.copy()  # not every processor reads floats at odd addresses
+def _labels(name: str, signature: Signature, task: Classification | None) -> Sequence[str] | None:
+    for spec in signature.outputs:
+        if spec.name == name and spec.labels is not None:
+            return spec.labels
+    return task.labels if task is not None and task.output == name else None
 
 
-def _raw_input(body: bytes, signature: Signature, max_rows: int) -> dict[str, NDArray[Any]]:
-    """A body without JSON: the shape follows from the signature, with at most one dynamic axis."""
-    if len(signature.inputs) != 1:
-        raise MalformedRequest(f"a raw body needs a model of one input, this one has {len(signature.inputs)}")
-    spec = signature.inputs[0]
-    size = spec.datatype.size_bytes
-    if size is None:  # the whole body is one element
-        element = np.empty(1, dtype=object)
-        element[0] = body
-        return {spec.name: element.reshape((1,) * len(spec.shape))}
-    shape = _raw_shape(spec, len(body), size)
-    _check_rows(spec.name, shape, max_rows)
-    return {spec.name: _read_binary(spec.name, spec.datatype, shape, memoryview(body))}
-
-
-def _raw_shape(spec: TensorSpec, body_bytes: int, size: int) -> tuple[int, ...]:
-    fixed = size * math.prod(axis for axis in spec.shape if axis is not None)
-    if spec.shape.count(None) > 1:
-        raise SignatureMismatch(spec.name, rule="shape", detail="has several dynamic axes: send its shape in JSON")
-    if body_bytes == 0 or body_bytes % fixed or (None not in spec.shape and body_bytes != fixed):
-        raise SignatureMismatch(spec.name, rule="shape", detail=f"a row has {fixed} bytes, the body {body_bytes}")
-    return tuple(body_bytes // fixed if axis is None else axis for axis in spec.shape)
-
-
-def _wanted_outputs(outputs: list[_Output], binary: bool) -> tuple[tuple[str, bool], ...]:
-    wanted: dict[str, bool] = {}
-    for output in outputs:
-        parameters = _parameters(f"output '{output.name}': parameters", output.parameters)
-        for unsupported in ("classification", "shared_memory_region"):
-            if unsupported in parameters:
-                raise MalformedRequest(f"output '{output.name}': {unsupported} is not supported")
-        if output.name in wanted:
-            raise MalformedRequest(f"output '{output.name}': the request wants it twice")
-        wanted[output.name] = _flag(f"output '{output.name}'", parameters, "binary_data", default=binary)
-    return tuple(wanted.items())
-
-
-def _parameters(where: str, raw: msgspec.Raw) -> dict[str, Any]:
-    size = len(memoryview(raw))
-    if size == 0:
-        return {}
-    if size > _PARAMETERS_BYTES:
-        raise MalformedRequest(f"{where}: take {size} bytes, the limit is {_PARAMETERS_BYTES}")
-    try:
-        return _parameters_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedRequest(f"{where}: {error}") from error
-
-
-def _flag(where: str, parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
-    value = parameters.get(key, default)
-    if not isinstance(value, bool):
-        raise MalformedRequest(f"{where}: {key} must be true or false, got {value!r:.80}")
-    return value
-
-
-def _group(parameters: Mapping[str, Any]) -> str:
-    group = parameters.get("group", "")
-    if not isinstance(group, str) or len(group) > MAX_ID_LENGTH:
-        raise MalformedRequest(f"parameters: group must be text of at most {MAX_ID_LENGTH} characters")
-    return group
+def _share(output: WantedOutput, data: Buffer, regions: Regions | None) -> dict[str, Any]:
+    """Put an output into shared memory; the parameters that say so."""
+    if regions is None or output.region is None:
+        raise MalformedRequest(f"output '{output.name}': shared memory cannot be used here")
+    if len(data) > output.size:
+        raise MalformedRequest(
+            f"output '{output.name}': takes {len(data)} bytes, shared_memory_byte_size is {output.size}"
+        )
+    regions.write(output.region, output.offset, [data])
+    parameters: dict[str, Any] = {
+        "shared_memory_region": output.region,
+        "shared_memory_byte_size": len(data),
+    }
+    if output.offset:
+        parameters["shared_memory_offset"] = output.offset
+    return parameters

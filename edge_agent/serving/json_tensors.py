@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -13,75 +15,88 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import MalformedRequest, SignatureMismatch
 from edge_agent.contract.tensors import Datatype
 
-_LISTS: Mapping[str, Any] = {
-    "f": list[float | None],
-    "i": list[int],
-    "u": list[int],
-    "b": list[bool],
-    "O": list[str],
+# Data longer than this are decoded piece by piece: as one list of Python objects they would take many times their
+# length in memory, and hold the interpreter's lock, and so the event loop, until the last element.
+LARGE_BYTES: Final = 64 * 1024
+_PIECE_BYTES: Final = 64 * 1024
+_PIECE_ELEMENTS: Final = 8192
+# For as many struct.pack takes half of numpy's time, and finds values that do not fit on the way.
+_PACKED: Final = 4096
+# The struct module's codes, by NumPy's.
+_CODES: Final[Mapping[str, str]] = {
+    **{"b1": "?", "f2": "e", "f4": "f", "f8": "d"},
+    **{"i1": "b", "i2": "h", "i4": "i", "i8": "q"},
+    **{"u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
 }
-# Flat lists without nulls, by kind of dtype: what nearly every request sends.
-_FLAT: Mapping[str, msgspec.json.Decoder[Any]] = {
-    "f": msgspec.json.Decoder(list[float]),
+_PACKED_AS: Final[Mapping[Datatype, tuple[str, np.dtype[Any]]]] = {
+    datatype: (_CODES[datatype.numpy.str[1:]], datatype.numpy) for datatype in Datatype if datatype is not Datatype.BYTES
+}
+# By kind of dtype; null is a missing float, and nothing else.
+_ELEMENTS: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {
+    "f": msgspec.json.Decoder(list[float | None]),
     "i": msgspec.json.Decoder(list[int]),
     "u": msgspec.json.Decoder(list[int]),
     "b": msgspec.json.Decoder(list[bool]),
     "O": msgspec.json.Decoder(list[str]),
 }
-# As _FLAT, with nulls.
-_NULLABLE: Mapping[str, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(_LISTS[kind]) for kind in ("f", "i", "u", "b")
-}
-_DEEPEST = 32
-# Data longer than this are decoded piece by piece: as one list of Python objects they would take many times their
-# length in memory, and hold the interpreter's lock, and so the event loop, until the last element.
-LARGE_BYTES = 64 * 1024
-_PIECE_BYTES = 64 * 1024
-# Nested text cannot be cut into pieces.
-_NESTED_TEXT_BYTES = 1024 * 1024
+_NESTING: Final = b"[] \t\r\n"
+# One text, the brackets and space around it, and the comma after it.
+_TEXT: Final = re.compile(rb'[\[ \t\r\n]*("(?:[^"\\]|\\.)*")[\] \t\r\n]*(?:,|\Z)', re.DOTALL)
+_encode = msgspec.json.Encoder().encode
 
 
 def read_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: msgspec.Raw) -> NDArray[Any]:
-    """The array in an input's ``data``.
+    """The array in the JSON of an input's ``data``.
 
     Args:
         shape: Every axis at least 1.
         data: A JSON list of numbers, booleans or text, nested as the shape says or flat; null is NaN for floats.
     Raises:
+        MalformedRequest: It is no list.
         SignatureMismatch: An element is not of the datatype, or there are more or fewer than the shape holds.
     """
-    size = len(memoryview(data))
-    if size > LARGE_BYTES and datatype is not Datatype.BYTES:
-        return _read_in_pieces(name, datatype, shape, bytes(data))
-    if size > LARGE_BYTES:
-        _check_texts(name, shape, bytes(data))
-    try:
-        values = _FLAT[datatype.numpy.kind].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if size > _NESTED_TEXT_BYTES:
-            raise SignatureMismatch(
-                name, rule="datatype", detail=f"{error}; send so much text in binary, or as a list without lists in it"
-            ) from error
-        values = _flatten(name, datatype, data)
-    _check_count(name, shape, len(values))
+    raw = bytes(data)
+    if not raw.startswith(b"["):
+        raise MalformedRequest(f"input '{name}': data must be a list")
+    if datatype is Datatype.BYTES:
+        return _read_texts(name, shape, raw)
+    # It has been read as JSON already: without brackets and space it is its elements, with commas between them.
+    elements = raw.translate(None, _NESTING)
+    del raw
+    check_count(name, shape, elements.count(b",") + 1 if elements else 0)
+    if len(elements) <= LARGE_BYTES:
+        return read_values(name, datatype, shape, _decode(name, datatype, elements, 0))
+    out = np.empty(math.prod(shape), dtype=datatype.numpy)
+    begin = at = 0
+    while begin < len(elements):
+        end = elements.find(b",", begin + _PIECE_BYTES)
+        end = len(elements) if end < 0 else end
+        values = _decode(name, datatype, elements[begin:end], at)
+        if at + len(values) > len(out):
+            check_count(name, shape, at + len(values))
+        out[at : at + len(values)] = _array(name, datatype, values)
+        begin, at = end + 1, at + len(values)
+    check_count(name, shape, at)
+    return out.reshape(shape)
+
+
+def read_values(name: str, datatype: Datatype, shape: tuple[int, ...], values: list[Any]) -> NDArray[Any]:
+    """The array of an input's elements, which are of the datatype's kind.
+
+    Raises:
+        SignatureMismatch: A value does not fit in the datatype, or there are more or fewer than the shape holds.
+    """
+    if len(values) != math.prod(shape):
+        check_count(name, shape, len(values))
     return _array(name, datatype, values).reshape(shape)
 
 
-def write_json(name: str, array: NDArray[Any]) -> list[Any]:
-    """The elements of an output as a flat list; NaN and infinities become null on encoding.
+def check_count(name: str, shape: tuple[int, ...], found: int) -> None:
+    """Refuse another number of elements than the shape holds.
 
     Raises:
-        MalformedRequest: A BYTES element is no UTF-8 text, which is all that JSON can hold.
+        SignatureMismatch: It is another one.
     """
-    if array.dtype.kind != "O":
-        return list(array.ravel().tolist())
-    try:
-        return [element.decode() for element in array.ravel()]
-    except UnicodeDecodeError as error:
-        raise MalformedRequest(f"output '{name}' is no UTF-8 text: ask for it with binary_data: true") from error
-
-
-def _check_count(name: str, shape: tuple[int, ...], found: int) -> None:
     count = math.prod(shape)
     if found != count:
         raise SignatureMismatch(
@@ -89,88 +104,99 @@ def _check_count(name: str, shape: tuple[int, ...], found: int) -> None:
         )
 
 
-def _check_texts(name: str, shape: tuple[int, ...], data: bytes) -> None:
-    """Refuse what surely holds more texts than the shape, before they are made."""
-    fewest = (data.count(b'"') - data.count(b'\\"')) // 2
-    if fewest > math.prod(shape):
-        _check_count(name, shape, fewest)
+def write_json(name: str, array: NDArray[Any]) -> Any:
+    """The elements of an output as a flat list to encode; NaN and infinities become null, which is all JSON has.
+
+    Raises:
+        MalformedRequest: A BYTES element is no UTF-8 text, which is all that JSON can hold.
+    """
+    flat = array.reshape(-1)
+    if flat.size <= _PIECE_ELEMENTS:
+        return _elements(name, flat)
+    # In pieces, so that neither memory nor other threads suffer.
+    pieces = (flat[at : at + _PIECE_ELEMENTS] for at in range(0, flat.size, _PIECE_ELEMENTS))
+    return msgspec.Raw(b"[" + b",".join(_encode(_elements(name, piece))[1:-1] for piece in pieces) + b"]")
 
 
-def _read_in_pieces(name: str, datatype: Datatype, shape: tuple[int, ...], data: bytes) -> NDArray[Any]:
-    """Numbers or booleans, nested or flat, counted before the first is decoded."""
-    if not data.startswith(b"["):
-        raise MalformedRequest(f"input '{name}': data must be a list")
-    # It has been read as JSON already: without brackets and space it is its elements, with commas between them.
-    elements = data.translate(None, b"[] \t\r\n")
-    del data
-    _check_count(name, shape, elements.count(b",") + 1)
-    out = np.empty(math.prod(shape), dtype=datatype.numpy)
-    begin = at = 0
-    while begin < len(elements):
-        end = elements.find(b",", begin + _PIECE_BYTES)
-        end = len(elements) if end < 0 else end
-        values = _piece(name, datatype, b"[" + elements[begin:end] + b"]", at)
-        out[at : at + len(values)] = _array(name, datatype, values)
-        begin, at = end + 1, at + len(values)
-    _check_count(name, shape, at)
-    return out.reshape(shape)
-
-
-def _piece(name: str, datatype: Datatype, piece: bytes, at: int) -> list[Any]:
-    kind = datatype.numpy.kind
+def _elements(name: str, flat: NDArray[Any]) -> list[Any]:
+    if flat.dtype.kind != "O":
+        return list(flat.tolist())
     try:
-        values: list[Any] = _FLAT[kind].decode(piece)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        try:
-            nullable = _NULLABLE[kind].decode(piece)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            detail = f"{datatype.value}: {error} of the elements from {at} on"
-            raise SignatureMismatch(name, rule="datatype", detail=detail) from error
-        values = [math.nan if value is None else value for value in nullable]
+        return [element.decode() for element in flat]
+    except UnicodeDecodeError as error:
+        raise MalformedRequest(f"output '{name}' is no UTF-8 text: ask for it with binary_data: true") from error
+
+
+def _decode(name: str, datatype: Datatype, elements: bytes, at: int) -> list[Any]:
+    try:
+        values: list[Any] = _ELEMENTS[datatype.numpy.kind].decode(b"[%b]" % elements)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        where = f" of the elements from {at} on" if at else ""
+        detail = f"{datatype.value}: {error}{where}"
+        raise SignatureMismatch(name, rule="datatype", detail=detail) from error
     return values
 
 
+def _read_texts(name: str, shape: tuple[int, ...], raw: bytes) -> NDArray[Any]:
+    """Text, nested or flat. Brackets may stand in a text too, so it is cut between texts only."""
+    count = math.prod(shape)
+    fewest = (raw.count(b'"') - raw.count(b'\\"')) // 2
+    if fewest > count:  # surely too many: refused before they are made
+        check_count(name, shape, fewest)
+    out = np.empty(count, dtype=object)
+    found = at = 0
+    while at < len(raw):
+        tokens: list[bytes] = []
+        begin = at
+        while at < len(raw) and len(tokens) < _PIECE_ELEMENTS and at - begin < _PIECE_BYTES:
+            match = _TEXT.match(raw, at)
+            if match is None:
+                rest = raw[at : at + 40].decode(errors="replace")
+                detail = f"BYTES: expected text after {found + len(tokens)} elements, got {rest!r}"
+                raise SignatureMismatch(name, rule="datatype", detail=detail)
+            tokens.append(match[1])
+            at = match.end()
+        values = _decode(name, Datatype.BYTES, b",".join(tokens), found)
+        if found + len(values) > count:
+            check_count(name, shape, found + len(values))
+        out[found : found + len(values)] = [text.encode() for text in values]
+        found += len(values)
+    check_count(name, shape, found)
+    return out.reshape(shape)
+
+
 def _array(name: str, datatype: Datatype, values: list[Any]) -> NDArray[Any]:
-    dtype = datatype.numpy
+    """array[n] of the values, which are of the datatype's kind; read-only where it is small."""
     if datatype is Datatype.BYTES:
         out = np.empty(len(values), dtype=object)
         out[:] = [text.encode() for text in values]
         return out
+    if len(values) > _PACKED:
+        return _large_array(name, datatype, values)
+    code, dtype = _PACKED_AS[datatype]
+    try:
+        return np.frombuffer(struct.pack(f"<{len(values)}{code}", *values), dtype)
+    except OverflowError as error:
+        raise SignatureMismatch(name, rule="datatype", detail=f"a value does not fit in {datatype.value}") from error
+    except struct.error:  # a null, or an integer that does not fit
+        return _large_array(name, datatype, values)
+
+
+def _large_array(name: str, datatype: Datatype, values: list[Any]) -> NDArray[Any]:
+    dtype = datatype.numpy
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         wrong = next((value for value in values if not limits.min <= value <= limits.max), None)
         if wrong is not None:
             raise SignatureMismatch(name, rule="datatype", detail=f"value {wrong} does not fit in {datatype.value}")
-    if dtype.kind == "f" and dtype.itemsize < 8:
-        with np.errstate(over="ignore"):
-            narrow = np.array(values, dtype=np.float64).astype(dtype)
-        if np.isinf(narrow).any():
-            raise SignatureMismatch(name, rule="datatype", detail=f"a value does not fit in {datatype.value}")
-        return narrow
-    return np.array(values, dtype=dtype)
-
-
-def _flatten(name: str, datatype: Datatype, data: msgspec.Raw) -> list[Any]:
-    """The slow way, for nested lists and nulls, and to say precisely what is wrong."""
-    flat: list[Any] = []
-    try:
-        _collect(name, msgspec.json.decode(data), flat, depth=0)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SignatureMismatch(name, rule="datatype", detail=f"{datatype.value}: {error}") from error
-    try:
-        values: list[Any] = msgspec.convert(flat, _LISTS[datatype.numpy.kind])
-    except msgspec.ValidationError as error:
-        raise SignatureMismatch(name, rule="datatype", detail=f"{datatype.value}: {error} of the data") from error
-    return [math.nan if value is None else value for value in values]
-
-
-def _collect(name: str, value: Any, flat: list[Any], *, depth: int) -> None:
-    if isinstance(value, list):
-        if depth >= _DEEPEST:
-            raise MalformedRequest(f"input '{name}': data is nested deeper than {_DEEPEST} lists")
-        for item in value:
-            _collect(name, item, flat, depth=depth + 1)
-    elif depth == 0:
-        raise MalformedRequest(f"input '{name}': data must be a list, got {type(value).__name__}")
-    else:
-        flat.append(value)
+    if dtype.kind != "f":
+        return np.array(values, dtype=dtype)
+    # NumPy takes None for NaN.
+    wide = np.array(values, dtype=np.float64)
+    if dtype.itemsize == 8:
+        return wide
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(dtype)
+    if np.isinf(narrow).any():
+        raise SignatureMismatch(name, rule="datatype", detail=f"a value does not fit in {datatype.value}")
+    return narrow

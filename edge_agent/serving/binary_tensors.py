@@ -1,0 +1,87 @@
+"""Tensors as raw bytes: little-endian, row-major ("Binary Tensor Data Extension", OIP v2). Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.errors import MalformedRequest, MessageError, SignatureMismatch
+from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.tensors import Datatype, pack_bytes, unpack_bytes
+
+Buffer = bytes | bytearray | memoryview
+
+
+def read_binary(name: str, datatype: Datatype, shape: tuple[int, ...], data: memoryview) -> NDArray[Any]:
+    """The array in raw bytes: a view on them where it can be one, read-only or not as they are.
+
+    Args:
+        shape: Every axis at least 1.
+    Raises:
+        SignatureMismatch: They do not fill the shape.
+    """
+    if datatype is Datatype.BYTES:
+        try:
+            return unpack_bytes(data, math.prod(shape)).reshape(shape)
+        except MessageError as error:
+            raise SignatureMismatch(name, rule="shape", detail=f"shape {list(shape)}: {error}") from error
+    dtype = datatype.numpy
+    check_size(name, datatype, shape, len(data))
+    if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
+        return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
+    array = np.frombuffer(data, dtype=dtype).reshape(shape)
+    return array if array.flags.aligned else array.copy()  # not every processor reads floats at odd addresses
+
+
+def check_size(name: str, datatype: Datatype, shape: tuple[int, ...], size: int) -> None:
+    """Refuse another number of bytes than the shape takes; any number passes for BYTES.
+
+    Raises:
+        SignatureMismatch: It is another one.
+    """
+    if datatype is Datatype.BYTES:
+        return
+    expected = math.prod(shape) * datatype.numpy.itemsize
+    if size != expected:
+        detail = f"{datatype.value} of shape {list(shape)} needs {expected} bytes, got {size}"
+        raise SignatureMismatch(name, rule="shape", detail=detail)
+
+
+def write_binary(array: NDArray[Any], datatype: Datatype) -> Buffer:
+    """The raw bytes of an array: its own memory where that is in order."""
+    if datatype is Datatype.BYTES:
+        return pack_bytes(array)
+    flat = array.reshape(-1)
+    if flat.dtype != datatype.numpy:  # big-endian
+        flat = flat.astype(datatype.numpy)
+    return flat.view(np.uint8).data
+
+
+def read_raw_body(body: Buffer, signature: Signature) -> tuple[TensorSpec, NDArray[Any]]:
+    """The one input in a body without JSON; its shape follows from the signature, with at most one dynamic axis.
+
+    Raises:
+        MalformedRequest: The model has several inputs.
+        SignatureMismatch: The body does not fill the input's shape.
+    """
+    if len(signature.inputs) != 1:
+        raise MalformedRequest(f"a raw body needs a model of one input, this one has {len(signature.inputs)}")
+    spec = signature.inputs[0]
+    size = spec.datatype.size_bytes
+    if size is None:  # the whole body is one element
+        element = np.empty(1, dtype=object)
+        element[0] = bytes(body)
+        return spec, element.reshape((1,) * len(spec.shape))
+    return spec, read_binary(spec.name, spec.datatype, _raw_shape(spec, len(body), size), memoryview(body))
+
+
+def _raw_shape(spec: TensorSpec, body_bytes: int, size: int) -> tuple[int, ...]:
+    fixed = size * math.prod(axis for axis in spec.shape if axis is not None)
+    if spec.shape.count(None) > 1:
+        raise SignatureMismatch(spec.name, rule="shape", detail="has several dynamic axes: send its shape in JSON")
+    if body_bytes == 0 or body_bytes % fixed or (None not in spec.shape and body_bytes != fixed):
+        raise SignatureMismatch(spec.name, rule="shape", detail=f"a row has {fixed} bytes, the body {body_bytes}")
+    return tuple(body_bytes // fixed if axis is None else axis for axis in spec.shape)

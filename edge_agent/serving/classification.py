@@ -1,0 +1,40 @@
+"""The classification extension: the best classes of an output in place of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def classify(values: NDArray[Any], count: int, labels: Sequence[str] | None = None) -> NDArray[Any]:
+    """The highest values of each row as ``value:index`` or ``value:index:label``.
+
+    Args:
+        values: Numbers[N, ...]; each row's further axes count as one.
+        count: Classes wanted per row; no more than there are come back.
+        labels: By index; one may be missing at the end.
+    Returns:
+        object[N, min(count, classes)] of ``bytes``, best first; of equal values the one with the lower index. Values
+        are written as Triton writes them: fractions with six digits.
+    """
+    rows = values.reshape(len(values), -1)
+    if rows.dtype.kind == "f":
+        keys = np.where(np.isnan(rows), -np.inf, rows)
+        written = "%f"
+    else:
+        keys, written = rows, "%d"
+    # Sorted backwards in both directions: descending, and still stable, for unsigned numbers too.
+    last = rows.shape[1] - 1
+    order = last - np.argsort(keys[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
+    best = np.take_along_axis(rows, order, axis=1)
+    out = np.empty(order.shape, dtype=object)
+    for row, (indices, found) in enumerate(zip(order.tolist(), best.tolist(), strict=True)):
+        for place, (index, value) in enumerate(zip(indices, found, strict=True)):
+            text = f"{written % value}:{index}"
+            if labels is not None and index < len(labels):
+                text = f"{text}:{labels[index]}"
+            out[row, place] = text.encode()
+    return out
