@@ -22,7 +22,7 @@ TEST_FOLDERS = $(wildcard $(addprefix tests/,$(TEST_ORDER)))
 BENCHMARKS = $(sort $(wildcard benchmarks/*.py))
 TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*.py benchmarks/*.py)))
 
-.PHONY: help setup demo test check format bench soak real-parts clean
+.PHONY: help setup demo test check format bench protobuf soak real-parts clean
 
 help:  ## show this list
 	@echo "Shoal: machine-learning models on fleets of edge devices, kept right."
@@ -50,7 +50,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "installing the tools for tests and checks"
-	@$(PIP) -c constraints.txt -e '.[server,trainer,dev]'
+	@$(PIP) -c constraints.txt -e '.[grpc,server,trainer,dev]'
 	@touch $@
 
 setup: $(DEV_STAMP)  ## make .venv with everything, as constraints.txt pins it
@@ -76,6 +76,11 @@ format: $(DEV_STAMP)  ## mend what ruff can mend by itself
 bench: $(DEV_STAMP)  ## run every benchmark and print its table
 	@test -n "$(BENCHMARKS)" || echo "there is no benchmark in benchmarks/ yet"
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; echo; done
+
+# By the oldest compiler whose messages the extra `grpc` allows; needs the network, and is not a part of `make setup`.
+protobuf:  ## write the gRPC messages again, after a change of their description
+	@$(BIN)/python -m venv build/protoc && build/protoc/bin/pip install -qq grpcio-tools==1.81.1 protobuf==6.33.5
+	@build/protoc/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. edge_agent/serving/grpc/oip.proto
 
 # pytest's exit status 5 means that no test carries the mark.
 soak: $(DEV_STAMP)  ## the slow tests: minutes to hours
