@@ -155,6 +155,11 @@ class Inference:
         call = functools.partial(work, *arguments, **named) if named or arguments else work
         return asyncio.get_running_loop().run_in_executor(self._pool, call)
 
+    def refused(self, loaded: LoadedModel, error: CallerError) -> None:
+        """Count a request that was refused while it was decoded; from any thread."""
+        loaded.statistics.refused(error.rule if isinstance(error, SignatureMismatch) else None)
+        self._observer.refused(loaded, error)
+
     def close(self) -> None:
         """End the threads; runs in progress are broken off."""
         for _, loaded in list(self._running.values()):
@@ -237,8 +242,7 @@ class Inference:
 
     def _refused(self, loaded: LoadedModel, request: InferenceRequest, error: CallerError) -> None:
         if request.monitored:
-            loaded.statistics.refused(error.rule if isinstance(error, SignatureMismatch) else None)
-            self._observer.refused(loaded, error)
+            self.refused(loaded, error)
 
     def _count_failure(self, loaded: LoadedModel, request: InferenceRequest, error: BaseException, ns: int) -> None:
         if isinstance(error, CallerError):  # only the run could find it: text that is no UTF-8

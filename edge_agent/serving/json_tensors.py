@@ -23,13 +23,13 @@ _PIECE_ELEMENTS: Final = 8192
 # For as many struct.pack takes half of numpy's time, and finds values that do not fit on the way.
 _PACKED: Final = 4096
 # The struct module's codes, by NumPy's.
-_CODES: Final[Mapping[str, str]] = {
-    **{"b1": "?", "f2": "e", "f4": "f", "f8": "d"},
-    **{"i1": "b", "i2": "h", "i4": "i", "i8": "q"},
-    **{"u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
+_CODES: Final = {"b1": "?", "f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q"} | {
+    f"u{size}": code for size, code in ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))
 }
 _PACKED_AS: Final[Mapping[Datatype, tuple[str, np.dtype[Any]]]] = {
-    datatype: (_CODES[datatype.numpy.str[1:]], datatype.numpy) for datatype in Datatype if datatype is not Datatype.BYTES
+    datatype: (_CODES[datatype.numpy.str[1:]], datatype.numpy)
+    for datatype in Datatype
+    if datatype is not Datatype.BYTES
 }
 # By kind of dtype; null is a missing float, and nothing else.
 _ELEMENTS: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {

@@ -1,0 +1,215 @@
+"""Inference over HTTP: from a request's body to the answer's, in the event loop where that is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Final, Protocol
+
+from edge_agent.contract.errors import Busy, CallerError, MalformedRequest, ModelUnavailable
+from edge_agent.contract.tensors import Datatype
+from edge_agent.runtime.slots import Lease, LoadedModel, Slots
+from edge_agent.serving.codec import decode_request, encode_response
+from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
+from edge_agent.serving.http.message import JSON, HttpRequest, HttpResponse
+from edge_agent.serving.inference import Inference
+from edge_agent.serving.request import InferenceAnswer, InferenceRequest
+from edge_agent.serving.shared_memory import Regions
+
+Buffer = bytes | bytearray | memoryview
+
+BODY_LIMIT_BYTES: Final = 16 * 1024 * 1024
+# Decoding so much JSON takes longer than a hand-over to a thread.
+_SMALL_BYTES: Final = 64 * 1024
+# Packing more takes longer than a hand-over.
+_PACKED_HERE_BYTES: Final = 8 * 1024
+# Elements that are written as JSON, or sorted by class, in the event loop.
+_WRITTEN_HERE: Final = 8 * 1024
+# What a packed body unpacks to was not in the room that it was promised, so only so many are held at once.
+_MAX_UNPACKED: Final = 4
+_LENGTH: Final = b"inference-header-content-length"
+_ENCODING: Final = b"content-encoding"
+_ACCEPT: Final = b"accept-encoding"
+_BINARY: Final = b"application/octet-stream"
+
+
+class Waker(Protocol):
+    """Who loads again what was unloaded because nobody asked; see :class:`edge_agent.runtime.repository.Repository`."""
+
+    def wake(self, model: str, version: str | None = None) -> object:
+        """Load the model; blocks."""
+
+
+class InferRoute:
+    """Answers inference requests; called in the event loop's thread.
+
+    Args:
+        regions: Shared memory that requests may name.
+        max_rows: Rows that one request may hold.
+        body_limit_bytes: Longest body, once it is unpacked.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        repository: Waker,
+        inference: Inference,
+        regions: Regions,
+        *,
+        max_rows: int,
+        body_limit_bytes: int = BODY_LIMIT_BYTES,
+    ) -> None:
+        self._slots, self._repository, self._inference, self._regions = slots, repository, inference, regions
+        self._max_rows, self._body_limit_bytes = max_rows, body_limit_bytes
+        self._unpacked = 0
+
+    def __call__(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse | Awaitable[HttpResponse]:
+        """The answer at once for a small body and a quick model, else later.
+
+        Raises:
+            ShoalError: The request is refused, or failed; the awaitable may raise it too.
+        """
+        if len(request.body) > _SMALL_BYTES or _ENCODING in request.headers:
+            return self._later(request, model, version)
+        try:
+            lease = self._slots.lease(model, version)
+        except ModelUnavailable as error:
+            if not error.asleep:
+                raise
+            return self._later(request, model, version)
+        with lease as loaded:
+            if not self._inference.inline(loaded):
+                return self._later(request, model, version)
+            decoded = self._decode(loaded, request, request.body)
+            answer = self._inference.answer(loaded, decoded)
+            parts, length = self._encode(loaded, decoded, answer)
+        if _ACCEPT in request.headers and sum(map(len, parts)) > SMALLEST_BYTES:
+            encoding = answer_encoding(request.headers[_ACCEPT])
+            if encoding is not None:
+                return self._packed(parts, length, encoding)
+        return _response(parts, length)
+
+    async def _later(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse:
+        encoding = request_encoding(request.headers.get(_ENCODING))
+        if encoding is None:
+            return await self._unpacked_later(request, request.body, model, version)
+        if self._unpacked >= _MAX_UNPACKED:
+            raise Busy(
+                f"{self._unpacked} packed bodies are being worked on, the limit: ask again in a moment, or send it as "
+                "it is"
+            )
+        self._unpacked += 1
+        try:
+            body = await self._inference.in_thread(unpack, request.body, encoding, limit_bytes=self._body_limit_bytes)
+            return await self._unpacked_later(request, body, model, version)
+        finally:
+            self._unpacked -= 1
+
+    async def _unpacked_later(
+        self, request: HttpRequest, body: Buffer, model: str, version: str | None
+    ) -> HttpResponse:
+        with await self._lease(model, version) as loaded:
+            if self._inference.inline(loaded):
+                parts, length = await self._inference.in_thread(self._whole, request, body, model, version)
+            else:
+                decoded = await self._decode_later(loaded, request, body)
+                answer = await self._inference.answer_later(loaded, decoded)
+                if _elements(decoded, answer) > _WRITTEN_HERE:
+                    parts, length = await self._inference.in_thread(self._encode, loaded, decoded, answer)
+                else:
+                    parts, length = self._encode(loaded, decoded, answer)
+        encoding = answer_encoding(request.headers.get(_ACCEPT))
+        if encoding is None or sum(map(len, parts)) <= SMALLEST_BYTES:
+            return _response(parts, length)
+        return await self._packed(parts, length, encoding)
+
+    async def _lease(self, model: str, version: str | None) -> Lease:
+        """A lease, of a model that may have to be woken first; a second time if it falls asleep again meanwhile."""
+        for _ in range(2):
+            try:
+                return self._slots.lease(model, version)
+            except ModelUnavailable as error:
+                if not error.asleep:
+                    raise
+            await self._inference.in_thread(self._repository.wake, model, version)
+        return self._slots.lease(model, version)
+
+    def _whole(
+        self, request: HttpRequest, body: Buffer, model: str, version: str | None
+    ) -> tuple[list[Buffer], int | None]:
+        """All of a request in one thread, with a lease of its own: the application may go away meanwhile."""
+        with self._slots.lease(model, version) as loaded:
+            decoded = self._decode(loaded, request, body)
+            return self._encode(loaded, decoded, self._inference.answer(loaded, decoded))
+
+    async def _decode_later(self, loaded: LoadedModel, request: HttpRequest, body: Buffer) -> InferenceRequest:
+        if len(body) <= _SMALL_BYTES or _makes_views(loaded, request):
+            return self._decode(loaded, request, body)
+        return await self._inference.in_thread(self._decode, loaded, request, body)
+
+    def _decode(self, loaded: LoadedModel, request: HttpRequest, body: Buffer) -> InferenceRequest:
+        try:
+            return decode_request(
+                body,
+                _json_length(request),
+                loaded.signature,
+                max_rows=self._max_rows,
+                regions=self._regions,
+            )
+        except CallerError as error:
+            self._inference.refused(loaded, error)
+            raise
+
+    def _encode(
+        self, loaded: LoadedModel, decoded: InferenceRequest, answer: InferenceAnswer
+    ) -> tuple[list[Buffer], int | None]:
+        return encode_response(decoded, answer, loaded.signature, self._regions, task=loaded.manifest.task)
+
+    async def _packed(self, parts: list[Buffer], length: int | None, encoding: str) -> HttpResponse:
+        if sum(map(len, parts)) <= _PACKED_HERE_BYTES:
+            return _response(pack(parts, encoding), length, encoding)
+        return _response(await self._inference.in_thread(pack, parts, encoding), length, encoding)
+
+
+def _json_length(request: HttpRequest) -> int | None:
+    value = request.headers.get(_LENGTH)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        shown = value[:40].decode("latin-1")
+        raise MalformedRequest(f"header Inference-Header-Content-Length: must be a length in bytes, got {shown!r}")
+    return int(value)
+
+
+def _makes_views(loaded: LoadedModel, request: HttpRequest) -> bool:
+    """Whether a large body is nearly all raw numbers, which are only looked at."""
+    value = request.headers.get(_LENGTH, b"")
+    return (
+        value.isdigit()
+        and len(value) <= 5
+        and int(value) <= _SMALL_BYTES
+        and all(spec.datatype is not Datatype.BYTES for spec in loaded.signature.inputs)
+    )
+
+
+def _elements(decoded: InferenceRequest, answer: InferenceAnswer) -> int:
+    """Elements that take time to write: those in JSON, of text, or to be sorted by class."""
+    wanted = decoded.outputs
+    if wanted is None:
+        return sum(array.size for array in answer.outputs.values() if not decoded.binary or array.dtype.kind == "O")
+    return sum(
+        answer.outputs[output.name].size
+        for output in wanted
+        if output.classes
+        or not (output.binary or output.region is not None)
+        or answer.outputs[output.name].dtype.kind == "O"
+    )
+
+
+def _response(parts: Sequence[Buffer], length: int | None, encoding: str | None = None) -> HttpResponse:
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if length is not None:
+        headers = ((b"inference-header-content-length", b"%d" % length),)
+    if encoding is not None:
+        headers += ((b"content-encoding", encoding.encode()),)
+    body = parts[0] if len(parts) == 1 else parts
+    return HttpResponse(200, body, JSON if length is None else _BINARY, headers)
