@@ -1,0 +1,1 @@
+"""What serving costs: Shoal beside other servers, each alone on one core, asked from another; docs/benchmarks.md."""

@@ -1,0 +1,113 @@
+"""One row of the table, and the measuring of all rows of one server with one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.serving.load import Figures, Wire, measure
+from benchmarks.serving.models import Model
+from benchmarks.serving.peer import Peer, Place
+from benchmarks.serving.processes import ServerProcess
+from benchmarks.serving.raw import RawRuns
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one server does with one model over one transport.
+
+    Args:
+        added_p50_us: Its p50 above that of the raw run measured beside it; with several connections it holds the wait
+            for each other, too.
+        rss_mb: Memory of all its processes after the load.
+        start_s: From the start of its process to the first right answer.
+        cpu_us: Processor time of its processes per request: steadier than the rest on a busy machine.
+        raw_per_s: Rate of the raw run measured beside it.
+    """
+
+    target: str
+    model: str
+    transport: str
+    connections: int
+    requests_per_s: float
+    p50_us: float
+    p99_us: float
+    added_p50_us: float
+    rss_mb: float
+    start_s: float
+    cpu_us: float
+    raw_per_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How long to measure.
+
+    Args:
+        seconds: Of one round; ``warm_up_s`` before the first.
+        rounds: Of which the best counts: what else the machine does only ever makes a figure worse.
+    """
+
+    seconds: float = 1.5
+    warm_up_s: float = 1.0
+    rounds: int = 3
+    connections: tuple[int, ...] = (1, 16)
+
+    @classmethod
+    def quick(cls) -> Pace:
+        """Enough to see that all works."""
+        return cls(seconds=0.5, warm_up_s=0.3, rounds=2)
+
+
+def raw_row(model: Model, raw: RawRuns, pace: Pace) -> Row:
+    """The limit as a row of its own."""
+    best = max((raw.measure(pace.seconds) for _ in range(pace.rounds)), key=lambda found: found["requests_per_s"])
+    rate = best["requests_per_s"]
+    return Row(
+        "raw run", model.name, "in-process", 1, rate, best["p50_us"], best["p99_us"], 0.0, 0.0, 0.0, 1e6 / rate, rate
+    )
+
+
+def server_rows(peer: Peer, model: Model, raw: RawRuns, *, python: str, core: int, pace: Pace) -> Iterator[Row]:
+    """Start the server with this model, and measure each of its transports with each number of connections.
+
+    Raises:
+        ServerEnded, OSError, ValueError: It does not answer, or not as the model does.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        running = peer.serve(model, Place(python=python, folder=Path(folder), core=core))
+        process = running.process
+        try:
+            first = running.ways[0]
+            process.wait_for(lambda: first.is_right(model))
+            found: list[tuple[str, int, Figures, float, dict[str, float]]] = []
+            for way in running.ways:
+                if not way.is_right(model):
+                    raise ValueError(f"{peer.target}, {way.wire.name}: a wrong answer")
+                measure(way.wire, max(pace.connections), pace.warm_up_s)
+                for connections in pace.connections:
+                    figures, cpu_us = _best(way.wire, connections, process, pace)
+                    beside = raw.measure(pace.seconds / 2)
+                    found.append((way.wire.name, connections, figures, cpu_us, beside))
+            rss_mb = process.rss_mb()
+        finally:
+            process.stop()
+            running.close()
+    for transport, connections, figures, cpu_us, beside in found:
+        yield Row(
+            peer.target, model.name, transport, connections, figures.requests_per_s, figures.p50_us, figures.p99_us,
+            figures.p50_us - beside["p50_us"], rss_mb, process.start_s, cpu_us, beside["requests_per_s"],
+        )  # fmt: skip
+
+
+def _best(wire: Wire, connections: int, process: ServerProcess, pace: Pace) -> tuple[Figures, float]:
+    """The best round: by rate; by p50 and p99 where there is one connection. And the least CPU time per request."""
+    rounds, cpu_us = [], []
+    for _ in range(pace.rounds):
+        before = process.cpu_s()
+        figures = measure(wire, connections, pace.seconds)
+        cpu_us.append((process.cpu_s() - before) / figures.requests * 1e6)
+        rounds.append(figures)
+    return max(rounds, key=lambda figures: figures.requests_per_s), min(cpu_us)
