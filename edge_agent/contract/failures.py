@@ -1,0 +1,82 @@
+"""Errors across a connection: what the agent raised is raised again at the client, as the same class."""
+
+from __future__ import annotations
+
+from edge_agent.contract.errors import (
+    BudgetExceeded,
+    Busy,
+    CallerError,
+    DeadlineExceeded,
+    DeviceError,
+    Forbidden,
+    MalformedRequest,
+    ModelFailed,
+    ModelUnavailable,
+    QuotaExceeded,
+    ShoalError,
+    SignatureMismatch,
+    StorageFull,
+    StorageNotWritable,
+    Unauthenticated,
+    UnknownModel,
+    UnknownRegion,
+    UnknownRequest,
+    Unsupported,
+)
+from edge_agent.contract.frames import Failure
+from edge_agent.contract.framing import FrameTooLarge
+
+RETRY_AFTER_S = 1.0
+_KINDS: dict[str, type[ShoalError]] = {
+    kind.__name__: kind
+    for kind in (
+        BudgetExceeded,
+        Busy,
+        CallerError,
+        DeadlineExceeded,
+        DeviceError,
+        Forbidden,
+        FrameTooLarge,
+        MalformedRequest,
+        ModelFailed,
+        ModelUnavailable,
+        QuotaExceeded,
+        SignatureMismatch,
+        StorageFull,
+        StorageNotWritable,
+        Unauthenticated,
+        UnknownModel,
+        UnknownRegion,
+        UnknownRequest,
+        Unsupported,
+    )
+}
+
+
+def failure_of(number: int, error: ShoalError) -> Failure:
+    """The message that tells ``error`` to the client whose request had this ``id``."""
+    failure = Failure(id=number, status=error.http_status, kind=type(error).__name__, error=str(error))
+    if isinstance(error, SignatureMismatch):
+        failure.tensor, failure.rule, failure.row = error.tensor, error.rule, error.row
+    elif isinstance(error, QuotaExceeded):
+        failure.retry_after_s = error.retry_after_s
+    elif error.http_status == 503:
+        failure.retry_after_s = RETRY_AFTER_S
+    return failure
+
+
+def error_of(failure: Failure) -> ShoalError:
+    """The error that the agent raised; of a kind that is not known here, its nearest by the status."""
+    nearest = CallerError if 400 <= failure.status < 500 else DeviceError
+    kind = _KINDS.get(failure.kind, nearest)
+    # Past the constructors: they compose the text, which is here already.
+    error = kind.__new__(kind, failure.error)
+    if isinstance(error, SignatureMismatch):
+        prefix = f": {failure.rule}: "
+        detail = failure.error.partition(prefix)[2] or failure.error
+        error.tensor, error.rule, error.row, error.detail = failure.tensor, failure.rule, failure.row, detail
+    elif isinstance(error, QuotaExceeded):
+        error.retry_after_s = failure.retry_after_s
+    elif isinstance(error, ModelUnavailable):
+        error.asleep = False
+    return error

@@ -1,0 +1,400 @@
+"""The messages in frames: what applications that count microseconds exchange with the agent over a unix socket.
+
+A frame (:mod:`edge_agent.contract.framing`) holds one msgpack map. Its member ``op`` says what it is; an answer repeats
+its request's ``op``, or has ``op`` ``error``, and carries the ``id`` that the client chose; answers may come in another
+order than their requests. Members that a reader does not know are skipped, so that later versions may add some.
+
+A tensor's values are a msgpack bin, little-endian and row-major, the last member of its map. Writers put a member
+``pad`` before it, so long that the values begin at a multiple of 8 bytes from the frame's first byte (its length
+field): a reader whose buffer is aligned then uses them where they are. ``docs/frames.md`` describes every byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.checking import Violation
+from edge_agent.contract.errors import MessageError
+from edge_agent.contract.framing import LENGTH_BYTES
+from edge_agent.contract.signature import Signature
+from edge_agent.contract.tensors import Datatype, pack_bytes, unpack_bytes
+
+VERSION = 1
+MAX_AXES = 32
+ALIGNMENT = 8
+# Below it, the parts of a frame are joined: one copy costs less than what the kernel does with a list of parts.
+_JOINED_BYTES = 16 * 1024
+
+Buffer = bytes | bytearray | memoryview
+Id = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Values(msgspec.Struct, omit_defaults=True, gc=False):
+    """One tensor.
+
+    Args:
+        shape: Axis sizes.
+        data: The values; absent where they lie in shared memory.
+        region: Registered shared memory that holds them, from ``offset`` on, in ``size`` bytes.
+    """
+
+    name: str
+    type: Datatype
+    shape: tuple[int, ...]
+    data: memoryview | msgspec.UnsetType = msgspec.UNSET
+    region: str = ""
+    offset: Count = 0
+    size: Count = 0
+
+
+class Wanted(msgspec.Struct, omit_defaults=True, gc=False):
+    """One output that a request wants.
+
+    Args:
+        region: Shared memory that takes its values, from ``offset`` on, where there are ``size`` bytes of room.
+    """
+
+    name: str
+    region: str = ""
+    offset: Count = 0
+    size: Count = 0
+
+
+class Infer(msgspec.Struct, tag_field="op", tag="infer", omit_defaults=True, kw_only=True):
+    """Ask a model.
+
+    Args:
+        v: Version of this protocol.
+        id: Chosen by the client, from 1 on; 0 stands in errors that belong to no request.
+        version: Of the model; empty asks the one that serves by default.
+        request: Name of the request, which feedback refers to; the agent makes one where it is empty.
+        group: What the rows of one subject share.
+        priority: 1 is the most urgent; 0 ranks below all others.
+        timeout_us: Microseconds after which the answer is not wanted any more; 0 sets no limit.
+        monitor: False for a probe, which is neither counted nor sampled.
+        outputs: Those wanted; absent for all.
+    """
+
+    v: int
+    id: Id
+    model: str
+    version: str = ""
+    request: str = ""
+    group: str = ""
+    priority: Count = 0
+    timeout_us: Count = 0
+    monitor: bool = True
+    outputs: list[Wanted] | None = None
+    inputs: list[Values]
+
+
+class Feedback(msgspec.Struct, tag_field="op", tag="feedback", omit_defaults=True, kw_only=True):
+    """Tell the true label of an earlier request.
+
+    Args:
+        request: Its name.
+        label: A class by name or by index.
+        source: Who says so.
+        row: Of a request of several rows.
+    """
+
+    v: int
+    id: Id
+    model: str
+    request: str
+    label: str | int
+    source: str = "application"
+    row: Count | None = None
+
+
+class ListModels(msgspec.Struct, tag_field="op", tag="models", kw_only=True):
+    """Ask which models serve."""
+
+    v: int
+    id: Id
+
+
+class Describe(msgspec.Struct, tag_field="op", tag="metadata", omit_defaults=True, kw_only=True):
+    """Ask for a model's signature."""
+
+    v: int
+    id: Id
+    model: str
+    version: str = ""
+
+
+class Ping(msgspec.Struct, tag_field="op", tag="ping", kw_only=True):
+    """Ask whether somebody is there."""
+
+    v: int
+    id: Id
+
+
+class BrokenRule(msgspec.Struct, gc=False):
+    """A constraint that values broke, and what was done; see :class:`edge_agent.contract.checking.Violation`."""
+
+    tensor: str
+    rule: str
+    policy: str
+    rows: int
+    first_row: int
+    value: str
+
+
+class Inferred(msgspec.Struct, tag_field="op", tag="infer", omit_defaults=True, kw_only=True):
+    """What a model said.
+
+    Args:
+        package: SHA-256 of the package.
+        request: Name of the request, for feedback.
+        label_wanted: Whether the application is asked for a label.
+        violations: Values that broke a constraint and were let through.
+    """
+
+    id: int
+    model: str
+    version: str
+    package: str
+    request: str
+    label_wanted: bool
+    violations: list[BrokenRule] = []
+    outputs: list[Values]
+
+
+class Accepted(msgspec.Struct, tag_field="op", tag="feedback", kw_only=True):
+    """The label is safe on this device."""
+
+    id: int
+    model: str
+    request: str
+
+
+class ServedModel(msgspec.Struct, gc=False):
+    """One version of a model that serves.
+
+    Args:
+        default: Whether it answers requests that name no version.
+    """
+
+    name: str
+    version: str
+    package: str
+    default: bool
+
+
+class Models(msgspec.Struct, tag_field="op", tag="models", kw_only=True):
+    """The models that serve."""
+
+    id: int
+    models: list[ServedModel]
+
+
+class Metadata(msgspec.Struct, tag_field="op", tag="metadata", kw_only=True):
+    """A model's signature, written as in its package's manifest."""
+
+    id: int
+    model: str
+    version: str
+    package: str
+    platform: str
+    signature: Signature
+
+
+class Pong(msgspec.Struct, tag_field="op", tag="ping", kw_only=True):
+    """The agent is there.
+
+    Args:
+        agent: Its version.
+    """
+
+    id: int
+    agent: str
+
+
+class Failure(msgspec.Struct, tag_field="op", tag="error", omit_defaults=True, kw_only=True):
+    """A request was not answered.
+
+    Args:
+        id: The request's; 0 where the frame was no request, and the connection is closed.
+        status: As HTTP would have it: 400 and above blames the request, 500 and above the device.
+        kind: Name of the error's class in :mod:`edge_agent.contract.errors`.
+        error: For a person: what was wrong, where, what to do.
+        retry_after_s: Seconds after which it may help to ask again.
+        tensor, rule, row: Of values that break the signature.
+    """
+
+    id: int
+    status: int
+    kind: str
+    error: str
+    retry_after_s: float = 0.0
+    tensor: str = ""
+    rule: str = ""
+    row: int | None = None
+
+
+Request = Infer | Feedback | ListModels | Describe | Ping
+Answer = Inferred | Accepted | Models | Metadata | Pong | Failure
+A = TypeVar("A", Inferred, Accepted, Models, Metadata, Pong)
+
+
+class _Numbered(msgspec.Struct):
+    id: Id
+
+
+_PADS = tuple(b"\xa3pad\xc4" + bytes((size,)) + bytes(size) for size in range(ALIGNMENT))
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_number_decoder = msgspec.msgpack.Decoder(_Numbered)
+
+
+def decode_request(frame: Buffer) -> Request:
+    """The request in a frame; its tensors are views on it.
+
+    Raises:
+        MessageError: It is none.
+    """
+    try:
+        return _request_decoder.decode(memoryview(frame)[LENGTH_BYTES:])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"the frame is no request: {error}") from error
+
+
+def decode_answer(frame: Buffer) -> Answer:
+    """The answer in a frame; its tensors are views on it.
+
+    Raises:
+        MessageError: It is none.
+    """
+    try:
+        return _answer_decoder.decode(memoryview(frame)[LENGTH_BYTES:])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"the frame is no answer: {error}") from error
+
+
+def number_of(frame: Buffer) -> int:
+    """The ``id`` in a frame that is otherwise no request; 0 where it has none."""
+    try:
+        return _number_decoder.decode(memoryview(frame)[LENGTH_BYTES:]).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+
+
+def encode(message: Request | Answer) -> bytes:
+    """The frame of a message that brings no tensors."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
+
+
+def encode_tensors(message: Infer | Inferred, tensors: Mapping[str, NDArray[Any] | Values]) -> list[Buffer]:
+    """The frame of a message and its tensors, in parts that follow each other; the large ones are views on the arrays.
+
+    Args:
+        message: Without tensors of its own: they are its last member, which is written here by hand, so that large
+            values are not copied and each begins at its place.
+        tensors: By name: arrays in any memory layout, or where in shared memory they lie.
+    Raises:
+        MessageError: An array has no datatype of the Open Inference Protocol.
+    """
+    head = bytearray(LENGTH_BYTES)
+    head += _encoder.encode(message)
+    head.pop()  # the empty array
+    head += _array_header(len(tensors))
+    parts: list[Buffer] = []
+    done = 0
+    current = head
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Values):
+            current += _encoder.encode(tensor)
+            continue
+        datatype = Datatype.of(tensor.dtype)
+        data = _payload(tensor, datatype)
+        current += _describe(name, datatype, tensor.shape, len(data), done + len(current))
+        if len(data) < _JOINED_BYTES:
+            current += data
+            continue
+        parts += (current, data)
+        done += len(current) + len(data)
+        current = bytearray()
+    if current:
+        parts.append(current)
+        done += len(current)
+    head[:LENGTH_BYTES] = (done - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "little")
+    return parts
+
+
+def array_of(values: Values) -> NDArray[Any]:
+    """The array of a tensor whose values stand in its frame: a view on them, or a copy where they lie askew.
+
+    Raises:
+        MessageError: The values do not fill the shape, or there are none.
+    """
+    if isinstance(values.data, msgspec.UnsetType):
+        raise MessageError("has no data")
+    return array_over(values.data, values.type, values.shape)
+
+
+def array_over(data: memoryview, datatype: Datatype, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array over a tensor's bytes; a copy for BYTES, and where they are not aligned.
+
+    Raises:
+        MessageError: The bytes do not fill the shape.
+    """
+    if len(shape) > MAX_AXES or (shape and min(shape) < 0):
+        raise MessageError(f"needs at most {MAX_AXES} axes, none negative, got {list(shape[: MAX_AXES + 1])}")
+    count = math.prod(shape)
+    if datatype is Datatype.BYTES:
+        return unpack_bytes(data, count).reshape(shape)
+    dtype = datatype.numpy
+    if len(data) != count * dtype.itemsize:
+        raise MessageError(
+            f"{datatype.value} of shape {list(shape)} needs {count * dtype.itemsize} bytes, got {len(data)}"
+        )
+    if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
+        return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
+    array = np.frombuffer(data, dtype=dtype).reshape(shape)
+    return array if array.flags.aligned else array.copy()  # not every processor reads numbers at odd addresses
+
+
+def broken_rules(violations: Iterable[Violation]) -> list[BrokenRule]:
+    """Violations as they travel."""
+    return [BrokenRule(*violation) for violation in violations]
+
+
+def violations_of(broken: Iterable[BrokenRule]) -> tuple[Violation, ...]:
+    """Violations as they were before."""
+    return tuple(
+        Violation(each.tensor, each.rule, each.policy, each.rows, each.first_row, each.value) for each in broken
+    )
+
+
+def _payload(array: NDArray[Any], datatype: Datatype) -> Buffer:
+    if datatype is Datatype.BYTES:
+        return pack_bytes(array)
+    dtype = datatype.numpy
+    if array.dtype != dtype:  # big-endian
+        array = array.astype(dtype)
+    if array.nbytes < _JOINED_BYTES:
+        return array.tobytes()
+    return np.ascontiguousarray(array).reshape(-1).data.cast("B")
+
+
+def _describe(name: str, datatype: Datatype, shape: tuple[int, ...], size: int, at: int) -> bytes:
+    """All of a tensor's map but the bytes of its values, where the map begins at byte ``at`` of the frame."""
+    head = _encoder.encode(Values(name, datatype, shape))
+    # Still to come: the key "pad" and its length, the pad, then the key "data" and a bin 32 header.
+    pad = -(at + len(head) + 6 + 10) % ALIGNMENT
+    return b"".join((b"\x85", head[1:], _PADS[pad], b"\xa4data\xc6", size.to_bytes(4, "big")))
+
+
+def _array_header(count: int) -> bytes:
+    return bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")

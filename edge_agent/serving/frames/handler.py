@@ -1,0 +1,196 @@
+"""Answers the requests in frames: at once where the model is quick, else later. Called in the event loop's thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from edge_agent.contract import frames
+from edge_agent.contract.errors import ModelUnavailable, UnknownRequest, Unsupported
+from edge_agent.contract.frames import (
+    Accepted,
+    Buffer,
+    Describe,
+    Feedback,
+    Infer,
+    ListModels,
+    Metadata,
+    Models,
+    Pong,
+    Request,
+    ServedModel,
+)
+from edge_agent.runtime.slots import Lease, LoadedModel, Slots
+from edge_agent.serving.access import Access, App
+from edge_agent.serving.admission import Admission, HeldRoom
+from edge_agent.serving.frames.tensors import SharedMemory, answer_parts, inference_request
+from edge_agent.serving.inference import Inference
+from edge_agent.serving.peer import Peer
+
+log = logging.getLogger(__name__)
+
+Parts = list[Buffer]
+Later = Coroutine[Any, Any, Parts]
+
+
+class Waker(Protocol):
+    """Who loads again what was unloaded because nobody asked; see :class:`edge_agent.runtime.repository.Repository`."""
+
+    def wake(self, model: str, version: str | None = None) -> object:
+        """Load the model; blocks."""
+
+
+class FeedbackSink(Protocol):
+    """Who takes labels; may block on the disk."""
+
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
+        """Keep a label for an earlier request; it is safe when this returns."""
+
+
+class FrameHandler:
+    """Answers requests of all connections.
+
+    Args:
+        feedback: Takes labels.
+        regions: Shared memory that applications have registered (over HTTP).
+        admission: Room for large frames and for requests that leave the event loop.
+        max_rows: Rows that one request may hold.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: Slots,
+        repository: Waker,
+        inference: Inference,
+        feedback: FeedbackSink,
+        regions: SharedMemory,
+        access: Access,
+        admission: Admission,
+        agent_version: str,
+        max_rows: int,
+    ) -> None:
+        self._slots, self._repository, self._inference = slots, repository, inference
+        self._feedback, self._regions = feedback, regions
+        self._access, self._admission = access, admission
+        self._agent_version, self._max_rows = agent_version, max_rows
+
+    def identify(self, peer: Peer) -> App:
+        """The application at the other end.
+
+        Raises:
+            Unauthenticated: Nobody here knows it.
+        """
+        return self._access.identify(peer, None)
+
+    def room(self, size: int) -> HeldRoom:
+        """Room for a frame that is large, or whose request leaves the event loop.
+
+        Raises:
+            Busy: There is none.
+        """
+        return self._admission.admit(size)
+
+    def answer(self, request: Request, app: App) -> Parts | Later:
+        """The answer's frame at once, or a coroutine that gives it.
+
+        Raises:
+            ShoalError: The request is refused, or failed; the coroutine may raise it too.
+        """
+        if request.v != frames.VERSION:
+            raise Unsupported(f"frames of version {request.v} are not known here; this agent speaks {frames.VERSION}")
+        if isinstance(request, Infer):
+            return self._infer(request, app)
+        if isinstance(request, Feedback):
+            self._access.enter(app, request.model)
+            return self._take_feedback(request)
+        if isinstance(request, ListModels):
+            return [self._models(request, app)]
+        if isinstance(request, Describe):
+            return self._metadata(request, app)
+        return [frames.encode(Pong(id=request.id, agent=self._agent_version))]
+
+    def _infer(self, request: Infer, app: App) -> Parts | Later:
+        self._access.enter(app, request.model)
+        try:
+            lease = self._slots.lease(request.model, request.version or None)
+        except ModelUnavailable as error:
+            if not error.asleep:
+                raise
+            return self._infer_later(request)
+        with lease as loaded:
+            if not self._inference.inline(loaded):
+                return self._infer_later(request)
+            decoded = inference_request(request, max_rows=self._max_rows, regions=self._regions)
+            answer = self._inference.answer(loaded, decoded)
+            return answer_parts(request.id, decoded, answer, regions=self._regions)
+
+    async def _infer_later(self, request: Infer) -> Parts:
+        with await self._lease(request.model, request.version or None) as loaded:
+            decoded = inference_request(request, max_rows=self._max_rows, regions=self._regions)
+            answer = await self._inference.answer_later(loaded, decoded)
+            return answer_parts(request.id, decoded, answer, regions=self._regions)
+
+    async def _lease(self, model: str, version: str | None) -> Lease:
+        """A lease, of a model that may have to be woken first; a second time if it falls asleep again meanwhile."""
+        for _ in range(2):
+            try:
+                return self._slots.lease(model, version)
+            except ModelUnavailable as error:
+                if not error.asleep:
+                    raise
+            await self._inference.in_thread(self._repository.wake, model, version)
+        return self._slots.lease(model, version)
+
+    async def _take_feedback(self, request: Feedback) -> Parts:
+        with await self._lease(request.model, None) as loaded:
+            await self._inference.in_thread(_keep, self._feedback.feedback, loaded, request)
+        return [frames.encode(Accepted(id=request.id, model=request.model, request=request.request))]
+
+    def _models(self, request: ListModels, app: App) -> bytes:
+        found = [
+            ServedModel(
+                entry.name, entry.version, entry.digest, self._slots.default_version(entry.name) == entry.version
+            )
+            for entry in self._slots.models()
+            if app.permits(entry.name)
+        ]
+        return frames.encode(Models(id=request.id, models=found))
+
+    def _metadata(self, request: Describe, app: App) -> Parts | Later:
+        self._access.enter(app, request.model)
+        try:
+            return self._described(request, self._slots.get(request.model, request.version or None))
+        except ModelUnavailable as error:
+            if not error.asleep:
+                raise
+            return self._wake_and_describe(request)
+
+    async def _wake_and_describe(self, request: Describe) -> Parts:
+        with await self._lease(request.model, request.version or None) as loaded:
+            return self._described(request, loaded)
+
+    def _described(self, request: Describe, loaded: LoadedModel) -> Parts:
+        metadata = Metadata(
+            id=request.id,
+            model=loaded.name,
+            version=loaded.version,
+            package=loaded.digest,
+            platform=loaded.backend.platform,
+            signature=loaded.signature,
+        )
+        return [frames.encode(metadata)]
+
+
+def _keep(keep: Callable[[LoadedModel, str, str | int, str], None], loaded: LoadedModel, told: Feedback) -> None:
+    """A request of one row is remembered by its name alone; its application may name row 0 all the same."""
+    if told.row is None:
+        keep(loaded, told.request, told.label, told.source)
+        return
+    try:
+        keep(loaded, f"{told.request}/{told.row}", told.label, told.source)
+    except UnknownRequest:
+        if told.row:
+            raise
+        keep(loaded, told.request, told.label, told.source)

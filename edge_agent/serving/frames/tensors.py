@@ -1,0 +1,132 @@
+"""Inference requests and answers between frames and the serving core. Pure but for shared memory."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from edge_agent.contract import frames
+from edge_agent.contract.errors import MalformedRequest, MessageError, SignatureMismatch
+from edge_agent.contract.frames import Buffer, Infer, Inferred, Values, Wanted
+from edge_agent.contract.tensors import Datatype, pack_bytes
+from edge_agent.serving.request import MAX_ID_LENGTH, InferenceAnswer, InferenceRequest, WantedOutput
+
+
+class SharedMemory(Protocol):
+    """Registered shared memory; see :class:`edge_agent.serving.shared_memory.Regions`."""
+
+    def check(self, name: str, offset: int, size: int) -> None:
+        """Raise where ``size`` bytes at ``offset`` do not lie within a region."""
+
+    def read(self, name: str, offset: int, size: int) -> memoryview:
+        """A copy of bytes, aligned for every datatype."""
+
+    def write(self, name: str, offset: int, data: list[Buffer]) -> None:
+        """Put bytes there."""
+
+
+def inference_request(frame: Infer, *, max_rows: int, regions: SharedMemory) -> InferenceRequest:
+    """The request in a decoded frame, not yet checked against a model; its inputs are views on the frame.
+
+    Args:
+        max_rows: Rows that a request may hold.
+        regions: Where inputs in shared memory are read.
+    Raises:
+        MalformedRequest: A name is too long, too many rows, an output that is wanted twice.
+        SignatureMismatch: A tensor's values do not fill its own shape.
+        UnknownRegion: Its shared memory is not registered.
+    """
+    for what, text in (("request", frame.request), ("group", frame.group)):
+        if len(text) > MAX_ID_LENGTH:
+            raise MalformedRequest(f"{what}: at most {MAX_ID_LENGTH} characters, got {len(text)}")
+    inputs: dict[str, NDArray[Any]] = {}
+    for values in frame.inputs:
+        if values.name in inputs:
+            raise SignatureMismatch(values.name, rule="name", detail="the request gives this input twice")
+        inputs[values.name] = _input(values, max_rows, regions)
+    return InferenceRequest(
+        id=frame.request,
+        inputs=inputs,
+        outputs=_wanted(frame.outputs, regions) if frame.outputs is not None else None,
+        binary=True,
+        monitored=frame.monitor,
+        group=frame.group,
+        priority=frame.priority,
+        timeout_us=frame.timeout_us,
+    )
+
+
+def answer_parts(
+    number: int, request: InferenceRequest, answer: InferenceAnswer, *, regions: SharedMemory
+) -> list[Buffer]:
+    """The frame of an answer, in parts; outputs that are wanted in shared memory are put there.
+
+    Raises:
+        MalformedRequest, UnknownRegion, StorageFull: An output does not fit its shared memory.
+    """
+    tensors: dict[str, NDArray[Any] | Values] = {}
+    if request.outputs is None:
+        tensors.update(answer.outputs)
+    else:
+        for wanted in request.outputs:
+            array = answer.outputs[wanted.name]
+            tensors[wanted.name] = array if wanted.region is None else _into_region(wanted, array, regions)
+    message = Inferred(
+        id=number,
+        model=answer.model,
+        version=answer.version,
+        package=answer.package,
+        request=answer.request_id,
+        label_wanted=answer.label_wanted,
+        violations=frames.broken_rules(answer.violations) if answer.violations else [],
+        outputs=[],
+    )
+    return frames.encode_tensors(message, tensors)
+
+
+def _input(values: Values, max_rows: int, regions: SharedMemory) -> NDArray[Any]:
+    shape = values.shape
+    if len(shape) > frames.MAX_AXES or (shape and min(shape) < 1):
+        detail = f"needs 1 to {frames.MAX_AXES} axes, each at least 1, got {list(shape[: frames.MAX_AXES + 1])}"
+        raise SignatureMismatch(values.name, rule="shape", detail=detail)
+    if shape and shape[0] > max_rows:
+        raise MalformedRequest(
+            f"input '{values.name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's "
+            "settings): send fewer rows per request"
+        )
+    try:
+        if not values.region:
+            return frames.array_of(values)
+        if isinstance(values.data, memoryview):
+            raise MalformedRequest(f"input '{values.name}': has both data and a shared memory region")
+        return frames.array_over(regions.read(values.region, values.offset, values.size), values.type, shape)
+    except MessageError as error:
+        raise SignatureMismatch(values.name, rule="shape", detail=str(error)) from error
+
+
+def _wanted(outputs: list[Wanted], regions: SharedMemory) -> tuple[WantedOutput, ...] | None:
+    """The outputs wanted, their shared memory known to be there before the model runs; None for all."""
+    seen: dict[str, WantedOutput] = {}
+    for output in outputs:
+        if output.name in seen:
+            raise MalformedRequest(f"output '{output.name}': the request wants it twice")
+        if output.region:
+            regions.check(output.region, output.offset, output.size)
+        seen[output.name] = WantedOutput(
+            output.name, binary=True, region=output.region or None, offset=output.offset, size=output.size
+        )
+    return tuple(seen.values()) or None
+
+
+def _into_region(wanted: WantedOutput, array: NDArray[Any], regions: SharedMemory) -> Values:
+    datatype = Datatype.of(array.dtype)
+    data: Buffer = pack_bytes(array) if datatype is Datatype.BYTES else array.tobytes()
+    if len(data) > wanted.size:
+        raise MalformedRequest(
+            f"output '{wanted.name}': takes {len(data)} bytes, the request gives it {wanted.size} in shared memory "
+            f"region '{wanted.region}'"
+        )
+    region = wanted.region or ""
+    regions.write(region, wanted.offset, [data])
+    return Values(wanted.name, datatype, array.shape, region=region, offset=wanted.offset, size=len(data))
