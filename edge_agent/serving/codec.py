@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import Violation, check_unit
 from edge_agent.contract.errors import MalformedRequest, SignatureMismatch, Unsupported
 from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
@@ -77,6 +78,7 @@ def decode_request(
         view = memoryview(body)
         head, raw = read_head(view[:json_length], signature), view[json_length:]
     inputs = _read_inputs(head, raw, signature, max_rows, regions)
+    flagged = _check_units(head, signature)
     told = head.parameters or _DEFAULTS
     if told.sequence_id or told.sequence_start or told.sequence_end:
         raise Unsupported(
@@ -95,6 +97,7 @@ def decode_request(
         told.group,
         told.priority,
         told.timeout,
+        flagged,
     )
 
 
@@ -222,6 +225,15 @@ def _read_elsewhere(
         _check_shape(tensor, signature)
     data = regions.read(region, told.shared_memory_offset, size)
     return read_binary(name, tensor.datatype, tensor.shape, data), 0
+
+
+def _check_units(head: Head[Any], signature: Signature) -> tuple[Violation, ...]:
+    flagged: tuple[Violation, ...] = ()
+    for tensor in head.inputs:
+        if tensor.parameters is not None and tensor.parameters.unit is not None:
+            found = check_unit(signature.input(tensor.name), tensor.parameters.unit, rows=tensor.shape[0])
+            flagged += (found,) if found is not None else ()
+    return flagged
 
 
 def _check_rows(name: str, shape: tuple[int, ...], max_rows: int) -> None:

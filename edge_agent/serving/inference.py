@@ -225,10 +225,11 @@ class Inference:
         """The answer, once the observer knows of it."""
         request_id = request.id or self._ids.new()
         wanted = False
+        violations = request.flagged + checked.violations
         if request.monitored:
             loaded.count()
-            if checked.violations:
-                loaded.statistics.violated(checked.violations)
+            if violations:
+                loaded.statistics.violated(violations)
             try:
                 wanted = self._observer.observe(
                     loaded, request_id, request.inputs, outputs, latency_us=latency_ns / 1000, group=request.group
@@ -236,9 +237,7 @@ class Inference:
             except Exception:
                 # The application has its answer coming, whatever is wrong with what is watched beside it.
                 log.exception("a request of model %s %s could not be observed", loaded.name, loaded.version)
-        return InferenceAnswer(
-            loaded.name, loaded.version, loaded.digest, request_id, outputs, wanted, checked.violations
-        )
+        return InferenceAnswer(loaded.name, loaded.version, loaded.digest, request_id, outputs, wanted, violations)
 
     def _refused(self, loaded: LoadedModel, request: InferenceRequest, error: CallerError) -> None:
         if request.monitored:

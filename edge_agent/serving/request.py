@@ -46,6 +46,7 @@ class InferenceRequest:
         group: What the rows of one subject share; empty where the application says nothing.
         priority: 1 is the most urgent; 0 where the application says nothing, which ranks below all that do.
         timeout_us: Microseconds after which the answer is not wanted any more; 0 sets no limit.
+        flagged: What was found while it was decoded, and let through: units that differ.
     """
 
     id: str
@@ -56,6 +57,7 @@ class InferenceRequest:
     group: str = ""
     priority: int = 0
     timeout_us: int = 0
+    flagged: tuple[Violation, ...] = ()
 
 
 class InferenceAnswer(NamedTuple):
