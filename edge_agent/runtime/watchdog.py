@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 Run = tuple[int, LoadedModel]
 
 _IDLE_TICKS = 5
+_AGAIN_NS = 5_000_000_000
 
 
 class Watchdog:
@@ -31,7 +32,7 @@ class Watchdog:
         self.running: dict[int, Run] = {}
         self.asleep = True
         self._tick_s = tick_s
-        self._hung: set[Run] = set()
+        self._hung: dict[Run, int] = {}  # and when it was broken off last
         self._awake = threading.Event()
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -49,10 +50,7 @@ class Watchdog:
 
     def has_hung(self, run: Run) -> bool:
         """Whether this run was broken off for its length; asked once, when it has failed."""
-        if run not in self._hung:
-            return False
-        self._hung.discard(run)
-        return True
+        return self._hung.pop(run, None) is not None
 
     def close(self) -> None:
         """End the thread."""
@@ -81,15 +79,18 @@ class Watchdog:
         running = list(self.running.values())
         for run in running:
             began_ns, loaded = run
-            if run in self._hung or now_ns - began_ns < loaded.manifest.max_run_s * 1e9:
+            if now_ns - began_ns < loaded.manifest.max_run_s * 1e9:
                 continue
-            self._hung.add(run)
+            # Again after a while: a pipeline may have been between two steps.
+            if now_ns - self._hung.get(run, 0) < _AGAIN_NS:
+                continue
             log.error(
                 "model %s %s: a run hangs after %.1f s and is broken off",
                 loaded.name,
                 loaded.version,
                 (now_ns - began_ns) / 1e9,
             )
+            self._hung[run] = now_ns
             loaded.backend.cancel()
-        # A run that ended well at the last moment never asks.
-        self._hung.intersection_update(running)
+        for run in set(self._hung).difference(running):
+            self._hung.pop(run, None)  # it ended well at the last moment, and never asks
