@@ -86,6 +86,8 @@ class Access:
     Args:
         apps: As in the settings.
         clock: Seconds that never go back.
+    Attributes:
+        apps: All of them. ``stranger``: who is not known, for what needs no access. ``unknown``: how often one came.
     Raises:
         ConfigurationError: An application can never be recognised, or two are recognised by the same.
     """
@@ -99,6 +101,7 @@ class Access:
         self._tokens = [(one.token_sha256, app) for one, app in known if one.token_sha256 is not None]
         self._users = {(one.uid, one.gid): app for one, app in known if one.uid is not None or one.gid is not None}
         self._local = next((app for one, app in known if one.local), None)
+        self.stranger = App(AppSettings(name="stranger", models=()), clock)
         self._found: dict[tuple[int | None, int | None, bool, str | None], App] = {}
         self.unknown = 0
 
@@ -170,7 +173,9 @@ class Access:
 
     def _unknown_text(self, peer: Peer, token: str | None) -> str:
         if token is not None:
-            return "this token is not known here: token_sha256 under [[api.apps]] in the agent's settings names those that are"
+            return (
+                "nobody here has this token; token_sha256 under [[api.apps]] in the agent's settings says who has which"
+            )
         if peer.uid is not None:
             return (
                 f"user {peer.uid}, group {peer.gid} is no application here: name its uid or gid under [[api.apps]] in "
@@ -178,7 +183,10 @@ class Access:
             )
         if self._open:
             return "only programs on this machine may ask: the agent's settings name no application ([[api.apps]])"
-        return "this needs a token of an application under [[api.apps]] in the agent's settings: Authorization: Bearer TOKEN"
+        return (
+            "this needs a token of an application under [[api.apps]] in the agent's settings: "
+            "Authorization: Bearer TOKEN"
+        )
 
 
 class _Quota:
@@ -214,15 +222,15 @@ def check_reach(host: str, *, unix_sockets: bool, apps: Sequence[AppSettings]) -
     """
     if host and not is_loopback(host) and not any(app.token_sha256 for app in apps):
         raise ConfigurationError(
-            f"[api] host = {host!r} is reached from other machines, and no application has a token: listen on 127.0.0.1, "
-            "or give each application one: TOKEN=$(openssl rand -hex 32), then token_sha256 = the first word of "
-            "`printf %s $TOKEN | sha256sum` under [[api.apps]]"
+            f"[api] host = {host!r} is reached from other machines, and no application has a token: listen on "
+            "127.0.0.1, or give each application one: TOKEN=$(openssl rand -hex 32), then under [[api.apps]] "
+            "token_sha256 = the first word of `printf %s $TOKEN | sha256sum`"
         )
     for app in apps:
         if not unix_sockets and app.token_sha256 is None and not app.local:
             raise ConfigurationError(
-                f"[[api.apps]] '{app.name}' is known by user or group only, which unix sockets tell, and there is none: "
-                "set unix_socket or frames_socket under [api], or give it a token_sha256"
+                f"[[api.apps]] '{app.name}' is known by user or group only, which unix sockets tell, and there is "
+                "none: set unix_socket or frames_socket under [api], or give it a token_sha256"
             )
 
 
@@ -251,14 +259,18 @@ def _check(apps: Sequence[AppSettings]) -> None:
             marks.append(("local", True))
         if len(marks) == 1:
             raise ConfigurationError(
-                f"[[api.apps]] '{app.name}': nothing tells this application: give it token_sha256, uid, gid or local = true"
+                f"[[api.apps]] '{app.name}': nothing tells this application: give it token_sha256, uid, gid or "
+                "local = true"
             )
         for mark in marks:
             if mark in seen:
                 raise ConfigurationError(
-                    f"[[api.apps]] '{seen[mark]}' and '{app.name}' have the same {mark[0]}: each application needs its own"
+                    f"[[api.apps]] '{seen[mark]}' and '{app.name}' have the same {mark[0]}: each application needs "
+                    "its own"
                 )
             seen[mark] = app.name
         strange = [model for model in app.models if model != _EVERY_MODEL and not is_name(model)]
         if strange:
-            raise ConfigurationError(f"[[api.apps]] '{app.name}': no model can be called {strange[0]!r}; '*' stands for all")
+            raise ConfigurationError(
+                f"[[api.apps]] '{app.name}': no model can be called {strange[0]!r}; '*' stands for all"
+            )

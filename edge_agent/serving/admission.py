@@ -31,8 +31,8 @@ class HeldRoom:
         """Give the room back; once."""
         self._admission.give_back(self._size)
 
-    def __enter__(self) -> HeldRoom:
-        return self
+    def __enter__(self) -> None:
+        """It is held since it was made."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

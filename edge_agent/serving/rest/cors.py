@@ -1,8 +1,8 @@
 """What web pages may do: nothing, unless the settings name their origin.
 
 A browser on the device, or on a machine that a port is forwarded to, is a program of this machine to the agent,
-whatever page it shows. So beside CORS (Fetch standard, 3.2), which keeps a page from *reading* answers, a request without
-a token is refused where a page of somewhere else had it sent:
+whatever page it shows. So beside CORS (Fetch standard, 3.2), which keeps a page from *reading* answers, a request
+without a token is refused where a page of somewhere else had it sent:
 
 - it names an ``Origin`` that is neither allowed nor this API's own page: forms and scripts may *send* without CORS;
 - its ``Host`` is a name out of the public name space: by DNS rebinding a page's own name may point here.
@@ -48,6 +48,11 @@ class Origins:
         self._named = frozenset(urlsplit(origin).hostname or "" for origin in allowed if origin != _ANY)
         self._hosts: dict[bytes, bool] = {}
 
+    @property
+    def enabled(self) -> bool:
+        """Whether some origin is allowed."""
+        return bool(self._allowed)
+
     def permits(self, origin: bytes) -> bool:
         """Whether pages of ``origin`` may ask and read."""
         return self._any or origin in self._allowed
@@ -65,20 +70,20 @@ class Origins:
                 return
         elif not self._is_ours(host := headers.get(b"host", b"")):
             raise Forbidden(
-                f"Host {_shown(host)} is a public name, and a request without a token must come from this machine: ask by "
-                "address or as localhost, send a token, or name the origin in cors_origins under [api]"
+                f"Host {_shown(host)} is a public name, and a request without a token must come from this machine: ask "
+                "by address or as localhost, send a token, or name the origin in cors_origins under [api]"
             )
         if origin is None or request.method in ("GET", "HEAD") or self.permits(origin):
             return
         if not _same_host(origin, headers.get(b"host", b"")):
             raise Forbidden(
-                f"pages of {_shown(origin)} may not ask this device: name the origin in cors_origins under [api] in the "
-                "agent's settings"
+                f"pages of {_shown(origin)} may not ask this device: name the origin in cors_origins under [api] in "
+                "the agent's settings"
             )
 
     def answer_headers(self, request: HttpRequest) -> Headers:
         """What an answer says to the browser; nothing where no origin is allowed, or the request names none."""
-        if not self._allowed:
+        if not self.enabled:
             return ()
         origin = request.headers.get(b"origin")
         vary = () if self._any else ((b"vary", b"Origin"),)

@@ -1,11 +1,12 @@
 """Requests that work, built from a signature's bounds: for people, for generated clients, and for the page to send.
 
-Golden samples give the sizes of open axes only. Their values are data that the model was made from, and may be somebody's.
+Golden samples give the sizes of open axes only. Their values are data that the model was made from, and may be
+somebody's.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -85,7 +86,7 @@ def _text(limits: Constraint) -> str | None:
     if limits.image is not None:
         return None
     if limits.date is not None:
-        noon = datetime.datetime(2026, 3, 2, 12, tzinfo=datetime.timezone.utc)
+        noon = dt.datetime(2026, 3, 2, 12, tzinfo=dt.timezone.utc)
         return noon.strftime("%Y-%m-%dT%H:%M:%SZ" if limits.date.format == "iso8601" else limits.date.format)
     if limits.number is not None:
         number = f"{_between(limits):g}"

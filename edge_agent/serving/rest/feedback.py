@@ -15,8 +15,6 @@ from edge_agent.serving.access import App
 from edge_agent.serving.http.message import HttpRequest, HttpResponse, document
 from edge_agent.serving.rest.route import Target
 
-FEEDBACK_LIMIT_BYTES = 64 * 1024
-
 
 class FeedbackSink(Protocol):
     """Who takes labels; may block on the disk."""
@@ -59,7 +57,8 @@ class FeedbackRoute:
             told = self._decoder.decode(request.body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MalformedRequest(f"the feedback's JSON: {error}") from error
-        loaded = self._slots.get(target.model, target.version)
+        # A label may come when the model is asleep: it is told by what it served as, and need not wake up.
+        loaded = self._slots.last_served(target.model) or self._slots.get(target.model)
         keep = self._sink.feedback
         await asyncio.get_running_loop().run_in_executor(self._threads, _keep, keep, loaded, told)
         return document({"model_name": target.model, "request_id": told.request_id, "accepted": True})

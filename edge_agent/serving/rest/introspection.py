@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 
 from edge_agent.contract.errors import ModelUnavailable, UnknownModel
 from edge_agent.contract.signature import TensorSpec
-from edge_agent.runtime.slots import LoadedModel, ModelState, Slots
+from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.runtime.statistics import StatisticsSnapshot
 from edge_agent.serving.access import App
 from edge_agent.serving.http.message import HttpRequest, HttpResponse, document
@@ -58,11 +59,11 @@ class Introspection:
 
     def is_ready(self) -> bool:
         """Whether some model answers requests, be it after waking up."""
-        return any(entry.state is ModelState.READY or entry.asleep for entry in self._slots.index())
+        return any(self._slots.versions(name) for name in {entry.name for entry in self._slots.index()})
 
     def model(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002
         """``GET /v2/models/M[/versions/V]``: the metadata."""
-        loaded = self._slots.get(target.model, target.version)
+        loaded = known_model(self._slots, target.model, target.version)
         return document(
             {
                 "name": loaded.name,
@@ -85,7 +86,7 @@ class Introspection:
 
     def config(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002
         """``GET /v2/models/M[/versions/V]/config``."""
-        loaded = self._slots.get(target.model, target.version)
+        loaded = known_model(self._slots, target.model, target.version)
         others = {other.name: other.signature for other in self._slots.models()}
         versions = self._slots.versions(loaded.name)
         return document(model_config(loaded, versions, max_rows=self._max_rows, others=others))
@@ -99,14 +100,39 @@ class Introspection:
             models = versions or [self._slots.get(target.model, target.version)]
         return document({"model_stats": [_statistics(loaded) for loaded in models if app.permits(loaded.name)]})
 
-    def models_or_model(self, name: str, request: HttpRequest, target: Target, app: App) -> HttpResponse:
-        """``GET /v2/models/stats``: the statistics of all, unless a model has that name."""
-        try:
-            if app.permits(name):
-                return self.model(request, target._replace(model=name), app)
-        except UnknownModel:
-            pass
+    def all_statistics(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:
+        """``GET /v2/models/stats``: the statistics of all models, unless one is called "stats": then its metadata."""
+        if app.permits("stats"):
+            try:
+                return self.model(request, target._replace(model="stats"), app)
+            except UnknownModel:
+                pass
         return self.statistics(request, target, app)
+
+
+def known_model(slots: Slots, model: str, version: str | None = None) -> LoadedModel:
+    """The model that answers requests, or would after waking up: to tell of it, not to run it.
+
+    Raises:
+        UnknownModel, ModelUnavailable: There is none.
+    """
+    try:
+        return slots.get(model, version)
+    except ModelUnavailable as error:
+        last = slots.last_served(model) if error.asleep else None
+        if last is None or version not in (None, last.version):
+            raise
+        return last
+
+
+def known_models(slots: Slots) -> list[LoadedModel]:
+    """All models that answer requests, those that would after waking up included, by name and version."""
+    found = slots.models()
+    awake = {loaded.name for loaded in found}
+    for name in sorted({entry.name for entry in slots.index()} - awake):
+        with contextlib.suppress(UnknownModel, ModelUnavailable):
+            found.append(known_model(slots, name))
+    return sorted(found, key=lambda loaded: loaded.name)
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A model's configuration as the protocol's model-configuration extension has it: Triton's ``ModelConfig`` in JSON.
 
-Load tools read ``max_batch_size``, ``dynamic_batching`` and ``ensemble_scheduling`` out of it. Members that would only say
-"default" of features that are not here are left out.
+Load tools read ``max_batch_size``, ``dynamic_batching`` and ``ensemble_scheduling`` out of it. Members that would only
+say "default" of features that are not here are left out.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from edge_agent.serving.access import Access, App
 from edge_agent.serving.http.message import HttpRequest, HttpResponse, document
 from edge_agent.serving.request import MAX_ID_LENGTH
 from edge_agent.serving.rest.examples import INLINE_ELEMENTS, elements, example_request
+from edge_agent.serving.rest.introspection import known_model, known_models
 from edge_agent.serving.rest.openapi_common import (
     JSON,
     SCHEMAS,
@@ -35,7 +36,7 @@ _REMEMBERED = 8
 _DESCRIPTION = (
     "Models that run on this device, by the [Open Inference Protocol v2]"
     "(https://github.com/kserve/open-inference-protocol), and feedback on their answers. Paths without a version ask "
-    "whichever version serves: prefer them, for updates change the version. Every error is `{\"error\": \"...\"}`."
+    'whichever version serves: prefer them, for updates change the version. Every error is `{"error": "..."}`.'
 )
 
 
@@ -48,7 +49,7 @@ class OpenApi:
 
     def description(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
         """``GET /openapi.json``: with the models that ``app`` may ask."""
-        models = [loaded for loaded in self._slots.models() if app.permits(loaded.name)]
+        models = [loaded for loaded in known_models(self._slots) if app.permits(loaded.name)]
         key = tuple(f"{loaded.name} {loaded.digest} {self._is_default(loaded)}" for loaded in models)
         made = self._made.get(key)
         if made is None:
@@ -63,7 +64,7 @@ class OpenApi:
         Raises:
             UnknownModel: There is no such model, or none that JSON can ask.
         """
-        loaded = self._slots.get(target.model, target.version)
+        loaded = known_model(self._slots, target.model, target.version)
         made = example_request(loaded)
         if made is None:
             raise UnknownModel(f"model '{loaded.name}' takes encoded images, which JSON does not carry: ask in binary")
@@ -73,15 +74,16 @@ class OpenApi:
         """The OpenAPI document of these models."""
         schemas: dict[str, Schema] = dict(SCHEMAS)
         paths: dict[str, Any] = {}
-        names = _type_names([loaded for loaded in models])
+        names = _type_names(models)
         for loaded, name in zip(models, names, strict=True):
             default = self._is_default(loaded)
             schemas.update(_model_schemas(loaded, name))
-            model_paths = [f"/v2/models/{loaded.name}"] if default else [f"/v2/models/{loaded.name}/versions/{loaded.version}"]
-            for path in model_paths:
-                paths[f"{path}/infer"] = {"post": _infer(loaded, name)}
+            path = f"/v2/models/{loaded.name}"
             if default:
-                paths[f"/v2/models/{loaded.name}/feedback"] = {"post": _feedback(loaded, name)}
+                paths[f"{path}/infer"] = {"post": _infer(loaded, name)}
+                paths[f"{path}/feedback"] = {"post": _feedback(loaded, name)}
+            else:
+                paths[f"{path}/versions/{loaded.version}/infer"] = {"post": _infer(loaded, name)}
         paths.update(common_paths(sorted({loaded.name for loaded in models})))
         described: dict[str, Any] = {
             "openapi": "3.1.0",
@@ -112,7 +114,7 @@ class OpenApi:
 
 
 def _tags(models: Sequence[LoadedModel]) -> list[dict[str, str]]:
-    tags = {loaded.name: f"Model {loaded.name}, classes: {', '.join(loaded.manifest.task.labels[:20])}" for loaded in models}
+    tags = {one.name: f"Model {one.name}, classes: {', '.join(one.manifest.task.labels[:20])}" for one in models}
     return [
         *({"name": f"model {name}", "description": text} for name, text in tags.items()),
         {"name": "device", "description": "What serves here, and whether it does"},
@@ -150,7 +152,7 @@ def _feedback(loaded: LoadedModel, name: str) -> dict[str, Any]:
         f"sendFeedback{name}",
         f"Say what {loaded.name} should have answered",
         tag=f"model {loaded.name}",
-        description="The answer comes when the label is safe on the device's disk. The latest label of a request holds.",
+        description="Answered when the label is safe on the device's disk. Of a request the latest label holds.",
         answer=reference("FeedbackAccepted"),
         content=json_content(reference(f"{name}Feedback")),
         errors=("400", "401", "403", "404", "413", "429", "503"),
@@ -222,9 +224,7 @@ def _tensors(schemas: dict[str, Schema], specs: Sequence[TensorSpec], prefix: st
         schemas[title] = tensor_schema(spec, title, request=request)
     if len(titles) == 1:
         return {"type": "array", "items": reference(titles[0])}
-    mapping = {
-        spec.name: f"#/components/schemas/{title}" for spec, title in zip(specs, titles, strict=True)
-    }
+    mapping = {spec.name: f"#/components/schemas/{title}" for spec, title in zip(specs, titles, strict=True)}
     items = {
         "oneOf": [reference(title) for title in titles],
         "discriminator": {"propertyName": "name", "mapping": mapping},
@@ -235,9 +235,7 @@ def _tensors(schemas: dict[str, Schema], specs: Sequence[TensorSpec], prefix: st
 def _type_names(models: Sequence[LoadedModel]) -> list[str]:
     """A type name for each model; of several versions side by side each says which."""
     several = {one.name for one in models if sum(other.name == one.name for other in models) > 1}
-    return _unique(
-        [_pascal(one.name) + (f"V{_pascal(one.version)}" if one.name in several else "") for one in models]
-    )
+    return _unique([_pascal(one.name) + (f"V{_pascal(one.version)}" if one.name in several else "") for one in models])
 
 
 def _pascal(name: str) -> str:

@@ -86,7 +86,8 @@ def common_paths(models: Sequence[str]) -> dict[str, Any]:
 
     def read(name: str, summary: str, answer: str, *parameters: Mapping[str, Any]) -> dict[str, Any]:
         errors = known if parameters else ("401", "429")
-        return {"get": operation(name, summary, tag="device", answer=reference(answer), parameters=parameters, errors=errors)}
+        schema = reference(answer)
+        return {"get": operation(name, summary, tag="device", answer=schema, parameters=parameters, errors=errors)}
 
     return {
         "/v2": read("getServer", "Name, version and extensions", "ServerMetadata"),
@@ -102,7 +103,9 @@ def common_paths(models: Sequence[str]) -> dict[str, Any]:
         f"{one}/stats": read("getModelStatistics", "Counts of one model", "Statistics", model),
         f"{this}/stats": read("getModelVersionStatistics", "Counts of one version", "Statistics", model, version),
         "/v2/repository/index": {"post": _index()},
-        "/v2/repository/models/{name}/load": {"post": _control("loadModel", "Load a model, or load it again", "LoadRequest")},
+        "/v2/repository/models/{name}/load": {
+            "post": _control("loadModel", "Load a model, or load it again", "LoadRequest")
+        },
         "/v2/repository/models/{name}/unload": {
             "post": _control("unloadModel", "Unload a model: its memory comes back", "UnloadRequest")
         },
@@ -141,7 +144,7 @@ def _control(name: str, summary: str, body: str) -> dict[str, Any]:
         answer=reference("RepositoryAnswer"),
         content=json_content(reference(body)),
         content_required=False,
-        parameters=[{"name": "name", "in": "path", "required": True, "schema": _TEXT, "description": "The model's name"}],
+        parameters=[{"name": "name", "in": "path", "required": True, "schema": _TEXT, "description": "Of the model"}],
         errors=("400", "401", "403", "404", "429", "501", "503"),
     )
 
@@ -179,7 +182,10 @@ SCHEMAS: Mapping[str, Schema] = {
             ["package", "label_wanted"],
             package={**_TEXT, "description": "SHA-256 of the package that answered"},
             label_wanted={"type": "boolean", "description": "Whether a label for this request would help most"},
-            violations={**_TEXT, "description": "What broke the contract and was let through: input/rule/policy=rows;..."},
+            violations={
+                **_TEXT,
+                "description": "What broke the contract and was let through: tensor/rule/policy=rows;",
+            },
         ),
         "additionalProperties": True,
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -10,8 +11,15 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable, PackageError, TrustError
-from edge_agent.contract.errors import UnknownModel, Unsupported
+from edge_agent.contract.errors import (
+    CallerError,
+    MalformedRequest,
+    ModelUnavailable,
+    PackageError,
+    TrustError,
+    UnknownModel,
+    Unsupported,
+)
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import ModelState, Slots
 from edge_agent.serving.access import App
@@ -38,24 +46,26 @@ class RepositoryRoutes:
 
     Args:
         threads: Where models are loaded: seconds of work that must not keep inference waiting.
+        disk: Where the disk is looked at.
     """
 
-    def __init__(self, slots: Slots, repository: Repository, threads: Executor) -> None:
-        self._slots, self._repository, self._threads = slots, repository, threads
+    def __init__(self, slots: Slots, repository: Repository, threads: Executor, disk: Executor) -> None:
+        self._slots, self._repository, self._threads, self._disk = slots, repository, threads, disk
         self._index_decoder = msgspec.json.Decoder(_IndexRequest)
         self._decoder = msgspec.json.Decoder(_Body)
 
-    def index(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
+    async def index(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
         """``POST /v2/repository/index``: every package, with ``{"ready": true}`` those that serve.
 
         Raises:
             MalformedRequest: The body is no such request.
         """
         wanted = _decode(self._index_decoder, request) if request.body else _IndexRequest()
+        entries = await asyncio.get_running_loop().run_in_executor(self._disk, self._repository.index)
         return document(
             [
                 {"name": entry.name, "version": entry.version, "state": entry.state.value, "reason": entry.reason}
-                for entry in self._repository.index()
+                for entry in entries
                 if app.permits(entry.name) and (entry.state is ModelState.READY or not wanted.ready)
             ]
         )
@@ -97,7 +107,7 @@ class RepositoryRoutes:
         await self._in_thread(lambda: self._repository.unload(target.model, version))
         for model, of_version in steps:
             if app.permits(model):
-                await self._in_thread(lambda name=model, one=of_version: self._unload_step(name, one))
+                await self._in_thread(functools.partial(self._unload_step, model, of_version))
         return document({"name": target.model, "state": ModelState.UNLOADED.value})
 
     def _steps(self, model: str, version: str | None) -> list[tuple[str, str | None]]:

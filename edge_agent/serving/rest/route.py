@@ -11,6 +11,9 @@ from edge_agent.contract.errors import CallerError
 from edge_agent.serving.access import App
 from edge_agent.serving.http.message import HttpRequest, HttpResponse
 
+# Longest body of requests that carry no tensors.
+SMALL_BYTES = 64 * 1024
+
 
 class Needs(enum.Enum):
     """What an application needs for a route."""
@@ -46,16 +49,12 @@ class Route:
     Args:
         method: The one it takes; GET takes HEAD too.
         limit_bytes: Longest body.
-        works: Whether its requests take room: they leave the event loop.
-        wakes: Whether a model that was unloaded because nobody asked for it is loaded for this.
     """
 
     method: str
     needs: Needs
     answer: Answer
-    limit_bytes: int = 0
-    works: bool = False
-    wakes: bool = False
+    limit_bytes: int = SMALL_BYTES
 
     @property
     def allow(self) -> str:

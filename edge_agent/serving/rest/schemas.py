@@ -1,7 +1,7 @@
 """JSON Schemas (2020-12, as OpenAPI 3.1 has them) of a signature's tensors, as precise as the signature is.
 
-What a policy lets through (clipped, filled, flagged) is no error, so it is told in words and not as a bound: a generated
-client must not refuse what the device accepts.
+What a policy lets through (clipped, filled, flagged) is no error, so it is told in words and not as a bound: a
+generated client must not refuse what the device accepts.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _shape(spec: TensorSpec) -> Schema:
 
 def _element(spec: TensorSpec, *, request: bool) -> Schema:
     if spec.datatype is Datatype.BYTES:
-        schema = _text(spec.constraint) if request else {"type": "string"}
+        schema: Schema = _text(spec.constraint) if request else {"type": "string"}
     elif spec.datatype is Datatype.BOOL:
         schema = {"type": "boolean"}
     else:
@@ -191,7 +191,8 @@ def _described(spec: TensorSpec) -> str:
         parts.append(f"a point in time: {_date_words(limits)}")
     if limits.image is not None:
         parts.append("encoded images: " + ", ".join(form.value for form in limits.image.formats))
-    parts += [f"{rule.value}: {policy.value}" for rule, policy in limits.policies.items() if policy is not Policy.REJECT]
+    lenient = {rule: policy for rule, policy in limits.policies.items() if policy is not Policy.REJECT}
+    parts += [f"{rule.value}: {policy.value}" for rule, policy in lenient.items()]
     if spec.labels is not None:
         parts.append("classes " + ", ".join(spec.labels[:20]) + (" and more" if len(spec.labels) > 20 else ""))
     return "; ".join(parts)

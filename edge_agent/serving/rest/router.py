@@ -1,0 +1,238 @@
+"""The paths of the REST API, who may ask them, and how much may wait: everything between the transport and the answers.
+
+======  =========================================================  ===========================================
+method  path                                                       what
+======  =========================================================  ===========================================
+GET     ``/v2``                                                    name, version, extensions
+GET     ``/v2/health/live``, ``/v2/health/ready``                  whether it runs; whether it serves a model
+GET     ``/v2/models/M[/versions/V][/ready|/config|/stats]``       a model's metadata, readiness, ...
+GET     ``/v2/models/stats``                                       counts of all models
+POST    ``/v2/models/M[/versions/V]/infer``                        inference
+POST    ``/v2/models/M/feedback``                                  a label for an earlier request
+POST    ``/v2/repository/index``                                   what this device holds
+POST    ``/v2/repository/models/M/load``, ``.../unload``           for applications with ``control``
+GET     ``/v2/systemsharedmemory[/region/R]/status``               so is registering: POST ``register``, ``unregister``
+GET     ``/v2/cudasharedmemory[/region/R]/status``                 answered, though there is none
+GET     ``/openapi.json``, ``/openapi/examples/M[/V]``             for generated clients
+GET     ``/``, ``/docs``, ``/metrics``                             for people, and for Prometheus
+======  =========================================================  ===========================================
+
+Queries and slashes at the end make no difference; HEAD is GET. Errors are ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from edge_agent.contract.errors import ModelUnavailable, ShoalError
+from edge_agent.runtime.repository import Repository
+from edge_agent.runtime.slots import Slots
+from edge_agent.serving.access import Access, App
+from edge_agent.serving.admission import Admission, OpenRoom
+from edge_agent.serving.connections import Connections
+from edge_agent.serving.http.message import HttpRequest, HttpResponse, Room
+from edge_agent.serving.inference import Inference
+from edge_agent.serving.rest.cors import Origins
+from edge_agent.serving.rest.feedback import FeedbackRoute, FeedbackSink
+from edge_agent.serving.rest.infer import InferRoute
+from edge_agent.serving.rest.introspection import Introspection
+from edge_agent.serving.rest.metrics import Metrics
+from edge_agent.serving.rest.openapi import OpenApi
+from edge_agent.serving.rest.paths import Paths, RegionAnswer
+from edge_agent.serving.rest.repository_routes import RepositoryRoutes
+from edge_agent.serving.rest.route import SMALL_BYTES, MethodNotAllowed, Needs, Route, Target
+from edge_agent.serving.shared_memory import Regions
+
+# Decoding more than this takes longer than a hand-over to a thread.
+INLINE_BODY_BYTES = 64 * 1024
+# Paths are few; somebody who tries many makes the table start anew.
+_REMEMBERED_PATHS = 512
+_LONGEST_PATH = 512
+_BEARER = "bearer "
+
+
+class Router:
+    """Answers all requests of the REST API; implements :class:`edge_agent.serving.http.message.HttpHandler`.
+
+    Args:
+        feedback: Takes labels.
+        body_limit_bytes: Longest body of an inference or load request.
+        max_rows: Rows that one request may hold.
+        cors_origins: Origins of web pages that may ask.
+        connections: To be counted; None where nobody does.
+    Raises:
+        ConfigurationError: One of the origins is none.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        repository: Repository,
+        inference: Inference,
+        feedback: FeedbackSink,
+        regions: Regions,
+        *,
+        access: Access,
+        admission: Admission,
+        agent_version: str,
+        max_rows: int,
+        body_limit_bytes: int,
+        cors_origins: Sequence[str] = (),
+        connections: Connections | None = None,
+    ) -> None:
+        self._slots, self._inference, self._regions = slots, inference, regions
+        self._access, self._admission = access, admission
+        self._limit_bytes = body_limit_bytes
+        self._origins = Origins(cors_origins)
+        self._errors: dict[int, int] = {}
+        # Loading takes seconds, and a label waits for the disk: neither may keep the other, or inference, waiting.
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="repository")
+        self._disk = ThreadPoolExecutor(2, thread_name_prefix="disk")
+        self._infer_answer = InferRoute(
+            slots, repository, inference, regions, max_rows=max_rows, body_limit_bytes=body_limit_bytes
+        )
+        self._infer = Route("POST", Needs.MODEL, self._answer_infer, body_limit_bytes)
+        metrics = Metrics(slots, access, admission, self._errors, connections, agent_version=agent_version)
+        self._paths = Paths(
+            Introspection(slots, agent_version=agent_version, max_rows=max_rows),
+            RepositoryRoutes(slots, repository, self._loading, self._disk),
+            FeedbackRoute(slots, feedback, self._disk),
+            OpenApi(slots, access, agent_version=agent_version),
+            metrics,
+            self._infer,
+            self._shared_memory,
+            body_limit_bytes,
+        )
+        self._targets: dict[str, Target] = {}
+        self._inline_room = OpenRoom(body_limit_bytes)
+        self._small_room = OpenRoom(SMALL_BYTES)
+
+    def admit(self, head: HttpRequest, length: int | None) -> Room:
+        """Decide on a request before its body is read; see :class:`edge_agent.serving.http.message.HttpHandler`."""
+        try:
+            target = self._targets.get(head.path) or self._resolve(head.path)
+            route = target.route
+            if head.method != route.method and not self._is_allowed(head, route):
+                return self._small_room  # a preflight
+            if route.needs is Needs.NOTHING:
+                return self._small_room
+            app = self._identify(head)
+            app.enter(target.model or None, control=route.needs is Needs.CONTROL)
+            if route is self._infer:
+                return self._infer_room(target, length)
+            if route.limit_bytes > SMALL_BYTES:
+                return self._admission.admit(_bounded(length, route.limit_bytes), limit_bytes=route.limit_bytes)
+            return self._small_room
+        except ShoalError as error:
+            self._count(head, error)
+            raise
+
+    def handle(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
+        """The answer at once, or later; see :class:`edge_agent.serving.http.message.HttpHandler`."""
+        try:
+            target = self._targets.get(request.path) or self._resolve(request.path)
+            route = target.route
+            if route is self._infer and request.method == "POST":
+                answer = self._infer_answer(request, target.model, target.version)
+            else:
+                answer = self._answer(request, target)
+        except ShoalError as error:
+            self._count(request, error)
+            raise
+        if not isinstance(answer, HttpResponse):
+            return self._later(request, answer)
+        if self._origins.enabled:
+            answer.headers += self._origins.answer_headers(request)
+        return answer
+
+    def close(self) -> None:
+        """End the threads, once what they do is done."""
+        self._disk.shutdown(wait=True)
+        self._loading.shutdown(wait=True)
+
+    async def _later(self, request: HttpRequest, waiting: Awaitable[HttpResponse]) -> HttpResponse:
+        try:
+            answer = await waiting
+        except ShoalError as error:
+            self._count(request, error)
+            raise
+        if self._origins.enabled:
+            answer.headers += self._origins.answer_headers(request)
+        return answer
+
+    def _answer(self, request: HttpRequest, target: Target) -> HttpResponse | Awaitable[HttpResponse]:
+        granted = self._origins.preflight(request)
+        if granted is not None:
+            return granted
+        route = target.route
+        if route.needs is Needs.NOTHING:
+            return route.answer(request, target, self._access.stranger)
+        return route.answer(request, target, self._access.identify(request.peer, _token(request)))
+
+    def _answer_infer(self, request: HttpRequest, target: Target, app: App) -> HttpResponse | Awaitable[HttpResponse]:  # noqa: ARG002 - a route's
+        return self._infer_answer(request, target.model, target.version)
+
+    def _shared_memory(self, answer: RegionAnswer) -> Callable[[HttpRequest, Target, App], HttpResponse]:
+        return lambda request, target, _: answer(request, self._regions, target.region)
+
+    def _identify(self, head: HttpRequest) -> App:
+        token = _token(head)
+        app = self._access.identify(head.peer, token)
+        if token is None or not self._access.has_tokens:
+            self._origins.guard(head)
+        return app
+
+    def _is_allowed(self, head: HttpRequest, route: Route) -> bool:
+        """Whether the route takes the method; False for a preflight, which any path takes.
+
+        Raises:
+            MethodNotAllowed: It does not.
+        """
+        if head.method == "HEAD" and route.method == "GET":
+            return True
+        if self._origins.preflight(head) is not None:
+            return False
+        raise MethodNotAllowed(head.path, head.method, route.allow)
+
+    def _infer_room(self, target: Target, length: int | None) -> Room:
+        """Small requests for a tiny model are answered at once; all others take room."""
+        try:
+            loaded = self._slots.get(target.model, target.version)
+        except ModelUnavailable as error:
+            if not error.asleep:
+                raise
+        else:
+            if length is not None and length <= INLINE_BODY_BYTES and self._inference.inline(loaded):
+                return self._inline_room
+        if length is not None and length > self._limit_bytes:
+            return self._inline_room  # too long: the transport says so
+        return self._admission.admit(_bounded(length, self._limit_bytes), limit_bytes=self._limit_bytes)
+
+    def _count(self, request: HttpRequest, error: ShoalError) -> None:
+        status = error.http_status
+        self._errors[status] = self._errors.get(status, 0) + 1
+        if self._origins.enabled:  # else the page would be told nothing but that something failed
+            error.http_headers += self._origins.answer_headers(request)
+
+    def _resolve(self, path: str) -> Target:
+        target = self._paths.resolve(path)
+        if len(path) <= _LONGEST_PATH:
+            if len(self._targets) >= _REMEMBERED_PATHS:
+                self._targets.clear()
+            self._targets[path] = target
+        return target
+
+
+def _token(request: HttpRequest) -> str | None:
+    """The bearer token (RFC 6750, section 2.1), or None; other schemes are a proxy's own."""
+    value = request.headers.get(b"authorization")
+    if value is None:
+        return None
+    text = value.decode("latin-1")
+    return text[len(_BEARER) :].strip() if text[: len(_BEARER)].lower() == _BEARER else None
+
+
+def _bounded(length: int | None, limit_bytes: int) -> int:
+    """Bytes to hold room for: all that may come where it comes in chunks."""
+    return limit_bytes if length is None else min(length, limit_bytes)
