@@ -57,7 +57,7 @@ def value_range(datatype: Datatype, limits: Constraint) -> tuple[float | None, f
     A bound counts as the datatype rounds it: 0.1 in FP32 is within a maximum of 0.1, though a little above. One that
     lies outside of all the datatype's finite values is the last of these: an infinity is still beyond it.
     """
-    if datatype is Datatype.BYTES:
+    if datatype in {Datatype.BYTES, Datatype.BOOL}:  # a BOOL has no bounds, those of BYTES are of the numbers in it
         return limits.minimum, limits.maximum
     if datatype.numpy.kind != "f":
         info = np.iinfo(datatype.numpy)
