@@ -23,8 +23,14 @@ from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.reporter import Reporter
+from edge_agent.runtime import cpus
+from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
+from edge_agent.runtime.catalogue import Catalogue
+from edge_agent.runtime.loaded import load
+from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
-from edge_agent.runtime.slots import LoadedModel, Slots, load
+from edge_agent.runtime.repository import Repository
+from edge_agent.runtime.slots import Slots
 from edge_agent.serving.app import InferenceApp
 from edge_agent.serving.http_server import HttpServer
 from edge_agent.update.installer import Installer
@@ -54,7 +60,11 @@ class Agent:
         self._desired_revision = 0
         self._interval_s = config.report.interval_s
         self._hardware = hardware()
+        self._threads = thread_budget(
+            config.runtime.threads, config.runtime.threads_per_model, available=cpus.available()
+        )
         self._slots = Slots()
+        self._repository = _repository(config, self._slots, self._threads)
         identity = self._enrolment
         self._outbox = Outbox(
             self._state / "outbox.db",
@@ -64,8 +74,9 @@ class Agent:
         )
         self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
         self._installer = Installer(
-            self._state, identity, self._slots, self._tell, lambda package: _load(package, config)
+            self._state, identity, self._slots, self._tell, self._repository.prepare, serve=self._repository.serve
         )
+        self._repository.follow(self._installer)
         self._updates = UpdateThread(self._installer)
         self._monitor = Monitor(self._outbox, self._state, traffic=self._traffic)
         app = InferenceApp(
@@ -94,6 +105,7 @@ class Agent:
         """Stop: first what makes messages, then what sends them."""
         (self._state / ADDRESS_FILE).unlink(missing_ok=True)
         self._updates.stop()
+        self._repository.close()
         self._reporter.stop()
         if self._link is not None:
             self._link.stop()
@@ -105,6 +117,7 @@ class Agent:
 
     def _start(self) -> None:
         self._installer.start()
+        self._repository.start()
         self._tell(Event(kind=EventKind.AGENT_STARTED, at_ms=_now_ms(), detail={"version": __version__}))
         self._updates.start()
         self._reporter.start()
@@ -172,9 +185,7 @@ def preinstall(config: AgentConfig, folder: Path) -> Manifest:
     state = Path(config.state)
     lock = _lock(state)
     slots = Slots()
-    installer = Installer(
-        state, None, slots, lambda event: _log.info("%s", event), lambda package: _load(package, config)
-    )
+    installer = Installer(state, None, slots, lambda event: _log.info("%s", event), load)
     try:
         installer.preinstall(folder)
         name = Package.open(folder, verify=False).manifest.name
@@ -186,8 +197,17 @@ def preinstall(config: AgentConfig, folder: Path) -> Manifest:
         lock.close()
 
 
-def _load(package: Package, config: AgentConfig) -> LoadedModel:
-    return load(package, threads=config.runtime.threads_per_model)
+def _repository(config: AgentConfig, slots: Slots, threads: ThreadBudget) -> Repository:
+    settings, state = config.runtime, Path(config.state)
+    return Repository(
+        slots,
+        Catalogue(Path(settings.models) if settings.models else None),
+        policy=settings.load,
+        threads=threads,
+        memory=MemoryBudget(settings.memory_mib << 20),
+        cache=OptimisedModels(state / "optimised", own=state),
+        idle_unload_s=settings.idle_unload_s,
+    )
 
 
 def _lock(state: Path) -> IO[bytes]:

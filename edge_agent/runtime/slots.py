@@ -207,9 +207,8 @@ class Slots:
             slot = self._slots.setdefault(model, {}).setdefault(version, _Slot(digest))
             slot.reason = reason
             if slot.loaded is None:
-                if state is ModelState.UNAVAILABLE or digest != slot.digest:
-                    slot.asleep = False
                 slot.state, slot.digest = state, digest
+                slot.asleep = slot.asleep and state is not ModelState.UNAVAILABLE
             if installed:
                 self._installed[model] = version
             self._settle(model)

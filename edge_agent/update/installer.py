@@ -12,6 +12,7 @@ again, using what is on disk; from PROBATION on the new one is.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import threading
@@ -25,20 +26,22 @@ import psutil
 
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import (
+    BudgetExceeded,
     DeviceError,
     DigestMismatch,
     ManifestError,
     MetadataRefused,
+    ModelUnavailable,
     NetworkError,
     PackageError,
     ShoalError,
-    UnknownModel,
     storage_error,
 )
 from edge_agent.contract.messages import Desired, DesiredModel, Event, EventKind, ReportedModel, UpdateStep
+from edge_agent.runtime.catalogue import Known
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.selftest import self_test
-from edge_agent.runtime.slots import LoadedModel, Slots
+from edge_agent.runtime.slots import LoadedModel, ModelState, Slots
 from edge_agent.update import slots_file
 from edge_agent.update.package_store import PackageStore
 from edge_agent.update.server_files import ServerFiles
@@ -68,7 +71,7 @@ class _Earlier(NamedTuple):
 
 
 class Installer:
-    """Installs, watches and rolls back. All but :meth:`reported` and :meth:`interrupt` is called from one thread.
+    """Installs, watches and rolls back. What does not say otherwise is called from one thread.
 
     Args:
         state: The agent's state folder.
@@ -76,6 +79,7 @@ class Installer:
         slots: Where models serve.
         events: Told everything worth knowing; must not block.
         load: Makes a package ready to serve.
+        serve: Lets a model serve from now on; the slots themselves where nobody else has to know.
         utc_now: Time for metadata expiry; ``monotonic``: for probations.
         after_step: Called when a step has been written down and before it begins; tests kill the process there.
     Raises:
@@ -90,12 +94,14 @@ class Installer:
         events: Callable[[Event], None],
         load: Callable[[Package], LoadedModel],
         *,
+        serve: Callable[[LoadedModel], object] | None = None,
         utc_now: Callable[[], dt.datetime] = _utc_now,
         monotonic: Callable[[], float] = time.monotonic,
         after_step: Callable[[str, UpdateStep], None] = _nothing,
     ) -> None:
         self._state, self._enrolment, self._slots = state, enrolment, slots
         self._events, self._load, self._after_step = events, load, after_step
+        self._serve = serve or slots.install  # the slot closes the old one when its last request has ended
         self._utc_now, self._monotonic = utc_now, monotonic
         self._told: dict[str, tuple[EventKind, str]] = {}
         self._files = ServerFiles(enrolment.server, enrolment.secret) if enrolment else ServerFiles("", "")
@@ -114,7 +120,7 @@ class Installer:
 
     def start(self) -> None:
         """Load each model's active package, or its last known good one. Needs no network and no fresh metadata."""
-        for model in self._journal.models():
+        for model in sorted(self._journal.models(), key=self._is_pipeline):  # whose steps must be there before it
             self._start(model)
         if not self._journal_is_new:  # else the packages on disk spare a download when the server names them again
             self._store.collect(self._journal.packages())
@@ -166,6 +172,18 @@ class Installer:
         """What each model is, for the twin; safe from any thread."""
         return {model: self._reported(model, record) for model, record in self._journal.models().items()}
 
+    def installed(self) -> list[Known]:
+        """The packages that are on the disk: of each model the active one and the last known good one; any thread."""
+        found: list[Known] = []
+        for record in self._journal.models().values():
+            for digest in {record.active, record.last_known_good} - {""}:
+                with contextlib.suppress(ShoalError):  # spoilt by the disk: the start has said so
+                    active = digest == record.active
+                    watched = active and record.step is UpdateStep.PROBATION
+                    package = self._store.open(digest, verify=False)
+                    found.append(Known(package, installed=True, active=active, watched=watched))
+        return found
+
     def interrupt(self) -> None:
         """Break off a download under way, to be resumed after the next start; safe from any thread."""
         self._interrupted.set()
@@ -200,7 +218,17 @@ class Installer:
         if not record.active:
             return
         try:
-            self._serve(self._load(self._store.open(record.active, verify=True)))
+            package = self._store.open(record.active, verify=True)
+            try:
+                self._serve(self._load(package))
+            except (BudgetExceeded, ModelUnavailable) as error:
+                if record.step is UpdateStep.PROBATION:
+                    raise
+                # No package is to blame: a setting has changed, or a pipeline's steps are not there yet.
+                _log.warning("%s: package %s is not loaded: %s", model, record.active[:12], error)
+                version, unavailable = package.manifest.version, ModelState.UNAVAILABLE
+                self._slots.mark(model, version, record.active, unavailable, str(error), installed=True)
+                return
         except Exception as error:  # noqa: BLE001 - see below
             # Most likely the disk: the same package may be fetched again, and is refused then if it is to blame. And
             # whatever else it is, an agent that serves an older model is better than one that does not start.
@@ -208,6 +236,12 @@ class Installer:
             self._roll_back(model, record, f"could not start: {error}", self._earlier(record), refuse=False)
         else:
             self._watched_since[model] = self._monotonic()
+
+    def _is_pipeline(self, model: str) -> bool:
+        try:
+            return bool(self._store.open(self._journal.get(model).active, verify=False).manifest.pipeline)
+        except ShoalError:
+            return False  # its start says what is wrong with it
 
     def _apply(self, model: str, wanted: DesiredModel) -> bool:
         record = self._journal.get(model)
@@ -278,7 +312,7 @@ class Installer:
         try:
             self_test(loaded.backend, loaded.package.golden())
         except ShoalError:
-            loaded.backend.close()
+            loaded.close()
             raise
         return loaded
 
@@ -297,9 +331,8 @@ class Installer:
             self.watch(now)
 
     def _watch(self, model: str, record: SlotRecord, now: float) -> None:
-        try:
-            loaded = self._slots.get(model)
-        except UnknownModel:
+        loaded = self._slots.last_served(model)  # its counts hold, whether somebody has unloaded it meanwhile or not
+        if loaded is None:
             return
         rule = loaded.package.manifest.probation
         requests, bad = loaded.requests, loaded.failed
@@ -343,10 +376,6 @@ class Installer:
             self._serve(loaded)
         self._tell(EventKind.ROLLED_BACK, model, bad, back.reason, to=back.active, release=back.release)
         self._store.collect(self._journal.packages())
-
-    def _serve(self, loaded: LoadedModel) -> None:
-        # The slot closes the old one when its last request has ended.
-        self._slots.install(loaded)
 
     def _resolve(self) -> Resolver:
         if self._resolver is None:
@@ -407,11 +436,8 @@ class Installer:
 
     def _reported(self, model: str, record: SlotRecord) -> ReportedModel:
         version, package, requests, bad = "", record.active, 0, 0
-        try:
-            loaded = self._slots.get(model)
-        except UnknownModel:
-            pass
-        else:
+        loaded = self._slots.last_served(model)
+        if loaded is not None:
             # Not the record's package: a swap writes it down before it serves, and counts must not be given to it yet.
             version, package, requests, bad = loaded.version, loaded.digest, loaded.requests, loaded.failed
         return ReportedModel(

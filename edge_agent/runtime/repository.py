@@ -1,0 +1,353 @@
+"""The repository: every package on this device, loaded and unloaded while requests go on.
+
+A model is loaded, warmed up and tested beside the one that it replaces, and only then takes its place. What fails
+leaves the old one serving, and its reason in the index. All loading happens under one lock: one model at a time, so
+that its memory can be measured, and so that many who wait for a model wait for one load.
+
+What serves at the start: what the fleet wants, and of the folder ``runtime.models`` what ``runtime.load`` says. The
+default version of a model is the fleet's; where the fleet has none, the highest that is loaded. A model that a person
+unloaded stays unloaded until it is loaded again, or the fleet sends a new version, or the agent starts anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Collection, Iterable
+from typing import Literal
+
+from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
+from edge_agent.runtime.budget import MemoryBudget, ThreadBudget
+from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known
+from edge_agent.runtime.idle import IdleUnloader
+from edge_agent.runtime.loaded import LoadedModel, load
+from edge_agent.runtime.optimised import OptimisedModels
+from edge_agent.runtime.package import Package
+from edge_agent.runtime.selftest import self_test
+from edge_agent.runtime.slots import IndexEntry, ModelState, Slots
+from edge_agent.runtime.versions import natural_order
+
+_log = logging.getLogger(__name__)
+
+Policy = Literal["latest", "all", "none"]
+_NOT_ASKED = "not loaded yet"
+_KEPT = "an earlier package, kept to go back to"
+_BY_HAND = "unloaded on request"
+_IDLE = "idle"
+
+
+class Repository:
+    """Loads and unloads. Every method may be called from any thread; loading blocks.
+
+    Args:
+        slots: Where models serve.
+        catalogue: Which packages there are.
+        policy: Which versions of the folder's models are loaded by :meth:`start`.
+        threads: Within one inference, and for all.
+        memory: What models may take.
+        cache: Where optimised models are kept; None keeps none.
+        idle_unload_s: After so long without a request a model's memory is given back; 0 keeps it loaded.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        catalogue: Catalogue,
+        *,
+        policy: Policy = "latest",
+        threads: ThreadBudget | None = None,
+        memory: MemoryBudget | None = None,
+        cache: OptimisedModels | None = None,
+        idle_unload_s: float = 0.0,
+    ) -> None:
+        self._slots, self._catalogue, self._policy = slots, catalogue, policy
+        self._threads = threads or ThreadBudget(1, 1)
+        self._memory, self._cache = memory or MemoryBudget(), cache
+        # Held while a model is loaded; a pipeline wakes its steps meanwhile, in the same thread.
+        self._loading = threading.RLock()
+        self._looking = threading.Lock()
+        self._broken: Collection[tuple[str, str]] = ()
+        self._idle = IdleUnloader(slots, idle_unload_s, self._idle_out) if idle_unload_s else None
+        # What load() was asked for by version: it stays when a newer version comes.
+        self._wanted: set[tuple[str, str]] = set()
+
+    def follow(self, fleet: FleetPackages) -> None:
+        """Know the packages too that the fleet has installed here."""
+        self._catalogue.follow(fleet)
+
+    def start(self) -> None:
+        """Load what serves from the start beside the fleet's models, which the installer has loaded; pipelines last.
+
+        A package that cannot be loaded says so in the log and the index, and keeps no other from serving.
+        """
+        with self._loading:
+            self._refresh()
+            wanted = [known for known in self._chosen() if not self._serves(known)]
+            for known in sorted(wanted, key=_pipelines_last):
+                self._try(known)
+            self._load_waiting()
+            self._collect()
+        if self._idle is not None:
+            self._idle.start()
+
+    def close(self) -> None:
+        """End the idle unloader; what serves goes on until the slots are closed."""
+        if self._idle is not None:
+            self._idle.close()
+
+    def load(self, model: str, version: str | None = None) -> LoadedModel:
+        """Load a package of this device, or load it again as it now lies on the disk.
+
+        Args:
+            version: None takes the version that the fleet wants, else the highest there is; one that was loaded so
+                before, and is not the one any more, is unloaded.
+        Raises:
+            UnknownModel: There is no such package here.
+            PackageError, DigestMismatch, BudgetExceeded, ModelUnavailable: It cannot be loaded; what served goes on.
+        """
+        with self._loading:
+            self._refresh()
+            known = self._find(model, version)
+            loaded = self._load(known)
+            if version is not None:
+                self._wanted.add((model, version))
+            else:
+                self._unload_others(known, loaded)
+            self._load_waiting()
+            self._collect()
+            return loaded
+
+    def unload(self, model: str, version: str | None = None) -> None:
+        """Let a model serve no longer, and give its memory back when its last request ends.
+
+        Args:
+            version: None unloads all its versions.
+        Raises:
+            UnknownModel: There is no such model or version here.
+        """
+        with self._loading:
+            self._refresh()
+            entries = [
+                entry for entry in self._slots.index() if entry.name == model and version in (None, entry.version)
+            ]
+            if not entries:
+                raise UnknownModel(f"model '{model}'{_of(version)} is not on this device{self._names()}")
+            for entry in entries:
+                self._wanted.discard((model, entry.version))
+                if version is not None or entry.state is not ModelState.UNAVAILABLE:
+                    self._slots.unload(model, entry.version, reason=_BY_HAND)
+
+    def wake(self, model: str, version: str | None = None) -> LoadedModel:
+        """Load what was unloaded because nobody asked for it; many who wait here wait for one load.
+
+        Raises:
+            UnknownModel: There is no such model.
+            ModelUnavailable: It is not loaded for another reason.
+            PackageError, DigestMismatch, BudgetExceeded: It cannot be loaded any more.
+        """
+        with self._loading:
+            try:
+                return self._slots.get(model, version)
+            except ModelUnavailable as error:
+                if not error.asleep:
+                    raise
+            wanted = self._slots.default_version(model) if version is None else version
+            known = self._catalogue.known.get((model, wanted))
+            if known is None:
+                self._refresh()
+                known = self._find(model, wanted)
+            return self._load(known)
+
+    def prepare(self, package: Package) -> LoadedModel:
+        """Load and warm up a package that the installer will test and let serve, within the budgets.
+
+        Raises:
+            PackageError: The package lacks a part, or the runtime refuses it.
+            BudgetExceeded, ModelUnavailable: This device cannot load it now; the package is not to blame.
+        """
+        name, version = package.manifest.name, package.manifest.version
+        with self._loading:
+            known = self._catalogue.known.get((name, version))
+            # Going back to the last known good package is refused for nothing: the one that serves is worse.
+            is_refuge = known is not None and known.installed and not known.active
+            return self._prepare(package, self._slots.last_served(name), is_refuge=is_refuge)
+
+    def serve(self, loaded: LoadedModel) -> LoadedModel | None:
+        """Let a model of the fleet serve, as :meth:`Slots.install` does, and load the pipelines that waited for it."""
+        replaced = self._slots.install(loaded)
+        with self._loading:
+            self._refresh()
+            self._load_waiting()
+            self._collect()
+        return replaced
+
+    def index(self) -> list[IndexEntry]:
+        """Every package of this device, as it lies on the disk now, with its state."""
+        self._refresh()
+        return self._slots.index()
+
+    def _refresh(self) -> None:
+        """Look at the disk, and bring the states of what does not serve in line with it."""
+        with self._looking:
+            self._catalogue.refresh()
+            before = {(entry.name, entry.version): entry for entry in self._slots.index()}
+            broken = {(each.name, each.version): str(each.error) for each in self._catalogue.broken}
+            for key, known in self._catalogue.known.items():
+                entry = before.get(key)
+                if entry is None or (key in self._broken and key not in broken):
+                    reason = _KEPT if known.installed and not known.active else _NOT_ASKED
+                    self._slots.mark(
+                        *key, known.package.digest, ModelState.UNLOADED, "" if self._serves(known) else reason
+                    )
+                elif entry.state is ModelState.UNLOADED and entry.digest != known.package.digest:
+                    self._slots.mark(*key, known.package.digest, ModelState.UNLOADED, entry.reason)
+            for key, reason in broken.items():
+                self._slots.mark(*key, before[key].digest if key in before else "", ModelState.UNAVAILABLE, reason)
+            for key in before.keys() - self._catalogue.known.keys() - broken.keys():
+                self._slots.forget(*key)
+            self._broken = broken.keys()
+
+    def _chosen(self) -> Iterable[Known]:
+        """Of the folder's packages those that are loaded at the start."""
+        folder = [known for known in self._catalogue.known.values() if not known.installed]
+        if self._policy == "none":
+            return []
+        if self._policy == "all":
+            return folder
+        return [_highest(known for known in folder if known.name == name) for name in {each.name for each in folder}]
+
+    def _find(self, model: str, version: str | None) -> Known:
+        """The package that a request to load means."""
+        known = [each for each in self._catalogue.known.values() if each.name == model]
+        for broken in self._catalogue.broken:
+            # A folder that cannot be read may well have held what is asked for: better its error than an older version.
+            if broken.name == model and version in (None, broken.version):
+                raise broken.error
+        if version is not None:
+            known = [each for each in known if each.version == version]
+        if not known:
+            raise UnknownModel(f"model '{model}'{_of(version)} is not on this device{self._names()}")
+        wanted = [each for each in known if each.installed and each.active]
+        return wanted[0] if wanted else _highest(known)
+
+    def _names(self) -> str:
+        names = ", ".join(sorted({f"{name} {version}" for name, version in self._catalogue.known}))
+        return f"; there are: {names or 'none'}"
+
+    def _serves(self, known: Known) -> bool:
+        try:
+            return self._slots.get(known.name, known.version).digest == known.package.digest
+        except (UnknownModel, ModelUnavailable):
+            return False
+
+    def _why_not(self, known: Known) -> str:
+        """Why a package that nobody has tried to load does not serve; empty where it does."""
+        if self._serves(known):
+            return ""
+        return _KEPT if known.installed and not known.active else _NOT_ASKED
+
+    def _try(self, known: Known) -> None:
+        try:
+            self._load(known)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one package, the others must serve
+            _log.warning("model %s %s is not loaded: %s", known.name, known.version, error)
+
+    def _load(self, known: Known) -> LoadedModel:
+        """Load, test and let serve; a failure is noted in the index."""
+        name, version, digest = known.name, known.version, known.package.digest
+        try:
+            old: LoadedModel | None = self._slots.get(name, version)
+        except (UnknownModel, ModelUnavailable):
+            old = None
+        asleep = version in self._versions(name) and old is None
+        if old is None:
+            self._slots.mark(name, version, digest, ModelState.LOADING)
+        try:
+            loaded = self._tested(known.package, old)
+        except Exception as error:
+            # A full budget may be empty again when the next request comes; a broken package will not mend itself.
+            again = asleep and isinstance(error, BudgetExceeded)
+            state = ModelState.UNLOADED if again else ModelState.UNAVAILABLE
+            self._slots.mark(name, version, digest, state, str(error) or type(error).__name__)
+            raise
+        fleets = known.installed and known.active
+        if not self._slots.replace(old, loaded, default=fleets):
+            loaded.close()  # the fleet has installed another one meanwhile, which is newer than what was asked for
+            return self._slots.get(name)
+        return loaded
+
+    def _versions(self, model: str) -> list[str]:
+        try:
+            return self._slots.versions(model)
+        except UnknownModel:
+            return []
+
+    def _tested(self, package: Package, old: LoadedModel | None) -> LoadedModel:
+        package.verify()
+        loaded = self._prepare(package, old)
+        try:
+            self_test(loaded.backend, package.golden())
+        except ShoalError:
+            loaded.close()
+            raise
+        return loaded
+
+    def _prepare(self, package: Package, replaces: LoadedModel | None, *, is_refuge: bool = False) -> LoadedModel:
+        if not is_refuge:
+            self._memory.check(package, replaces=replaces)
+        for step in package.manifest.pipeline:
+            # What is wrong with a step is said by load(), which looks for it.
+            with contextlib.suppress(UnknownModel, ModelUnavailable):
+                self.wake(step.model, step.version)
+        loaded = load(package, threads=self._threads.per_model, cache=self._cache, slots=self._slots)
+        try:
+            self._memory.hold(loaded, replaces=replaces, refuse=not is_refuge)
+        except BudgetExceeded:
+            loaded.close()
+            raise
+        return loaded
+
+    def _unload_others(self, latest: Known, loaded: LoadedModel) -> None:
+        """Versions that were loaded as the latest, and are not any more; those whose package is gone."""
+        for each in self._slots.models():
+            key = (each.name, each.version)
+            if each.name != loaded.name or each is loaded:
+                continue
+            known = self._catalogue.known.get(key)
+            if known is None:
+                self._slots.remove(*key)
+            elif self._policy != "all" and key not in self._wanted and known.installed == latest.installed:
+                self._slots.unload(*key, reason=f"version {loaded.version} took its place")
+
+    def _load_waiting(self) -> None:
+        """Load the pipelines whose steps were not there; the fleet's too."""
+        waiting = {
+            (entry.name, entry.version) for entry in self._slots.index() if entry.state is ModelState.UNAVAILABLE
+        }
+        for key, known in self._catalogue.known.items():
+            if key in waiting and known.package.manifest.pipeline:
+                self._try(known)
+
+    def _collect(self) -> None:
+        if self._cache is not None:
+            self._cache.collect([*self._catalogue.packages(), *(each.package for each in self._slots.models())])
+
+    def _idle_out(self, loaded: LoadedModel, idle_since: float) -> bool:
+        """Unload a model for lack of requests, unless something needs it; whether it was."""
+        steps = {(step.model, step.version) for each in self._slots.models() for step in each.manifest.pipeline}
+        if (loaded.name, loaded.version) in steps | self._catalogue.watched() or (loaded.name, None) in steps:
+            return False
+        return self._slots.unload(loaded.name, loaded.version, reason=_IDLE, idle_since=idle_since) is not None
+
+
+def _highest(packages: Iterable[Known]) -> Known:
+    return max(packages, key=lambda known: natural_order(known.version))
+
+
+def _pipelines_last(known: Known) -> bool:
+    return bool(known.package.manifest.pipeline)
+
+
+def _of(version: str | None) -> str:
+    return f" version '{version}'" if version is not None else ""
