@@ -1,0 +1,155 @@
+"""The local API as a whole: every way in which applications on this device reach its models, by the settings."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edge_agent.config import ApiSettings
+from edge_agent.runtime.repository import Repository
+from edge_agent.runtime.slots import Slots
+from edge_agent.serving.access import Access, check_reach
+from edge_agent.serving.admission import Admission
+from edge_agent.serving.connections import Connections
+from edge_agent.serving.frames.handler import FrameHandler
+from edge_agent.serving.frames.protocol import FrameLimits, FrameProtocol
+from edge_agent.serving.http.limits import HttpLimits
+from edge_agent.serving.http.protocol import HttpProtocol
+from edge_agent.serving.inference import Inference, Observer
+from edge_agent.serving.listen import address_of, listen_tcp, listen_unix
+from edge_agent.serving.peer import Transport
+from edge_agent.serving.rest.feedback import FeedbackSink
+from edge_agent.serving.rest.router import Router
+from edge_agent.serving.server import Listener, Server
+from edge_agent.serving.shared_memory import Regions
+
+
+class Watcher(Observer, FeedbackSink, Protocol):
+    """Who is told of every request, and takes labels for them."""
+
+
+class LocalApi:
+    """Serves; the constructor takes every address, so that a taken one is known before anything else starts.
+
+    Args:
+        watcher: Told of every request; takes labels.
+        threads: Inferences at once of models that are too slow for the event loop's own thread.
+    Raises:
+        ConfigurationError: The settings would let strangers in, or no such address can be.
+        AddressInUse: Somebody listens there already.
+    """
+
+    def __init__(
+        self,
+        settings: ApiSettings,
+        *,
+        slots: Slots,
+        repository: Repository,
+        watcher: Watcher,
+        threads: int,
+        agent_version: str,
+    ) -> None:
+        unix_sockets = bool(settings.unix_socket or settings.frames_socket)
+        check_reach(settings.host, unix_sockets=unix_sockets, apps=settings.apps)
+        access = Access(settings.apps)
+        limit_bytes = settings.max_body_mib << 20
+        admission = Admission(max_requests=settings.max_pending, max_bytes=2 * limit_bytes)
+        self._settings = settings
+        self._connections = Connections(settings.max_connections)
+        self._regions = Regions()
+        self._inference = Inference(watcher, threads=threads)
+        self._router = Router(
+            slots,
+            repository,
+            self._inference,
+            watcher,
+            self._regions,
+            access=access,
+            admission=admission,
+            agent_version=agent_version,
+            max_rows=settings.max_rows,
+            body_limit_bytes=limit_bytes,
+            cors_origins=settings.cors_origins,
+            connections=self._connections,
+        )
+        self._frames = FrameHandler(
+            slots=slots,
+            repository=repository,
+            inference=self._inference,
+            feedback=watcher,
+            regions=self._regions,
+            access=access,
+            admission=admission,
+            agent_version=agent_version,
+            max_rows=settings.max_rows,
+        )
+        self._listeners: dict[str, Listener] = {}
+        try:
+            self._listen(limit_bytes)
+            self._server = Server(tuple(self._listeners.values()), self._connections)
+        except BaseException:
+            for listener in self._listeners.values():
+                listener.socket.close()
+            self._end()
+            raise
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where it listens: ``api``, what an application should take that knows no better, ``unix`` and ``frames``."""
+        found = {name: listener.address for name, listener in self._listeners.items()}
+        first = found.pop("tcp", "") or found.get("unix", "")
+        return {"api": first, **found}
+
+    def run(self) -> None:
+        """Serve in this thread until SIGINT or SIGTERM (in the main thread), or :meth:`stop`."""
+        self._server.run()
+
+    def start(self) -> None:
+        """Serve in a thread of its own; connections are taken from now on."""
+        self._server.start()
+
+    def stop(self, timeout_s: float = 15.0) -> None:
+        """Answer what is in flight, then stop and close."""
+        self._server.stop(timeout_s)
+        self.close()
+
+    def close(self) -> None:
+        """Give addresses, threads and shared memory back; after :meth:`run` has returned."""
+        self._server.close()
+        self._end()
+
+    def _end(self) -> None:
+        self._router.close()
+        self._inference.close()
+        self._regions.close()
+
+    def _listen(self, limit_bytes: int) -> None:
+        settings, connections = self._settings, self._connections
+        mode = int(settings.socket_mode, 8)
+        http = HttpLimits(
+            max_header_bytes=settings.max_header_kib << 10,
+            head_timeout_s=settings.head_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+        )
+        if settings.host:
+            tcp = listen_tcp(settings.host, settings.port)
+            self._listeners["tcp"] = Listener(
+                tcp, lambda: HttpProtocol(self._router, connections, http, Transport.TCP), address_of(tcp)
+            )
+        if settings.unix_socket:
+            unix = listen_unix(settings.unix_socket, mode)
+            self._listeners["unix"] = Listener(
+                unix,
+                lambda: HttpProtocol(self._router, connections, http, Transport.UNIX),
+                address_of(unix),
+                settings.unix_socket,
+            )
+        if settings.frames_socket:
+            frames = FrameLimits(limit_bytes, settings.body_timeout_s, settings.idle_timeout_s)
+            socket = listen_unix(settings.frames_socket, mode)
+            self._listeners["frames"] = Listener(
+                socket,
+                lambda: FrameProtocol(self._frames, connections, frames),
+                address_of(socket),
+                settings.frames_socket,
+            )
