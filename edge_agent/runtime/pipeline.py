@@ -185,26 +185,39 @@ class PipelineBackend:
         self._check_names(where, step, signature)
         inputs = tuple((spec.name, step.inputs.get(spec.name, spec.name)) for spec in signature.inputs)
         outputs = tuple((spec.name, step.outputs.get(spec.name, spec.name)) for spec in signature.outputs)
+        before = self._inputs.union(*({target for _, target in plan.outputs} for plan in self._plans[:index]))
         for spec, (_, source) in zip(signature.inputs, inputs, strict=True):
-            held = self._pool.get(source)
-            if held is None:
+            if source not in before:
                 raise ModelLoadFailed(
                     f"{where}: input '{spec.name}' is to come from '{source}', which nothing before gives; there are: "
-                    f"{sorted(self._pool)}"
+                    f"{sorted(before)}"
                 )
-            _compare(f"{where}: input '{spec.name}'", spec, held)
-        again = index < len(self._plans)  # a new version, whose outputs must be what those of the first were
+            _compare(f"{where}: input '{spec.name}'", spec, self._pool[source])
+        if index < len(self._plans):
+            outputs = self._outputs_again(where, self._plans[index], signature, outputs)
+        else:
+            self._fill_pool(where, signature, outputs)
+        return _Plan(loaded.digest, inputs, outputs)
+
+    def _fill_pool(self, where: str, signature: Signature, outputs: tuple[tuple[str, str], ...]) -> None:
         for spec, (_, target) in zip(signature.outputs, outputs, strict=True):
-            held = self._pool.get(target)
-            if again and held is not None:
-                _compare(f"{where}: output '{spec.name}'", spec, held)
-            elif held is not None:
+            if target in self._pool:
                 raise ModelLoadFailed(
                     f"{where}: output '{spec.name}' would replace '{target}': give it another name under 'outputs'"
                 )
-            else:
-                self._pool[target] = spec
-        return _Plan(loaded.digest, inputs, outputs)
+            self._pool[target] = spec
+
+    def _outputs_again(
+        self, where: str, old: _Plan, signature: Signature, outputs: tuple[tuple[str, str], ...]
+    ) -> tuple[tuple[str, str], ...]:
+        """Of a new version of a step: it must give what the one gave that was there at load; more is left out."""
+        wanted = [target for _, target in old.outputs]
+        given = {target: spec for spec, (_, target) in zip(signature.outputs, outputs, strict=True)}
+        for target in wanted:
+            if target not in given:
+                raise ModelLoadFailed(f"{where}: gives no '{target}' any more; it gives: {sorted(given)}")
+            _compare(f"{where}: output '{given[target].name}'", given[target], self._pool[target])
+        return tuple((name, target) for name, target in outputs if target in wanted)
 
     def _check_names(self, where: str, step: PipelineStep, signature: Signature) -> None:
         """Refuse a step that speaks of tensors that its model does not have."""

@@ -16,6 +16,7 @@ from edge_agent.contract.manifest import (
     EVALUATION_FILE,
     GOLDEN_FILE,
     REFERENCE_FILE,
+    Batching,
     Classification,
     FileEntry,
     Lineage,
@@ -60,6 +61,7 @@ def make_package(
     fails_above: float | None = None,
     external_data: bool = False,
     extra_files: dict[str, bytes] | None = None,
+    batching: Batching | None = None,
 ) -> Package:
     """Make a package in ``folder`` (which must not exist): the same arguments give the same digest.
 
@@ -102,6 +104,7 @@ def make_package(
             files=entries,
             sampling=sampling or SamplingPolicy(),
             probation=probation or Probation(),
+            batching=batching,
         )
 
     return write_package(folder, files=files, manifest=manifest)
