@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from edge_agent.contract import frames
+from edge_agent.contract import frame_messages, frames
 from edge_agent.contract.checking import Violation
 from edge_agent.contract.errors import MessageError
 from edge_agent.contract.failures import error_of
-from edge_agent.contract.frames import Buffer, Failure, Infer, Inferred, Metadata, Values, Wanted
+from edge_agent.contract.frame_messages import VERSION, Failure, Infer, Inferred, Metadata, Values, Wanted
+from edge_agent.contract.frames import Buffer
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 
@@ -91,7 +92,7 @@ def infer_frame(number: int, model: str, inputs: Tensors, options: Options) -> l
         MessageError: An array has no datatype of the Open Inference Protocol.
     """
     message = Infer(
-        v=frames.VERSION,
+        v=VERSION,
         id=number,
         model=model,
         version=options.version,
@@ -137,7 +138,7 @@ def metadata_of(told: Metadata) -> ModelMetadata:
     return ModelMetadata(told.model, told.version, told.package, told.platform, told.signature)
 
 
-def expect(answer: frames.Answer, kind: type[frames.A]) -> frames.A:
+def expect(answer: frame_messages.Answer, kind: type[frame_messages.A]) -> frame_messages.A:
     """The answer, if it is of this kind.
 
     Raises:

@@ -21,12 +21,12 @@ from edge_agent.client.answers import (
 )
 from edge_agent.client.connection import ConnectionEnded
 from edge_agent.client.sync_client import ANSWER_LIMIT_BYTES
-from edge_agent.contract import frames
+from edge_agent.contract import frame_messages, frames
 from edge_agent.contract.errors import DeadlineExceeded, MessageError, NetworkError, ShoalError
 from edge_agent.contract.failures import error_of
-from edge_agent.contract.frames import (
+from edge_agent.contract.frame_messages import (
+    VERSION,
     Accepted,
-    Buffer,
     Describe,
     Failure,
     Feedback,
@@ -38,6 +38,7 @@ from edge_agent.contract.frames import (
     Pong,
     ServedModel,
 )
+from edge_agent.contract.frames import Buffer
 from edge_agent.contract.framing import FrameBuffer
 
 
@@ -110,31 +111,29 @@ class AsyncClient:
     ) -> None:
         """Tell the true label of an earlier request; as :meth:`edge_agent.client.Client.feedback`."""
         number = next(self._numbers)
-        told = Feedback(
-            v=frames.VERSION, id=number, model=model, request=request_id, label=label, source=source, row=row
-        )
+        told = Feedback(v=VERSION, id=number, model=model, request=request_id, label=label, source=source, row=row)
         expect(await self._ask(number, [frames.encode(told)], None, again=False), Accepted)
 
     async def models(self) -> list[ServedModel]:
         """The models that serve."""
         number = next(self._numbers)
-        request = ListModels(v=frames.VERSION, id=number)
+        request = ListModels(v=VERSION, id=number)
         return expect(await self._ask(number, [frames.encode(request)], None), Models).models
 
     async def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """A model's signature: what it takes and gives."""
         number = next(self._numbers)
-        request = Describe(v=frames.VERSION, id=number, model=model, version=version)
+        request = Describe(v=VERSION, id=number, model=model, version=version)
         return metadata_of(expect(await self._ask(number, [frames.encode(request)], None), Metadata))
 
     async def ping(self) -> str:
         """The agent's version, if it is there."""
         number = next(self._numbers)
-        return expect(await self._ask(number, [frames.encode(Ping(v=frames.VERSION, id=number))], None), Pong).agent
+        return expect(await self._ask(number, [frames.encode(Ping(v=VERSION, id=number))], None), Pong).agent
 
     async def _ask(
         self, number: int, parts: Sequence[Buffer], timeout_s: float | None, *, again: bool = True
-    ) -> frames.Answer:
+    ) -> frame_messages.Answer:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         reused = self._stream is not None
         try:
@@ -176,7 +175,7 @@ class _Stream(asyncio.BufferedProtocol):
         self._path = path
         self._buffer = FrameBuffer(limit_bytes)
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[frames.Answer]] = {}
+        self._waiting: dict[int, asyncio.Future[frame_messages.Answer]] = {}
         self._writable = asyncio.Event()
         self._writable.set()
         self._reason: ShoalError | None = None
@@ -218,13 +217,13 @@ class _Stream(asyncio.BufferedProtocol):
             self._reason = error
             self.transport.abort()
 
-    async def ask(self, number: int, parts: Sequence[Buffer], timeout_s: float) -> frames.Answer:
+    async def ask(self, number: int, parts: Sequence[Buffer], timeout_s: float) -> frame_messages.Answer:
         """Send a request and wait for the answer with its number."""
         if not self._writable.is_set():
             await self._writable.wait()
         if self.closed.done() or self.transport.is_closing():
             raise ConnectionEnded(f"{self._path}: the agent has closed the connection")
-        future: asyncio.Future[frames.Answer] = self._loop.create_future()
+        future: asyncio.Future[frame_messages.Answer] = self._loop.create_future()
         self._waiting[number] = future
         if len(parts) == 1:
             self.transport.write(parts[0])
@@ -237,13 +236,13 @@ class _Stream(asyncio.BufferedProtocol):
             timer.cancel()
             self._waiting.pop(number, None)
 
-    def _take(self, answer: frames.Answer) -> None:
+    def _take(self, answer: frame_messages.Answer) -> None:
         if isinstance(answer, Failure) and answer.id == 0:
             raise error_of(answer)
         future = self._waiting.get(answer.id)
         if future is not None and not future.done():  # else its request was given up
             future.set_result(answer)
 
-    def _give_up(self, future: asyncio.Future[frames.Answer], timeout_s: float) -> None:
+    def _give_up(self, future: asyncio.Future[frame_messages.Answer], timeout_s: float) -> None:
         if not future.done():
             future.set_exception(DeadlineExceeded(f"{self._path}: no answer in {timeout_s:g} s"))

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from edge_agent.contract import frames
 from edge_agent.contract.errors import DeadlineExceeded, MessageError, NetworkError
 from edge_agent.contract.failures import error_of
-from edge_agent.contract.frames import Answer, Buffer, Failure
+from edge_agent.contract.frame_messages import Answer, Failure
+from edge_agent.contract.frames import Buffer
 from edge_agent.contract.framing import FrameBuffer
 
 # More would have to fit the kernel's limit of parts in one call (IOV_MAX, 1024).

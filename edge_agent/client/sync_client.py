@@ -20,11 +20,11 @@ from edge_agent.client.answers import (
     metadata_of,
 )
 from edge_agent.client.connection import Connection, ConnectionEnded
-from edge_agent.contract import frames
+from edge_agent.contract import frame_messages, frames
 from edge_agent.contract.errors import DeadlineExceeded, ShoalError
-from edge_agent.contract.frames import (
+from edge_agent.contract.frame_messages import (
+    VERSION,
     Accepted,
-    Buffer,
     Describe,
     Feedback,
     Inferred,
@@ -35,6 +35,7 @@ from edge_agent.contract.frames import (
     Pong,
     ServedModel,
 )
+from edge_agent.contract.frames import Buffer
 
 ANSWER_LIMIT_BYTES = 256 * 1024 * 1024
 # Fewer than the agent lets wait on one connection, so that it never has to stop reading.
@@ -161,16 +162,14 @@ class Client:
             MalformedRequest: The model has no such class.
         """
         number = next(self._numbers)
-        told = Feedback(
-            v=frames.VERSION, id=number, model=model, request=request_id, label=label, source=source, row=row
-        )
+        told = Feedback(v=VERSION, id=number, model=model, request=request_id, label=label, source=source, row=row)
         # Not sent again where the connection ends meanwhile: it may have been taken already.
         expect(self._ask(number, [frames.encode(told)], None, again=False), Accepted)
 
     def models(self) -> list[ServedModel]:
         """The models that serve, each with its version, its package's digest, and whether it is the default."""
         number = next(self._numbers)
-        request = ListModels(v=frames.VERSION, id=number)
+        request = ListModels(v=VERSION, id=number)
         return expect(self._ask(number, [frames.encode(request)], None), Models).models
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
@@ -180,17 +179,17 @@ class Client:
             UnknownModel: It does not serve here.
         """
         number = next(self._numbers)
-        request = Describe(v=frames.VERSION, id=number, model=model, version=version)
+        request = Describe(v=VERSION, id=number, model=model, version=version)
         return metadata_of(expect(self._ask(number, [frames.encode(request)], None), Metadata))
 
     def ping(self) -> str:
         """The agent's version, if it is there."""
         number = next(self._numbers)
-        return expect(self._ask(number, [frames.encode(Ping(v=frames.VERSION, id=number))], None), Pong).agent
+        return expect(self._ask(number, [frames.encode(Ping(v=VERSION, id=number))], None), Pong).agent
 
     def _ask(
         self, number: int, parts: Sequence[Buffer], timeout_s: float | None, *, again: bool = True
-    ) -> frames.Answer:
+    ) -> frame_messages.Answer:
         """The answer with this number; on a new connection where the old one had ended.
 
         Args:
@@ -205,7 +204,7 @@ class Client:
                     raise
             return self._ask_once(number, parts, timeout_s)
 
-    def _ask_once(self, number: int, parts: Sequence[Buffer], timeout_s: float | None) -> frames.Answer:
+    def _ask_once(self, number: int, parts: Sequence[Buffer], timeout_s: float | None) -> frame_messages.Answer:
         connection = self._connected()
         connection.set_timeout(self._timeout_s if timeout_s is None else timeout_s)
         sent = False
@@ -250,7 +249,7 @@ def _take(connection: Connection, answers: dict[int, Answer | ShoalError | None]
     return taken
 
 
-def _answer_or_error(answer: frames.Answer) -> Answer | ShoalError:
+def _answer_or_error(answer: frame_messages.Answer) -> Answer | ShoalError:
     try:
         return answer_of(expect(answer, Inferred))
     except ShoalError as error:

@@ -23,7 +23,7 @@ from edge_agent.contract.errors import (
     UnknownRequest,
     Unsupported,
 )
-from edge_agent.contract.frames import Failure
+from edge_agent.contract.frame_messages import Failure
 from edge_agent.contract.framing import FrameTooLarge
 
 RETRY_AFTER_S = 1.0

@@ -70,7 +70,7 @@ class SleepyModels:
     def __init__(self, slots: Slots, folder: Path) -> None:
         self._slots, self._folder = slots, folder
 
-    def wake(self, model: str, version: str | None = None) -> None:
+    def wake(self, model: str, version: str | None = None) -> None:  # noqa: ARG002 - the protocol has it
         self._slots.install(load(Package.open(self._folder / model, verify=False)))
 
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from edge_agent.contract import frames
 from edge_agent.contract.errors import ModelUnavailable, UnknownRequest, Unsupported
-from edge_agent.contract.frames import (
+from edge_agent.contract.frame_messages import (
+    VERSION,
     Accepted,
-    Buffer,
     Describe,
     Feedback,
     Infer,
@@ -21,6 +21,7 @@ from edge_agent.contract.frames import (
     Request,
     ServedModel,
 )
+from edge_agent.contract.frames import Buffer
 from edge_agent.runtime.slots import Lease, LoadedModel, Slots
 from edge_agent.serving.access import Access, App
 from edge_agent.serving.admission import Admission, HeldRoom
@@ -98,8 +99,8 @@ class FrameHandler:
         Raises:
             ShoalError: The request is refused, or failed; the coroutine may raise it too.
         """
-        if request.v != frames.VERSION:
-            raise Unsupported(f"frames of version {request.v} are not known here; this agent speaks {frames.VERSION}")
+        if request.v != VERSION:
+            raise Unsupported(f"frames of version {request.v} are not known here; this agent speaks {VERSION}")
         if isinstance(request, Infer):
             return self._infer(request, app)
         if isinstance(request, Feedback):

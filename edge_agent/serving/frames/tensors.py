@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from edge_agent.contract import frames
 from edge_agent.contract.errors import MalformedRequest, MessageError, SignatureMismatch
-from edge_agent.contract.frames import Buffer, Infer, Inferred, Values, Wanted
+from edge_agent.contract.frame_messages import Infer, Inferred, Values, Wanted
+from edge_agent.contract.frames import Buffer
 from edge_agent.contract.tensors import Datatype, pack_bytes
 from edge_agent.serving.request import MAX_ID_LENGTH, InferenceAnswer, InferenceRequest, WantedOutput
 
