@@ -126,7 +126,7 @@ def read_head(data: Buffer, signature: Signature) -> Head[Any]:
         flat = _FLAT[signature.inputs[0].datatype]
         try:
             head: Head[Any] = flat.decode(data)
-        except msgspec.ValidationError:
+        except (msgspec.DecodeError, UnicodeDecodeError):  # nested, or wrong: which input, shows when it is looked at
             return _any_data.decode(data)
         for tensor in head.inputs:
             if _FLAT[tensor.datatype] is not flat:
