@@ -13,7 +13,18 @@ import msgspec
 import numpy as np
 
 from edge_agent.contract import lake, latency
-from edge_agent.contract.constraint import Constraint, Sensitivity
+from edge_agent.contract.constraint import (
+    AxisLimit,
+    Constraint,
+    DateFormat,
+    Encoding,
+    ImageFormat,
+    ImageLimits,
+    NumberFormat,
+    Policy,
+    Rule,
+    Sensitivity,
+)
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
 from edge_agent.contract.envelope import Envelope, Message, encode
 from edge_agent.contract.manifest import (
@@ -290,8 +301,54 @@ RUN_FILE = RunFile(
     champion=PACKAGE,
     champion_version="2",
 )
+# Every member of every constraint, as manifests have them.
+CONSTRAINTS = Signature(
+    inputs=(
+        TensorSpec(
+            name="weight",
+            datatype=Datatype.BYTES,
+            shape=(None, None),
+            constraint=Constraint(
+                minimum=0,
+                maximum=2000,
+                fill="-1",
+                unit="kg",
+                encoding=Encoding.LATIN_1,
+                min_length=1,
+                max_length=20,
+                axes=(AxisLimit(axis=1, minimum=2, maximum=16),),
+                number=NumberFormat(decimal=",", grouping="."),
+                policies={Rule.RANGE: Policy.CLIP, Rule.NUMBER: Policy.FILL, Rule.UNIT: Policy.FLAG},
+            ),
+        ),
+        TensorSpec(
+            name="measured",
+            datatype=Datatype.BYTES,
+            shape=(None,),
+            constraint=Constraint(date=DateFormat(format="%d.%m.%Y %H:%M", zone="Europe/Berlin"), nullable=True),
+        ),
+        TensorSpec(
+            name="photo",
+            datatype=Datatype.BYTES,
+            shape=(None,),
+            constraint=Constraint(
+                image=ImageLimits(
+                    formats=(ImageFormat.PNG, ImageFormat.JPEG),
+                    min_width=16,
+                    max_width=4096,
+                    min_height=16,
+                    max_height=4096,
+                    max_pixels=8_000_000,
+                ),
+                policies={Rule.IMAGE: Policy.FLAG},
+            ),
+        ),
+    ),
+    outputs=(TensorSpec(name="probabilities", datatype=Datatype.FP32, shape=(None, 2)),),
+)
 # What travels as JSON, over HTTP or inside TUF metadata.
 JSON: dict[str, msgspec.Struct] = {
+    "constraints.json": CONSTRAINTS,
     "assignment.json": Assignment(device="crane-3", release=4, rollout="rollout-7"),
     "enrolment-request.json": EnrolmentRequest(claim="one-time", device="crane-3", hardware=HARDWARE),
     "enrolment.json": ENROLMENT,
