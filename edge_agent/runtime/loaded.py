@@ -19,6 +19,7 @@ from edge_agent.contract.manifest import Manifest, PipelineStep
 from edge_agent.contract.profile import ReferenceProfile, count_batch
 from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import InferenceBackend
+from edge_agent.runtime.batchable import check_batchable
 from edge_agent.runtime.memory import give_back, resident_bytes
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Golden, Package
@@ -139,6 +140,7 @@ def load(
         count_batch(loaded.reference.features, _numbers(golden.inputs), _numbers(golden.outputs))
         with _bounded(backend, package.manifest.max_run_s):
             _warm_up(loaded, golden)
+            check_batchable(backend, loaded.check, package.manifest, golden)
             loaded.run_us = _median_us(loaded, golden)
     except BaseException:
         backend.close()

@@ -1,0 +1,101 @@
+"""Batching is refused, when the model is loaded, where rows are not independent of each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_agent.contract.errors import ManifestError
+from edge_agent.contract.manifest import (
+    GOLDEN_FILE,
+    REFERENCE_FILE,
+    Batching,
+    Classification,
+    FileEntry,
+    Lineage,
+    Manifest,
+    Variant,
+)
+from edge_agent.contract.profile import ReferenceProfile, encode_profile
+from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.tensors import Datatype
+from edge_agent.runtime.package import Golden, Package, encode_golden
+from edge_agent.runtime.package_writer import write_package
+from edge_agent.runtime.slots import load
+from tests.fakes.packages import make_package, reference_images
+
+LABELS = tuple(str(index) for index in range(10))
+
+
+def package_of(folder: Path, *, axis: int, keep_rows: bool, batching: Batching | None) -> Package:
+    """Softmax over the classes of ``x`` (axis 1) or over the rows of the batch (0); of all rows, or of the first."""
+    values = reference_images(4)[:, :10]
+    nodes = [helper.make_node("Softmax", ["x"], ["p" if keep_rows else "each"], axis=axis)]
+    if not keep_rows:
+        nodes.append(helper.make_node("Compress", ["each", "first"], ["p"], axis=0))
+    graph = helper.make_graph(
+        nodes,
+        "softmax",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 10])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, [None, 10])],
+        [numpy_helper.from_array(np.array([True]), "first")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    profile = ReferenceProfile(
+        features=(), counts={}, calibration=((0.0, 0.0), (1.0, 1.0)), accuracy=0.5, margin_threshold=0.1
+    )
+    files: dict[str, bytes | Path] = {
+        "model.onnx": model.SerializeToString(),
+        REFERENCE_FILE: encode_profile(profile),
+        GOLDEN_FILE: encode_golden(Golden(inputs={"x": values}, outputs={"p": values})),
+    }
+
+    def manifest(entries: dict[str, FileEntry]) -> Manifest:
+        return Manifest(
+            name="softmax",
+            version="1",
+            lineage=Lineage(
+                dataset="0" * 64,
+                code_sha256="1" * 64,
+                lock_sha256="2" * 64,
+                seed=0,
+                run="r",
+                trained_at="2025-01-01T00:00:00Z",
+            ),
+            signature=Signature(
+                inputs=(TensorSpec(name="x", datatype=Datatype.FP32, shape=(None, 10)),),
+                outputs=(TensorSpec(name="p", datatype=Datatype.FP32, shape=(None, 10)),),
+            ),
+            task=Classification(output="p", labels=LABELS),
+            variants={"fp32": Variant(model="model.onnx")},
+            files=entries,
+            batching=batching,
+        )
+
+    return write_package(folder, files=files, manifest=manifest)
+
+
+def test_a_model_of_independent_rows_may_be_batched(tmp_path: Path) -> None:
+    loaded = load(make_package(tmp_path / "digits", batching=Batching()))
+    assert loaded.manifest.batching is not None
+    loaded.close()
+    load(package_of(tmp_path / "softmax", axis=1, keep_rows=True, batching=Batching())).close()
+
+
+def test_a_model_whose_rows_depend_on_each_other_may_not(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="batching: output 'p', row 0: differs when the row is run alone"):
+        load(package_of(tmp_path / "softmax", axis=0, keep_rows=True, batching=Batching()))
+
+
+def test_a_model_whose_output_is_not_by_row_may_not(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"batching: output 'p' has shape \[1, 10\] for 3 rows"):
+        load(package_of(tmp_path / "softmax", axis=1, keep_rows=False, batching=Batching()))
+
+
+def test_without_batching_such_models_serve(tmp_path: Path) -> None:
+    load(package_of(tmp_path / "softmax", axis=0, keep_rows=True, batching=None)).close()
