@@ -91,6 +91,7 @@ class ModelsFolder:
                 _, was = before.get(folder, (None, None))
                 name, version = (was.manifest.name, was.manifest.version) if was is not None else (folder.name, "")
                 broken.append(Broken(name, version, error))
+                self._seen.pop(folder, None)
                 if was is not None:  # what it held is still what its state is about
                     self._seen[folder] = ((0, 0, 0), was)
                 continue

@@ -247,11 +247,13 @@ class Repository:
             return ""
         return _KEPT if known.installed and not known.active else _NOT_ASKED
 
-    def _try(self, known: Known) -> None:
+    def _try(self, known: Known) -> bool:
         try:
             self._load(known)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one package, the others must serve
             _log.warning("model %s %s is not loaded: %s", known.name, known.version, error)
+            return False
+        return True
 
     def _load(self, known: Known) -> LoadedModel:
         """Load, test and let serve; a failure is noted in the index."""
@@ -321,13 +323,21 @@ class Repository:
                 self._slots.unload(*key, reason=f"version {loaded.version} took its place")
 
     def _load_waiting(self) -> None:
-        """Load the pipelines whose steps were not there; the fleet's too."""
-        waiting = {
-            (entry.name, entry.version) for entry in self._slots.index() if entry.state is ModelState.UNAVAILABLE
-        }
-        for key, known in self._catalogue.known.items():
-            if key in waiting and known.package.manifest.pipeline:
-                self._try(known)
+        """Load the pipelines whose steps were not there, the fleet's too; one may be the step of another."""
+        progress = True
+        while progress:
+            progress = False
+            waiting = {
+                (entry.name, entry.version) for entry in self._slots.index() if entry.state is ModelState.UNAVAILABLE
+            }
+            for key in waiting & self._catalogue.known.keys():
+                known = self._catalogue.known[key]
+                if known.package.manifest.pipeline and self._has_steps(known.package):
+                    progress = self._try(known) or progress
+
+    def _has_steps(self, pipeline: Package) -> bool:
+        steps = pipeline.manifest.pipeline
+        return all(step.version in (None, *self._versions(step.model)) and self._versions(step.model) for step in steps)
 
     def _collect(self) -> None:
         if self._cache is not None:
