@@ -65,6 +65,7 @@ from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype, Tensor
 from edge_agent.contract.topics import Stream
+from tests.edge_agent.contract.golden_frames import golden_frames
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -390,7 +391,7 @@ def golden_files() -> dict[str, bytes]:
     written["lake-columns.json"] = msgspec.json.format(msgspec.json.encode(columns), indent=1) + b"\n"
     written["manifest.json"] = encode_manifest(MANIFEST)
     written["reference.profile"] = encode_profile(PROFILE)
-    return {**packed, **written}
+    return {**packed, **written, **golden_frames()}
 
 
 def main() -> None:
