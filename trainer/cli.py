@@ -160,6 +160,19 @@ def train(
     click.echo(f"package {result.package} (version {result.version}) is in {out}")
 
 
+@trainer.command("pipeline")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the package folder shall lie.")
+@_DEBUG
+@plainly
+def make_pipeline(*, file: Path, out: Path) -> None:
+    """Make a package of the pipeline that the TOML file FILE declares: models that run one after the other."""
+    from trainer.pipeline import read_pipeline_file, write_pipeline
+
+    package = write_pipeline(out, read_pipeline_file(file), file.parent)
+    click.echo(f"package {package.digest} (version {package.manifest.version}) is in {out}")
+
+
 @trainer.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_SERVER
