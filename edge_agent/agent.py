@@ -31,8 +31,7 @@ from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
-from edge_agent.serving.app import InferenceApp
-from edge_agent.serving.http_server import HttpServer
+from edge_agent.serving.local_api import LocalApi
 from edge_agent.update.installer import Installer
 from edge_agent.update.update_thread import UpdateThread
 
@@ -79,16 +78,14 @@ class Agent:
         self._repository.follow(self._installer)
         self._updates = UpdateThread(self._installer)
         self._monitor = Monitor(self._outbox, self._state, traffic=self._traffic)
-        app = InferenceApp(
-            self._slots,
-            self._monitor,
-            self._monitor,
+        self._api = LocalApi(
+            config.api,
+            slots=self._slots,
+            repository=self._repository,
+            watcher=self._monitor,
+            threads=self._threads.at_once,
             agent_version=__version__,
-            max_rows=config.api.max_rows,
-            body_limit_bytes=config.api.max_body_mib << 20,
-            max_pending=config.api.max_pending,
         )
-        self._http = HttpServer(app, host=config.api.host, port=config.api.port, uds=config.api.unix_socket)
         self._reporter = Reporter(
             flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
         )
@@ -97,7 +94,7 @@ class Agent:
         """Serve until SIGINT or SIGTERM, then stop every part in order."""
         try:
             self._start()
-            self._http.run()
+            self._api.run()
         finally:
             self.close()
 
@@ -109,7 +106,7 @@ class Agent:
         self._reporter.stop()
         if self._link is not None:
             self._link.stop()
-        self._http.close()
+        self._api.close()
         self._slots.close()
         self._monitor.close()
         self._outbox.close()
@@ -128,14 +125,15 @@ class Agent:
                 "this device has not enrolled: it serves what it holds, and reports to nobody; "
                 "to join a fleet: shoal-agent enrol --help"
             )
-        address = {"api": self._http.address, "pid": os.getpid(), "version": __version__}
+        address = {**self._api.addresses, "pid": os.getpid(), "version": __version__}
         path = self._state / ADDRESS_FILE
         try:
             write_durably(path, msgspec.json.encode(address))
         except OSError as error:  # who needs the file will miss it; applications get their answers all the same
             _log.warning("%s could not be written: %s", path, error.strerror)
         served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
-        _log.info("listening on %s, serving %s", self._http.address, served)
+        addresses = dict.fromkeys(self._api.addresses.values())
+        _log.info("listening on %s, serving %s", ", ".join(addresses) or "no address", served)
 
     def _take_desired(self, desired: Desired) -> None:
         """Called in the link's thread: nothing here waits."""
@@ -165,7 +163,7 @@ class Agent:
             desired_revision=self._desired_revision,
             hardware=self._hardware,
             models=self._installer.reported(),
-            api=self._http.address,
+            api=self._api.addresses["api"],
         )
 
     def _publish(self, reported: Reported) -> None:

@@ -1,12 +1,9 @@
-"""The local API over real sockets: routes, errors, limits, feedback."""
+"""Inference over real sockets: answers, errors, limits, models that change meanwhile."""
 
 from __future__ import annotations
 
 import json
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.contract.errors import AddressInUse, ConfigurationError
-from edge_agent.contract.messages import LabelBatch, MetricsReport, SampleBatch
+from edge_agent.config import ApiSettings
+from edge_agent.contract.messages import MetricsReport, SampleBatch
 from edge_agent.contract.topics import Stream
 from edge_agent.runtime.slots import Slots, load
-from edge_agent.serving.app import InferenceApp
-from edge_agent.serving.http_server import HttpServer
 from tests.edge_agent.serving.conftest import Device
 from tests.fakes.packages import answer, make_package, model_weights, reference_images
+from tests.fakes.serving_device import serving
 
 _INFER = "/v2/models/digits/infer"
 
@@ -31,74 +27,6 @@ def _body(pixels: float | None = None, **changes: Any) -> dict[str, Any]:
     data = reference_images(1).ravel().tolist() if pixels is None else [pixels] * 64
     tensor = {"name": "image", "shape": [1, 64], "datatype": "FP32", "data": data}
     return {"inputs": [{**tensor, **changes}]}
-
-
-def test_server_metadata_and_health_have_the_keys_that_clients_read(device: Device) -> None:
-    status, server = device.ask_json("GET", "/v2")
-    assert status == 200
-    assert server == {
-        "name": "shoal-agent",
-        "version": "1.2.3",
-        "extensions": ["binary_tensor_data", "model_repository"],
-    }
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/health/ready?verbose=1"):
-        assert device.ask_json("GET", path) == (200, {"live": True, "ready": True})
-    device.slots.close()
-    assert device.ask_json("GET", "/v2/health/ready") == (503, {"live": True, "ready": False})
-    assert device.ask_json("GET", "/v2/health/live") == (200, {"live": True, "ready": False})
-
-
-@pytest.mark.parametrize("path", ["/v2/models/digits", "/v2/models/digits/versions/1", "/v2/models/digits/?a=b"])
-def test_model_metadata_tells_names_datatypes_and_shapes(shared: Device, path: str) -> None:
-    assert shared.ask_json("GET", path) == (
-        200,
-        {
-            "name": "digits",
-            "versions": ["1"],
-            "platform": "onnx_onnxv1",
-            "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 64]}],
-            "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}],
-        },
-    )
-
-
-def test_model_readiness_and_the_repository_index(shared: Device) -> None:
-    for path in ("/v2/models/digits/ready", "/v2/models/digits/versions/1/ready"):
-        assert shared.ask_json("GET", path) == (200, {"name": "digits", "ready": True})
-    index = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("digits", "echo")]
-    assert shared.ask_json("POST", "/v2/repository/index", b"") == (200, index)
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status", "text"),
-    [
-        ("GET", "/", 404, "no such path: /; the API begins at /v2"),
-        ("GET", "/v3/models", 404, "no such path"),
-        ("GET", "/v2/models/digits/config/x", 404, "no such path"),
-        ("GET", "/v2/models/cats", 404, "model 'cats' is not served here; served are: digits, echo"),
-        ("GET", "/v2/models/digits/versions/9", 404, "no version '9' here; it is at version '1'"),
-        ("GET", "/v2/models/stats", 501, "stats is a part of the protocol that is not there yet"),
-        ("GET", "/v2/models/digits/stats", 501, "stats is a part of the protocol that is not there yet"),
-        ("GET", "/v2/models/digits/config", 501, "config is a part of the protocol that is not there yet"),
-        ("GET", "/v2/models/digits/versions/1/config", 501, "config is a part of the protocol"),
-        ("GET", "/v2/models/cats/stats", 404, "model 'cats' is not served here"),
-        ("POST", "/v2/models/cats/infer", 404, "model 'cats' is not served here"),
-        ("POST", "/v2/models/digits/versions/9/infer", 404, "no version '9'"),
-        ("GET", "/v2/models/digits/infer", 405, "takes POST, not GET"),
-        ("POST", "/v2/health/live", 405, "takes GET, not POST"),
-        ("GET", "/v2/repository/index", 405, "takes POST, not GET"),
-        ("DELETE", "/v2/models/digits", 405, "takes GET, not DELETE"),
-    ],
-)
-def test_paths_and_methods_that_do_not_exist_get_the_protocols_error(
-    shared: Device, method: str, path: str, status: int, text: str
-) -> None:
-    found, body = shared.ask_json(method, path, b"{}" if method == "POST" else None)
-    assert found == status
-    assert set(body) == {"error"}
-    assert text in body["error"]
-    if status == 405:
-        assert shared.ask(method, path)[1]["allow"] in {"GET", "POST"}
 
 
 def test_an_inference_answers_with_package_and_request_id(device: Device) -> None:
@@ -150,7 +78,7 @@ def test_a_request_that_breaks_the_signature_gets_a_precise_400(
         (b"{}", {"Inference-Header-Content-Length": "99"}, "but the body has 2 bytes: truncated?"),
         (b"{}", {"Inference-Header-Content-Length": "-1"}, "must be a length in bytes, got '-1'"),
         (b"{}", {"Inference-Header-Content-Length": "two"}, "must be a length in bytes"),
-        (b"{}", {"Content-Encoding": "gzip"}, "content-encoding 'gzip' is not supported"),
+        (b"{}", {"Content-Encoding": "gzip"}, "the body is no gzip"),
         (b'{"inputs": []}', {}, "input 'image': name: the request lacks this input"),
     ],
 )
@@ -163,10 +91,10 @@ def test_bytes_that_are_no_request_get_a_precise_400(
 
 
 def test_a_body_over_the_limit_is_refused_announced_or_not(shared: Device) -> None:
-    status, body = shared.ask_json("POST", _INFER, b"x" * 1_000_001)
+    status, body = shared.ask_json("POST", _INFER, b"x" * (1 << 20 | 1))
     assert status == 413
-    assert "limit of 1000000 bytes" in body["error"]
-    with socket.create_connection(("127.0.0.1", shared.server.port), timeout=30) as raw:
+    assert "limit of 1048576 bytes" in body["error"]
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as raw:
         raw.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(11):
             raw.sendall(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
@@ -186,11 +114,11 @@ def test_a_large_request_is_answered_in_json_and_in_binary(device: Device) -> No
 
 
 def test_requests_beyond_what_may_wait_are_told_when_to_ask_again(device: Device) -> None:
-    """The test's device takes bodies of 1 MB, and 2 MB of them at once."""
+    """The test's device takes bodies of 1 MiB, and 2 MiB of them at once."""
     begun = f"POST {_INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 900000\r\n\r\n".encode() + b"{"
     with (
-        socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as first,
-        socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as second,
+        socket.create_connection(("127.0.0.1", device.port), timeout=30) as first,
+        socket.create_connection(("127.0.0.1", device.port), timeout=30) as second,
     ):
         first.sendall(begun)
         second.sendall(begun)
@@ -207,42 +135,38 @@ def test_requests_beyond_what_may_wait_are_told_when_to_ask_again(device: Device
     assert status == 400
 
 
-def test_only_so_many_requests_wait_for_a_slow_model(shared: Device, tmp_path: Path) -> None:
-    slots = Slots()
-    loaded = load(make_package(tmp_path / "slow"))
-    loaded.inline = False
-    slots.install(loaded)
-    entered, leave = threading.Semaphore(0), threading.Event()
-    infer = loaded.backend.infer
+def test_only_so_many_requests_wait_for_a_slow_model(tmp_path: Path) -> None:
+    make_package(tmp_path / "models" / "digits")
+    with serving(tmp_path, ApiSettings(port=0, max_pending=2)) as slow:
+        loaded = slow.slots.get("digits")
+        loaded.inline = False
+        entered, leave = threading.Semaphore(0), threading.Event()
+        infer = loaded.backend.infer
 
-    def wait(inputs: Any) -> Any:
-        entered.release()
-        leave.wait(30)
-        return infer(inputs)
+        def wait(inputs: Any) -> Any:
+            entered.release()
+            leave.wait(30)
+            return infer(inputs)
 
-    loaded.backend.infer = wait  # type: ignore[method-assign]
-    app = InferenceApp(slots, shared.monitor, shared.monitor, agent_version="1", max_pending=2)
-    server = HttpServer(app)
-    server.start()
-    slow = Device(slots, shared.monitor, shared.outbox, server, tmp_path)
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(slow.ask_json("POST", _INFER, _body())[0])) for _ in "ab"]
-    for thread in threads:
-        thread.start()
-    assert entered.acquire(timeout=30)
-    assert entered.acquire(timeout=30)
-    status, headers, data = slow.ask("POST", _INFER, _body())
-    leave.set()
-    for thread in threads:
-        thread.join()
-    server.stop()
-    slots.close()
+        loaded.backend.infer = wait  # type: ignore[method-assign]
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: found.append(slow.ask_json("POST", _INFER, _body())[0])) for _ in "ab"
+        ]
+        for thread in threads:
+            thread.start()
+        assert entered.acquire(timeout=30)
+        assert entered.acquire(timeout=30)
+        status, headers, data = slow.ask("POST", _INFER, _body())
+        leave.set()
+        for thread in threads:
+            thread.join()
     assert (status, headers["retry-after"], found) == (503, "1", [200, 200])
     assert "2 requests are being worked on, the limit (max_pending under [api]" in json.loads(data)["error"]
 
 
 def test_an_application_that_hangs_up_midway_leaves_no_trace(device: Device) -> None:
-    with socket.create_connection(("127.0.0.1", device.server.port), timeout=30) as raw:
+    with socket.create_connection(("127.0.0.1", device.port), timeout=30) as raw:
         raw.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 500\r\n\r\n{")
     assert device.ask_json("POST", _INFER, _body())[0] == 200
     assert device.slots.get("digits").requests == 1
@@ -282,54 +206,6 @@ def test_a_probe_is_answered_but_neither_counted_nor_sampled(device: Device) -> 
     assert device.slots.get("digits").requests == 0
 
 
-@pytest.mark.parametrize("label", ["7", 7])
-def test_feedback_becomes_a_label_of_the_earlier_request(device: Device, label: str | int) -> None:
-    device.ask_json("POST", _INFER, {**_body(), "id": "r1"})
-    told = {"request_id": "r1", "label": label, "source": "operator"}
-    status, body = device.ask_json("POST", "/v2/models/digits/feedback", told)
-    assert (status, body) == (200, {"model_name": "digits", "request_id": "r1", "accepted": True})
-    (batch,) = device.sent(Stream.LABELS, LabelBatch)
-    (kept,) = batch.labels
-    assert (kept.request_id, kept.label, kept.source) == ("r1", "7", "operator")
-    assert kept.package == device.slots.get("digits").digest
-    assert kept.prediction == str(answer(*model_weights(), reference_images(1)).argmax())
-    assert 0 < kept.inclusion_probability <= 1
-
-
-def test_feedback_on_several_rows_names_the_row(device: Device) -> None:
-    images = reference_images(2)
-    device.ask_json("POST", _INFER, {"id": "two", **_body(shape=[2, 64], data=images.ravel().tolist())})
-    status, body = device.ask_json("POST", "/v2/models/digits/feedback", {"request_id": "two", "label": 1})
-    assert status == 404
-    assert "name the row" in body["error"]
-    told = {"request_id": "two", "label": 1, "row": 1}
-    assert device.ask_json("POST", "/v2/models/digits/feedback", told)[0] == 200
-    (batch,) = device.sent(Stream.LABELS, LabelBatch)
-    assert batch.labels[0].request_id == "two/1"
-
-
-@pytest.mark.parametrize(
-    ("told", "status", "text"),
-    [
-        ({"request_id": "never", "label": "7"}, 404, "does not remember request 'never'"),
-        ({"request_id": "r1", "label": "cat"}, 400, "no such class; it has: 0, 1, 2"),
-        ({"request_id": "r1", "label": 10}, 400, "no such class"),
-        ({"request_id": "r1", "label": -1}, 400, "no such class"),
-        ({"request_id": "r1", "label": 1.5}, 400, "label"),
-        ({"request_id": "r1"}, 400, "missing required field `label`"),
-        ({"request_id": "r1", "label": 1, "lable": 2}, 400, "unknown field `lable`"),
-    ],
-)
-def test_wrong_feedback_is_refused_and_keeps_nothing(
-    device: Device, told: dict[str, Any], status: int, text: str
-) -> None:
-    device.ask_json("POST", _INFER, {**_body(), "id": "r1"})
-    found, body = device.ask_json("POST", "/v2/models/digits/feedback", told)
-    assert found == status
-    assert text in body["error"]
-    assert device.sent(Stream.LABELS, LabelBatch) == []
-
-
 def test_text_travels_as_json_and_as_binary(shared: Device) -> None:
     tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": ["né", "b"]}
     status, body = shared.ask_json("POST", "/v2/models/echo/infer", {"inputs": [tensor]})
@@ -355,91 +231,15 @@ def test_text_that_is_no_utf8_is_the_callers_fault(shared: Device) -> None:
     assert "no UTF-8 text" in json.loads(data)["error"]
 
 
-def test_a_taken_port_is_known_before_anything_starts(shared: Device) -> None:
-    app = InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1")
-    with pytest.raises(AddressInUse, match=rf"127\.0\.0\.1:{shared.server.port}: already in use"):
-        HttpServer(app, port=shared.server.port)
-    with pytest.raises(ConfigurationError, match=r"cannot listen there|no such address"):
-        HttpServer(app, host="192.0.2.1")
-    assert shared.ask_json("GET", "/v2")[0] == 200
-
-
-def test_the_address_is_known_after_the_socket_is_closed(shared: Device) -> None:
-    server = HttpServer(InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1"))
-    address, port = server.address, server.port
-    server.close()
-    assert (server.address, server.port) == (address, port)
-    assert address == f"http://127.0.0.1:{port}"
-
-
-def test_a_unix_socket_serves_and_one_left_by_a_killed_agent_is_taken_over(shared: Device, tmp_path: Path) -> None:
-    path = tmp_path / "api.sock"
-    dead = socket.socket(socket.AF_UNIX)
-    dead.bind(str(path))
-    dead.close()
-    server = HttpServer(InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1"), uds=str(path))
-    server.start()
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-        assert client.recv(4096).startswith(b"HTTP/1.1 200")
-    with pytest.raises(AddressInUse):
-        HttpServer(InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1"), uds=str(path))
-    server.stop()
-    assert not path.exists()
-
-
-def test_a_place_where_no_socket_can_be_is_named(shared: Device, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for path, text in (("file/api.sock", "cannot listen there"), ("file", "no socket")):
-        app = InferenceApp(shared.slots, shared.monitor, shared.monitor, agent_version="1")
-        with pytest.raises(ConfigurationError, match=text):
-            HttpServer(app, uds=str(tmp_path / path))
-
-
-def test_feedback_as_long_as_a_tensor_is_refused(shared: Device) -> None:
-    status, body = shared.ask_json("POST", "/v2/models/digits/feedback", {"request_id": "r" * 100_000, "label": "1"})
-    assert status == 413
-    assert "limit of 65536 bytes" in body["error"]
-
-
 def test_an_answer_goes_out_in_one_write(shared: Device) -> None:
     """Header and body in two writes would meet delayed acknowledgements: 43 ms instead of 0.1."""
     request = b"GET /v2/models/digits HTTP/1.1\r\nhost: a\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", shared.server.port), timeout=30) as raw:
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as raw:
         for _ in range(50):
             raw.sendall(request)
             head, _, body = raw.recv(65536).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200")
             assert json.loads(body)["name"] == "digits"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_and_lets_the_program_go_on_to_stop_its_other_parts(number: signal.Signals) -> None:
-    process = subprocess.Popen([sys.executable, "-c", _PROGRAM], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process.stdout as output:
-        assert output.readline() == "ready\n"
-        process.send_signal(number)
-        assert output.readline() == "other parts stopped\n"
-    assert process.wait(30) == 0
-
-
-_PROGRAM = """
-import threading, urllib.request
-from edge_agent.runtime.slots import Slots
-from edge_agent.serving.app import InferenceApp
-from edge_agent.serving.http_server import HttpServer
-
-def when_ready():
-    urllib.request.urlopen(server.address + "/v2/health/live").read()
-    print("ready", flush=True)
-
-server = HttpServer(InferenceApp(Slots(), None, None, agent_version="1"))
-threading.Thread(target=when_ready).start()
-server.run()
-print("other parts stopped", flush=True)
-"""
 
 
 def test_models_are_swapped_under_load_with_no_failed_request(device: Device, tmp_path: Path) -> None:

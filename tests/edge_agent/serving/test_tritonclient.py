@@ -16,7 +16,7 @@ from tests.fakes.packages import answer, model_weights, reference_images
 
 @pytest.fixture
 def client(shared: Device) -> Iterator[Any]:
-    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{shared.server.port}")
+    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{shared.port}")
     yield client
     client.close()
 

@@ -10,18 +10,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+from edge_agent.contract.envelope import Message
 from edge_agent.contract.messages import LabelBatch, MetricsReport, SampleBatch
 from edge_agent.contract.topics import Stream
-from tests.trainer.demo.conftest import Device
+from tests.fakes.serving_device import Device
 from trainer.demo.camera import Camera, LocalApi
 from trainer.demo.camera_process import CameraProcess
 from trainer.demo.processes import DemoFailed
 from trainer.recipe import Recipe
 
+M = TypeVar("M", bound=Message)
 CameraOf = Callable[[int], Camera]
 
 
@@ -39,18 +41,24 @@ def camera_of(recipe: Recipe) -> Iterator[CameraOf]:
         api.close()
 
 
+def sent(device: Device, stream: Stream, kind: type[M]) -> list[M]:
+    """What waits in the outbox, all that was counted included."""
+    device.monitor.flush()
+    return device.sent(stream, kind)
+
+
 def requests_of(device: Device) -> int:
-    return sum(model.requests for report in device.sent(Stream.METRICS, MetricsReport) for model in report.models)
+    return sum(model.requests for report in sent(device, Stream.METRICS, MetricsReport) for model in report.models)
 
 
 def test_what_a_camera_says_it_sent_is_what_the_device_has(device: Device, camera_of: CameraOf) -> None:
-    camera = camera_of(device.server.port)
+    camera = camera_of(device.port)
     for _ in range(30):
         camera.step()
     assert camera.sent["requests"] == requests_of(device) == 30
     assert camera.sent["failed"] == 0
-    samples = [sample for batch in device.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
-    labels = [label for batch in device.sent(Stream.LABELS, LabelBatch) for label in batch.labels]
+    samples = [sample for batch in sent(device, Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    labels = [label for batch in sent(device, Stream.LABELS, LabelBatch) for label in batch.labels]
     assert camera.labels, "the device asks for labels"
     assert {label.request_id: label.label for label in labels} == camera.labels
     assert camera.labels.keys() <= {sample.request_id for sample in samples}
@@ -59,16 +67,16 @@ def test_what_a_camera_says_it_sent_is_what_the_device_has(device: Device, camer
 def test_measuring_is_neither_counted_nor_sampled_and_its_digits_are_those_nothing_trains_on(
     device: Device, camera_of: CameraOf
 ) -> None:
-    found = camera_of(device.server.port).measure()
+    found = camera_of(device.port).measure()
     assert found["rows"] == 395
     assert found["accuracy"] > 0.9
-    assert found["packages"] == [device.package.digest]
+    assert found["packages"] == [device.slots.models()[0].digest]
     assert requests_of(device) == 0
-    assert device.sent(Stream.SAMPLES, SampleBatch) == []
+    assert sent(device, Stream.SAMPLES, SampleBatch) == []
 
 
 def test_a_camera_follows_its_orders(device: Device, camera_of: CameraOf, capsys: pytest.CaptureFixture[str]) -> None:
-    camera, orders = camera_of(device.server.port), queue.Queue[dict[str, Any]]()
+    camera, orders = camera_of(device.port), queue.Queue[dict[str, Any]]()
     world = {"contrast": 0.35, "blur": 0.3, "rotation_deg": 23.0, "noise": 0.3}
     orders.put({"do": "measure", "tag": "before"})
     orders.put({"do": "world", **world})
@@ -78,7 +86,7 @@ def test_a_camera_follows_its_orders(device: Device, camera_of: CameraOf, capsys
     camera.run(orders)
     said = [line.split('"say": ')[1].split('"')[1] for line in capsys.readouterr().out.splitlines()]
     assert said == ["measured", "world", "measured", "paused"]
-    clear, drifted = camera_of(device.server.port).measure(), camera.measure()
+    clear, drifted = camera_of(device.port).measure(), camera.measure()
     assert drifted["accuracy"] < clear["accuracy"] - 0.1
 
 
@@ -114,7 +122,7 @@ def test_a_refusal_that_is_no_json_is_counted_and_said(camera_of: CameraOf, caps
 
 @pytest.fixture
 def process(device: Device, recipe: Recipe, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "trainer.demo.camera", "--port", str(device.server.port), "--seed", "1"]
+    command = [sys.executable, "-m", "trainer.demo.camera", "--port", str(device.port), "--seed", "1"]
     with (tmp_path / "camera.log").open("wb") as log:
         running = subprocess.Popen(
             [*command, "--recipe", str(recipe.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
@@ -139,7 +147,7 @@ def test_a_cameras_process_is_told_and_heard_and_ends_with_the_demo(
     said = camera.hear("paused")
     assert said["requests"] == requests_of(device)
     assert (said["failed"], camera.failed_since(0.0)) == (0, 0)
-    device.server.stop()
+    device.api.stop()
     camera.tell("resume")
     assert process.stdin is not None
     end = time.monotonic() + 60
