@@ -13,16 +13,17 @@ DEMO_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq
+KSERVE := build/clients/kserve
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 # The fast ones first, so that a broken part is seen within seconds.
-TEST_ORDER := edge_agent fleet_server trainer packaging integration e2e
+TEST_ORDER := edge_agent clients fleet_server trainer packaging integration e2e
 TEST_FOLDERS = $(wildcard $(addprefix tests/,$(TEST_ORDER)))
 BENCHMARKS = $(sort $(wildcard benchmarks/*.py))
 TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*.py benchmarks/*.py)))
 
-.PHONY: help setup demo test check format bench protobuf soak real-parts clean
+.PHONY: help setup demo test check format bench protobuf soak real-parts clients clean
 
 help:  ## show this list
 	@echo "Shoal: machine-learning models on fleets of edge devices, kept right."
@@ -59,7 +60,7 @@ setup: $(DEV_STAMP)  ## make .venv with everything, as constraints.txt pins it
 demo: $(RUN_STAMP)  ## the whole loop on real data, in minutes (DEMO_ARGS=--keep leaves it running)
 	@$(BIN)/shoal demo $(DEMO_ARGS)
 
-test: $(DEV_STAMP) real-parts  ## every test but the slow ones, fast ones first
+test: $(DEV_STAMP) real-parts clients  ## every test but the slow ones, fast ones first
 	@$(BIN)/python -m pytest $(TEST_FOLDERS) $(PYTEST_ARGS)
 
 check: $(DEV_STAMP)  ## lint, format, types and import rules
@@ -89,6 +90,14 @@ soak: $(DEV_STAMP)  ## the slow tests: minutes to hours
 
 real-parts:
 	@.ci/install-real-parts
+
+# Its dependencies exclude ours, so it gets an environment of its own. Without it its tests are skipped, and say so.
+clients: $(DEV_STAMP)  ## install the foreign clients that some tests use
+	@test -e $(KSERVE)/.installed || { echo "installing KServe's clients for the tests, once"; \
+	  $(BIN)/python -m venv $(KSERVE) \
+	  && $(KSERVE)/bin/python -m pip install --disable-pip-version-check -qq kserve==0.21.0 \
+	  && touch $(KSERVE)/.installed || { rm -rf $(KSERVE); \
+	  printf '\n****  KServe could not be installed. Its tests are SKIPPED.\n\n' >&2; }; }
 
 clean:  ## remove what commands have made, .venv too
 	@rm -rf "$(VENV)" build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

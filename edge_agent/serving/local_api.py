@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 from edge_agent.config import ApiSettings
+from edge_agent.contract.errors import ConfigurationError
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.access import Access, check_reach
@@ -19,7 +21,7 @@ from edge_agent.serving.listen import address_of, listen_tcp, listen_unix
 from edge_agent.serving.peer import Transport
 from edge_agent.serving.rest.feedback import FeedbackSink
 from edge_agent.serving.rest.router import Router
-from edge_agent.serving.server import Listener, Server
+from edge_agent.serving.server import Listener, Server, Service
 from edge_agent.serving.shared_memory import Regions
 
 
@@ -83,9 +85,11 @@ class LocalApi:
             max_rows=settings.max_rows,
         )
         self._listeners: dict[str, Listener] = {}
+        self._grpc: dict[str, str] = {}
         try:
             self._listen(limit_bytes)
-            self._server = Server(tuple(self._listeners.values()), self._connections)
+            services = self._grpc_services(slots, repository, access, admission)
+            self._server = Server(tuple(self._listeners.values()), self._connections, services=services)
         except BaseException:
             for listener in self._listeners.values():
                 listener.socket.close()
@@ -94,10 +98,14 @@ class LocalApi:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Where it listens: ``api``, what an application should take that knows no better, ``unix`` and ``frames``."""
+        """Where it listens, by kind.
+
+        ``api`` is what an application should take that knows no better; ``unix``, ``frames``, ``grpc`` and
+        ``grpc_unix`` are there where the settings ask for them.
+        """
         found = {name: listener.address for name, listener in self._listeners.items()}
         first = found.pop("tcp", "") or found.get("unix", "")
-        return {"api": first, **found}
+        return {"api": first, **found, **self._grpc}
 
     def run(self) -> None:
         """Serve in this thread until SIGINT or SIGTERM (in the main thread), or :meth:`stop`."""
@@ -153,3 +161,43 @@ class LocalApi:
                 address_of(socket),
                 settings.frames_socket,
             )
+
+    def _grpc_services(
+        self, slots: Slots, repository: Repository, access: Access, admission: Admission
+    ) -> list[Service]:
+        settings = self._settings
+        if settings.grpc_port is None and not settings.grpc_socket:
+            return []
+        try:  # an extra: 20 MB on disk and as much in memory, which only those devices pay that use it
+            from edge_agent.serving.grpc.server import GrpcServer
+            from edge_agent.serving.grpc.service import GrpcService
+        except ImportError as error:
+            raise ConfigurationError(
+                f"[api] grpc_port and grpc_socket need the extra grpc ({error}): pip install 'shoal-agent[grpc]'"
+            ) from error
+        service = GrpcService(
+            self._router,
+            slots=slots,
+            repository=repository,
+            inference=self._inference,
+            regions=self._regions,
+            access=access,
+            admission=admission,
+            max_rows=settings.max_rows,
+        )
+        # A message has room for names and parameters beside the tensors that max_body_mib is about.
+        server = functools.partial(
+            GrpcServer, service, max_bytes=(settings.max_body_mib << 20) + 65536, max_calls=settings.max_connections
+        )
+        servers: list[Service] = []
+        if settings.grpc_port is not None:
+            if not settings.host:
+                raise ConfigurationError("[api] grpc_port needs a host; grpc_socket is the one without TCP")
+            tcp = server(host=settings.host, port=settings.grpc_port)
+            self._grpc["grpc"] = tcp.address
+            servers.append(tcp)
+        if settings.grpc_socket:
+            unix = server(path=settings.grpc_socket, mode=int(settings.socket_mode, 8))
+            self._grpc["grpc_unix"] = unix.address
+            servers.append(unix)
+        return servers

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from edge_agent.serving.connections import Connections
 
@@ -39,18 +39,42 @@ class Listener(NamedTuple):
     path: str = ""
 
 
+class Service(Protocol):
+    """What listens by itself in the same event loop, such as gRPC."""
+
+    async def start(self) -> None:
+        """Take requests from now on.
+
+        Raises:
+            AddressInUse: Somebody listens there already.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more, and let those in progress end within ``grace_s`` seconds."""
+
+
 class Server:
     """One event loop for all listeners, uvloop where it is installed.
 
     Args:
         connections: Those that the listeners' protocols add themselves to.
+        services: What listens beside them.
         grace_s: What requests in flight may take once the server stops.
     """
 
-    def __init__(self, listeners: Sequence[Listener], connections: Connections, *, grace_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        connections: Connections,
+        *,
+        services: Sequence[Service] = (),
+        grace_s: float = 10.0,
+    ) -> None:
         self._listeners, self._connections, self._grace_s = tuple(listeners), connections, grace_s
+        self._services = tuple(services)
         self._files = {listener.path: _identity(listener.path) for listener in listeners if listener.path}
         self._thread: threading.Thread | None = None
+        self._began = threading.Event()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requests = 0
@@ -77,14 +101,16 @@ class Server:
         finally:
             with self._lock:
                 self._loop = None
+            self._began.set()
             asyncio.set_event_loop(None)
             loop.close()
             self.close()
 
     def start(self) -> None:
-        """Serve in a thread of its own; connections are taken from now on."""
+        """Serve in a thread of its own; connections are taken when this returns."""
         self._thread = threading.Thread(target=self.run, name="serving", daemon=True)
         self._thread.start()
+        self._began.wait()
 
     def stop(self, timeout_s: float = 15.0) -> None:
         """Answer what is in flight, then stop; harmless where it has stopped already.
@@ -118,17 +144,22 @@ class Server:
         wake = self._wake = asyncio.Event()
         if self._stop_requests:
             return
+        for service in self._services:
+            await service.start()
         acceptors = [_Acceptor(loop, listener) for listener in self._listeners]
+        self._began.set()
         sweeping = loop.create_task(self._sweep(loop))
         await wake.wait()
         for acceptor in acceptors:
             acceptor.close()
         self.close()
         self._connections.drain()
+        stopping = [loop.create_task(service.stop(self._grace_s)) for service in self._services]
         if not await self._drained(wake):
             _log.warning("%d connections did not end in time and are closed", len(self._connections))
             self._connections.abort()
             await self._connections.emptied(1.0)
+        await asyncio.gather(*stopping)
         sweeping.cancel()
 
     async def _drained(self, wake: asyncio.Event) -> bool:

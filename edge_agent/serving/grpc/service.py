@@ -16,7 +16,7 @@ import grpc.aio
 import msgspec
 from google.protobuf.message import Message
 
-from edge_agent.contract.errors import ModelUnavailable, ShoalError
+from edge_agent.contract.errors import ModelUnavailable, ShoalError, UnknownModel
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Lease, Slots
 from edge_agent.serving.access import Access, App, is_loopback
@@ -133,6 +133,10 @@ class GrpcService:
         async def answer(request: Any, context: Context) -> Message:
             try:
                 return method.read(await self._ask(method, request, context))
+            except (UnknownModel, ModelUnavailable) as error:
+                if method.response is not oip.ModelReadyResponse:
+                    await _abort(context, error)
+                return oip.ModelReadyResponse(ready=False)  # an answer, not an error, to its clients
             except ShoalError as error:
                 await _abort(context, error)
                 raise AssertionError("abort raises") from error
