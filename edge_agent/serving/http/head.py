@@ -20,6 +20,7 @@ HEAD_END = b"\r\n\r\n"
 MAX_HEADERS = 100
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_ONCE = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect"))
 _SHOWN = 60  # of what somebody sent, in an error's text
 
 
@@ -48,25 +49,37 @@ class Head(NamedTuple):
 class _Headers:
     """Takes the headers as the parser finds them; errors wait, since the parser swallows what its callbacks raise."""
 
-    __slots__ = ("count", "found", "keep_alive", "parser", "repeated")
+    __slots__ = ("count", "found", "keep_alive", "repeated", "should_keep_alive")
 
     def __init__(self) -> None:
         self.found: dict[bytes, bytes] = {}
-        self.repeated: set[bytes] = set()
+        self.repeated: list[bytes] = []
         self.count = 0
         self.keep_alive = False
-        self.parser = httptools.HttpRequestParser(self)
+
+    def feed(self, raw: bytes) -> None:
+        """Have ``raw`` parsed.
+
+        Raises:
+            httptools.HttpParserError: It is no head.
+        """
+        parser = httptools.HttpRequestParser(self)
+        self.should_keep_alive = parser.should_keep_alive
+        try:
+            parser.feed_data(raw)
+        finally:
+            del self.should_keep_alive  # the two hold each other: the garbage collector would have to part them
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name, value = name.lower(), value.rstrip(b" \t")
         self.count += 1
         if name in self.found:
-            self.repeated.add(name)
+            self.repeated.append(name)
             value = self.found[name] + b", " + value
         self.found[name] = value
 
     def on_headers_complete(self) -> None:
-        self.keep_alive = self.parser.should_keep_alive()
+        self.keep_alive = self.should_keep_alive()
 
 
 def read_head(raw: bytes) -> Head:
@@ -109,7 +122,7 @@ def read_head(raw: bytes) -> Head:
 def _headers(raw: bytes) -> _Headers:
     headers = _Headers()
     try:
-        headers.parser.feed_data(raw)
+        headers.feed(raw)
     except httptools.HttpParserUpgrade:
         pass  # an offer to speak something else (h2c, websocket) may be ignored: RFC 9110, section 7.8
     except httptools.HttpParserInvalidMethodError as error:
@@ -118,8 +131,8 @@ def _headers(raw: bytes) -> _Headers:
         raise MalformedRequest(f"malformed request head: {error}") from error
     if headers.count > MAX_HEADERS:
         raise HeadTooLarge(f"{headers.count} headers, the limit is {MAX_HEADERS}: send fewer")
-    for name in (b"content-length", b"transfer-encoding", b"host", b"expect"):
-        if name in headers.repeated:
+    for name in headers.repeated:
+        if name in _ONCE:
             raise MalformedRequest(f"header {name.decode()}: sent more than once: send it once")
     return headers
 
