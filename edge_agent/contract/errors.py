@@ -70,7 +70,7 @@ class SignatureMismatch(CallerError):
 
     Args:
         tensor: Name of the input.
-        rule: ``name``, ``datatype``, ``shape``, ``range``, ``enumeration`` or ``missing``.
+        rule: ``name``, ``datatype``, ``shape``, or a :class:`edge_agent.contract.constraint.Rule` by its value.
         detail: What was found and what was expected.
         row: Index on axis 0 of the first offending row, where one row is to blame.
     """

@@ -18,7 +18,37 @@ from edge_agent.contract.text_formats import DateText, NumberText, TextFormat
 from edge_agent.contract.violations import Findings, Violation, bound_text, range_fault, shown
 
 _OBJECT = Datatype.BYTES.numpy
+# Bytes of these are UTF-8 as they are; None is not looked into.
+_UTF_8 = frozenset({None, Encoding.UTF_8, Encoding.ASCII})
 _BYTES_ONLY = frozenset({bytes})
+
+
+def as_sent(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+    """UTF-8 text, which is all that JSON has, in the constraint's own encoding, as binary tensors bring it.
+
+    Whatever carried a text, the same bytes are then checked, sampled, and checked again by the trainer.
+
+    Args:
+        array: Object array of ``bytes``.
+    Returns:
+        The array itself where the constraint has no encoding, or one that reads UTF-8.
+    Raises:
+        SignatureMismatch: A text cannot be written in the encoding.
+    """
+    encoding = spec.constraint.encoding
+    if encoding is None or encoding in _UTF_8:
+        return array
+    out = np.empty(array.size, dtype=object)
+    index = 0
+    try:
+        for index, element in enumerate(array.ravel()):
+            out[index] = element.decode().encode(encoding.value)
+    except UnicodeError as error:
+        at = tuple(int(axis) for axis in np.unravel_index(index, array.shape))
+        where = ", ".join(str(axis) for axis in at)
+        detail = f"element at [{where}] cannot be written in {encoding.value}: {_reason(error)}"
+        raise SignatureMismatch(spec.name, rule=Rule.ENCODING.value, detail=detail, row=at[0]) from error
+    return out.reshape(array.shape)
 
 
 class TextCheck:
@@ -250,8 +280,7 @@ def _text_format(limits: Constraint) -> TextFormat | None:
 
 def _right_as_they_are(limits: Constraint) -> frozenset[bytes] | None:
     """The bytes of an enumeration's words, which satisfy every other rule too; None where there is no such list."""
-    as_utf_8 = limits.encoding in {None, Encoding.UTF_8, Encoding.ASCII}
-    if limits.allowed is None or limits.number is not None or not as_utf_8:
+    if limits.allowed is None or limits.number is not None or limits.encoding not in _UTF_8:
         return None
     words = {value.encode() for value in limits.allowed if isinstance(value, str)}
     if limits.empty_is_missing:

@@ -17,7 +17,9 @@ from edge_agent.contract.constraint import (
     Policy,
     Rule,
 )
+from edge_agent.contract.errors import SignatureMismatch
 from edge_agent.contract.tensors import Datatype
+from edge_agent.contract.text_check import as_sent
 from tests.edge_agent.contract.images import IMAGES
 from tests.edge_agent.contract.strategies import fast
 from tests.edge_agent.contract.tensor_requests import (
@@ -221,3 +223,15 @@ def test_cut_text_is_never_longer_than_it_may_be(elements: list[bytes], most: in
     one = spec(Datatype.BYTES, (None, None), max_length=most, policies={Rule.LENGTH: Policy.CLIP}, **limits)
     for sent, seen in zip(elements, check(text(list(elements)), one)[0], strict=True):
         assert seen == (sent.decode("latin-1")[:most].encode() if decoded else sent[:most])
+
+
+def test_text_out_of_json_is_written_in_the_encoding_that_the_constraint_names() -> None:
+    from_json = text(["nö".encode(), b"ja"])
+    for one in (spec(Datatype.BYTES), spec(Datatype.BYTES, encoding=Encoding.UTF_8)):
+        assert as_sent(one, from_json) is from_json
+    latin = spec(Datatype.BYTES, encoding=Encoding.LATIN_1)
+    assert as_sent(latin, from_json).tolist() == [["nö".encode("latin-1"), b"ja"]]
+    assert check(as_sent(latin, from_json), latin).tolist() == from_json.tolist()
+    with pytest.raises(SignatureMismatch) as refused:
+        as_sent(latin, text([b"ja", "\u65e5".encode()]))
+    assert str(refused.value).startswith("input 'x', row 0: encoding: element at [0, 1] cannot be written in latin-1: ")
