@@ -1,0 +1,66 @@
+"""Memory: what is unloaded goes back to the system. Measured in processes of their own, which load nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent.runtime import memory
+from tests.fakes.large_package import MIB, make_large_package
+from tests.fakes.packages import make_package
+
+_LOAD_AND_UNLOAD = """
+import json, sys
+from pathlib import Path
+from edge_agent.runtime.budget import MemoryBudget
+from edge_agent.runtime.catalogue import Catalogue
+from edge_agent.runtime.memory import resident_bytes
+from edge_agent.runtime.optimised import OptimisedModels
+from edge_agent.runtime.repository import Repository
+from edge_agent.runtime.slots import Slots
+
+models, state, keep = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "keep"
+slots, budget = Slots(), MemoryBudget(1 << 40)
+cache = OptimisedModels(state / "optimised", own=state) if keep else None
+repository = Repository(slots, Catalogue(models), policy="none", memory=budget, cache=cache)
+repository.start()
+repository.load("small")  # the runtime's own memory is taken with the first model
+before = resident_bytes()
+for number in range(5):
+    repository.load(f"large{number}")
+loaded, measured = resident_bytes(), budget.used_bytes
+for number in range(5):
+    repository.unload(f"large{number}")
+print(json.dumps({"loaded": loaded - before, "measured": measured, "after": resident_bytes() - before}))
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_package(folder / "small", name="small")
+    for number in range(5):
+        make_large_package(folder / f"large{number}", name=f"large{number}", seed=number, weights_mib=25)
+    return folder
+
+
+@pytest.mark.parametrize("keep", ["keep", "plain"])
+def test_what_five_large_models_took_goes_back_when_they_are_unloaded(tmp_path: Path, models: Path, keep: str) -> None:
+    command = [sys.executable, "-c", _LOAD_AND_UNLOAD, str(models), str(tmp_path / "state"), keep]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["loaded"] >= 5 * 25 * MIB
+    assert found["loaded"] / 1.3 <= found["measured"] <= found["loaded"] * 1.3
+    assert found["after"] <= 6 * MIB, found
+
+
+def test_memory_is_read_and_given_back_without_harm() -> None:
+    before = memory.resident_bytes()
+    memory.give_back()
+    assert 0 < memory.resident_bytes() <= before + MIB
