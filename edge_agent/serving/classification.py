@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ def classify(values: NDArray[Any], count: int, labels: Sequence[str] | None = No
         object[N, min(count, classes)] of ``bytes``, best first; of equal values the one with the lower index. Values
         are written as Triton writes them: fractions with six digits.
     """
-    rows = values.reshape(len(values), -1)
+    values = np.atleast_1d(values)
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
     if rows.dtype.kind == "f":
         keys = np.where(np.isnan(rows), -np.inf, rows)
         written = "%f"
@@ -29,7 +31,7 @@ def classify(values: NDArray[Any], count: int, labels: Sequence[str] | None = No
     # Sorted backwards in both directions: descending, and still stable, for unsigned numbers too.
     last = rows.shape[1] - 1
     order = last - np.argsort(keys[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
-    best = np.take_along_axis(rows, order, axis=1)
+    best = rows[np.arange(len(rows))[:, np.newaxis], order]
     out = np.empty(order.shape, dtype=object)
     for row, (indices, found) in enumerate(zip(order.tolist(), best.tolist(), strict=True)):
         for place, (index, value) in enumerate(zip(indices, found, strict=True)):

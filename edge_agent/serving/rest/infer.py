@@ -83,7 +83,7 @@ class InferRoute:
             answer = self._inference.answer(loaded, decoded)
             parts, length = self._encode(loaded, decoded, answer)
         if _ACCEPT in request.headers and sum(map(len, parts)) > SMALLEST_BYTES:
-            encoding = answer_encoding(request.headers[_ACCEPT])
+            encoding = _wanted_encoding(request)
             if encoding is not None:
                 return self._packed(parts, length, encoding)
         return _response(parts, length)
@@ -117,7 +117,7 @@ class InferRoute:
                     parts, length = await self._inference.in_thread(self._encode, loaded, decoded, answer)
                 else:
                     parts, length = self._encode(loaded, decoded, answer)
-        encoding = answer_encoding(request.headers.get(_ACCEPT))
+        encoding = _wanted_encoding(request)
         if encoding is None or sum(map(len, parts)) <= SMALLEST_BYTES:
             return _response(parts, length)
         return await self._packed(parts, length, encoding)
@@ -178,6 +178,18 @@ def _json_length(request: HttpRequest) -> int | None:
         shown = value[:40].decode("latin-1")
         raise MalformedRequest(f"header Inference-Header-Content-Length: must be a length in bytes, got {shown!r}")
     return int(value)
+
+
+def _wanted_encoding(request: HttpRequest) -> str | None:
+    """How the answer is to be packed.
+
+    Within one machine only where the application names the one coding that it wants: HTTP libraries offer a list of
+    them without being asked, and packing 600 KB takes 40 ms to save a copy of 0.1 ms.
+    """
+    accepted = request.headers.get(_ACCEPT)
+    if accepted is not None and request.peer.loopback and b"," in accepted:
+        return None
+    return answer_encoding(accepted)
 
 
 def _makes_views(loaded: LoadedModel, request: HttpRequest) -> bool:

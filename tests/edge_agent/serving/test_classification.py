@@ -45,7 +45,7 @@ def test_labels_follow_the_index_where_there_are_any() -> None:
     assert classify(np.array([[1]]), 1, ("é",)).tolist() == [["1:0:é".encode()]]
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (1, 1)])
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (1, 1), (0, 4), (2, 0)])
 def test_all_axes_but_the_first_count_as_one(shape: tuple[int, ...]) -> None:
     values = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
     per_row = int(np.prod(shape[1:]))

@@ -76,7 +76,7 @@ def test_tritonclient_packs_requests_and_unpacks_answers(
 def test_answers_are_packed_only_where_it_is_asked_for_and_worth_it(shared: Device, rows: int, binary: bool) -> None:
     body = _asking(rows, id="i", parameters={"binary_data_output": binary})
     _, plain, data = shared.ask("POST", INFER, body)
-    status, headers, packed = shared.ask("POST", INFER, body, {"Accept-Encoding": "br, gzip;q=0.8"})
+    status, headers, packed = shared.ask("POST", INFER, body, {"Accept-Encoding": "gzip;q=0.8"})
     assert status == 200
     assert "content-encoding" not in plain
     assert headers.get("content-encoding") == ("gzip" if len(data) > SMALLEST_BYTES else None)
@@ -84,6 +84,8 @@ def test_answers_are_packed_only_where_it_is_asked_for_and_worth_it(shared: Devi
     length = int(headers.get("inference-header-content-length", 0))
     assert unpacked[length:] == data[len(data) - len(unpacked[length:]) :]
     assert headers["content-type"] == ("application/octet-stream" if binary else "application/json")
+    # What HTTP libraries offer by themselves is no wish, where the application is on the same machine.
+    assert "content-encoding" not in shared.ask("POST", INFER, body, {"Accept-Encoding": "gzip, deflate"})[1]
 
 
 def test_encodings_that_are_not_known_are_a_415_that_names_those_that_are(shared: Device) -> None:
