@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from edge_agent.contract import frames
-from edge_agent.contract.errors import ModelUnavailable, UnknownRequest, Unsupported
+from edge_agent.contract.errors import ModelUnavailable, Unsupported
 from edge_agent.contract.frame_messages import (
     VERSION,
     Accepted,
@@ -27,6 +27,7 @@ from edge_agent.serving.access import Access, App
 from edge_agent.serving.admission import Admission, HeldRoom
 from edge_agent.serving.frames.tensors import SharedMemory, answer_parts, inference_request
 from edge_agent.serving.inference import Inference
+from edge_agent.serving.labels import LabelSink, keep_label
 from edge_agent.serving.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,6 @@ class Waker(Protocol):
 
     def wake(self, model: str, version: str | None = None) -> object:
         """Load the model; blocks."""
-
-
-class FeedbackSink(Protocol):
-    """Who takes labels; may block on the disk."""
-
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
-        """Keep a label for an earlier request; it is safe when this returns."""
 
 
 class FrameHandler:
@@ -65,7 +59,7 @@ class FrameHandler:
         slots: Slots,
         repository: Waker,
         inference: Inference,
-        feedback: FeedbackSink,
+        feedback: LabelSink,
         regions: SharedMemory,
         access: Access,
         admission: Admission,
@@ -146,7 +140,15 @@ class FrameHandler:
 
     async def _take_feedback(self, request: Feedback) -> Parts:
         with await self._lease(request.model, None) as loaded:
-            await self._inference.in_thread(_keep, self._feedback.feedback, loaded, request)
+            await self._inference.in_thread(
+                keep_label,
+                self._feedback,
+                loaded,
+                request.request,
+                request.label,
+                source=request.source,
+                row=request.row,
+            )
         return [frames.encode(Accepted(id=request.id, model=request.model, request=request.request))]
 
     def _models(self, request: ListModels, app: App) -> bytes:
@@ -182,16 +184,3 @@ class FrameHandler:
             signature=loaded.signature,
         )
         return [frames.encode(metadata)]
-
-
-def _keep(keep: Callable[[LoadedModel, str, str | int, str], None], loaded: LoadedModel, told: Feedback) -> None:
-    """A request of one row is remembered by its name alone; its application may name row 0 all the same."""
-    if told.row is None:
-        keep(loaded, told.request, told.label, told.source)
-        return
-    try:
-        keep(loaded, f"{told.request}/{told.row}", told.label, told.source)
-    except UnknownRequest:
-        if told.row:
-            raise
-        keep(loaded, told.request, told.label, told.source)

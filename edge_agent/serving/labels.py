@@ -1,0 +1,42 @@
+"""Labels for earlier requests, whatever brought them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edge_agent.contract.errors import UnknownRequest
+from edge_agent.runtime.slots import LoadedModel
+
+
+class LabelSink(Protocol):
+    """Who takes labels; may block on the disk."""
+
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
+        """Keep a label for an earlier request; it is safe when this returns.
+
+        Raises:
+            UnknownRequest: Nobody remembers the request.
+            MalformedRequest: The model has no such class.
+            StorageFull: It could not be kept.
+        """
+
+
+def keep_label(
+    sink: LabelSink, loaded: LoadedModel, request_id: str, label: str | int, *, source: str, row: int | None
+) -> None:
+    """Keep a label for a request, or for one row of it.
+
+    A request of one row is remembered by its name alone; its application may name row 0 all the same.
+
+    Raises:
+        UnknownRequest, MalformedRequest, StorageFull: See :class:`LabelSink`.
+    """
+    if row is None:
+        sink.feedback(loaded, request_id, label, source)
+        return
+    try:
+        sink.feedback(loaded, f"{request_id}/{row}", label, source)
+    except UnknownRequest:
+        if row:
+            raise
+        sink.feedback(loaded, request_id, label, source)
