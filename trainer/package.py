@@ -127,6 +127,8 @@ def _manifest(recipe: Recipe, identity: Identity, entries: dict[str, FileEntry])
         resources=recipe.file.resources,
         objectives=recipe.file.objectives,
         probation=recipe.file.probation,
+        batching=recipe.file.batching,
+        max_run_s=recipe.file.max_run_s,
     )
 
 

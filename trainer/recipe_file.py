@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ from edge_agent.contract.constraint import (
     Sensitivity,
 )
 from edge_agent.contract.errors import ManifestError
-from edge_agent.contract.manifest import Objectives, Probation, Resources
+from edge_agent.contract.manifest import Batching, Objectives, Probation, Resources
 from edge_agent.contract.profile import Projection
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Signature, TensorSpec
@@ -222,6 +222,10 @@ class Task(_Table, frozen=True, kw_only=True):
     output: str
 
 
+class BatchingTable(Batching, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``batching``."""
+
+
 class RecipeFile(_Table, frozen=True, kw_only=True):
     """All of ``model.toml``.
 
@@ -229,6 +233,8 @@ class RecipeFile(_Table, frozen=True, kw_only=True):
         name: Name of the model; that of the folder too.
         title: What it does, in a few words.
         slices: ``device`` and ``class``: by which the evaluation is broken down.
+        batching: How devices put requests together; left out, each runs by itself.
+        max_run_s: Seconds after which a device breaks an inference off.
     """
 
     name: str
@@ -245,6 +251,8 @@ class RecipeFile(_Table, frozen=True, kw_only=True):
     resources: Resources = Resources()
     objectives: Objectives = Objectives()
     probation: Probation = Probation()
+    batching: BatchingTable | None = None
+    max_run_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 30.0
 
     def __post_init__(self) -> None:
         try:

@@ -317,8 +317,8 @@ async def test_the_urgent_overtake_in_the_queue_for_threads(inference: Inference
     assert order[-1] == "none"
 
 
-async def test_other_work_runs_in_the_same_threads(inference: Inference) -> None:
-    assert (await inference.in_thread(threading.current_thread)).name.startswith("inference")
+async def test_other_work_runs_in_other_threads(inference: Inference) -> None:
+    assert (await inference.in_thread(threading.current_thread)).name.startswith("errand")
     assert await inference.in_thread(int, "12", base=8) == 10
 
 
