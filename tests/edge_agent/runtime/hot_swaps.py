@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 from edge_agent.runtime.budget import MemoryBudget
 from edge_agent.runtime.catalogue import Catalogue, Known
-from edge_agent.runtime.memory import resident_bytes
+from edge_agent.runtime.memory import give_back, resident_bytes
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.repository import Repository
@@ -76,11 +77,19 @@ def main(models: Path, state: Path, swaps: int) -> None:
         self_test(loaded.backend, loaded.package.golden())
         repository.serve(loaded)
 
+    def settle() -> None:
+        """Wait until what was replaced is closed: its last request may still run."""
+        while budget.used_bytes > slots.get("digits").memory_bytes:
+            time.sleep(0.01)
+        give_back()
+
     swap(0)
     load = Load(slots)
     memory: list[int] = []
     for number in range(1, swaps + 1):
         swap(number)
+        if number in (10, swaps):
+            settle()
         memory.append(resident_bytes())
     load.stop()
     report = {
