@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from edge_agent import __version__
 from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
-from edge_agent.contract.errors import ConfigurationError, DeviceError, storage_error
+from edge_agent.contract.errors import DeviceError
 from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Desired, Event, EventKind, Reported
 from edge_agent.contract.topics import Stream
@@ -32,6 +30,7 @@ from edge_agent.runtime.package import Package
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.local_api import LocalApi
+from edge_agent.state_lock import lock_state
 from edge_agent.update.installer import Installer
 from edge_agent.update.update_thread import UpdateThread
 
@@ -53,7 +52,7 @@ class Agent:
     def __init__(self, config: AgentConfig) -> None:
         self._state = Path(config.state)
         prepare_state(self._state)
-        self._lock = _lock(self._state)
+        self._lock = lock_state(self._state)
         self._enrolment = read_identity(self._state)
         self._started_at_ms = _now_ms()
         self._desired_revision = 0
@@ -181,7 +180,7 @@ def preinstall(config: AgentConfig, folder: Path) -> Manifest:
         ConfigurationError: An agent runs on this state folder.
     """
     state = Path(config.state)
-    lock = _lock(state)
+    lock = lock_state(state)
     slots = Slots()
     installer = Installer(state, None, slots, lambda event: _log.info("%s", event), load)
     try:
@@ -206,23 +205,6 @@ def _repository(config: AgentConfig, slots: Slots, threads: ThreadBudget) -> Rep
         cache=OptimisedModels(state / "optimised", own=state),
         idle_unload_s=settings.idle_unload_s,
     )
-
-
-def _lock(state: Path) -> IO[bytes]:
-    """Hold the state folder: two agents would number messages and write slots against each other."""
-    path = state / "agent.lock"
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ConfigurationError(
-            f"{state}: another agent runs on this state folder; stop it, or give --state"
-        ) from error
-    return file
 
 
 def _now_ms() -> int:
