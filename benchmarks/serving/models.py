@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.contract.constraint import Constraint
 from edge_agent.contract.manifest import (
     CARD_FILE,
     EVALUATION_FILE,
@@ -32,7 +33,7 @@ from edge_agent.contract.profile import (
     project,
     quantile_edges,
 )
-from edge_agent.contract.signature import Constraint, Signature, TensorSpec
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.package import Golden, encode_golden
 from edge_agent.runtime.package_writer import write_package
@@ -96,7 +97,13 @@ def make_model(folder: Path, name: str, *, version: str = "1", seed: int = 0) ->
 
 
 def _write(
-    folder: Path, name: str, version: str, shape: tuple[int, ...], data: bytes, rows: NDArray[Any], answers: NDArray[Any]
+    folder: Path,
+    name: str,
+    version: str,
+    shape: tuple[int, ...],
+    data: bytes,
+    rows: NDArray[Any],
+    answers: NDArray[Any],
 ) -> None:
     limits = Constraint(minimum=0.0, maximum=1.0)
     signature = Signature(

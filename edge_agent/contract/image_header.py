@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from edge_agent.contract.constraint import ImageFormat
+from edge_agent.contract.constraint import ImageFormat, ImageLimits
 
 # A JPEG or GIF from a camera has some ten segments before its size; thousands are an attack on who walks them.
 _MOST_STEPS = 512
@@ -40,6 +40,26 @@ def read_image_header(data: bytes) -> ImageHeader | None:
     except (struct.error, IndexError, ValueError):  # the header ends early, or is none
         return None
     return ImageHeader(form, width, height) if width > 0 and height > 0 else None
+
+
+def image_fault(data: bytes, limits: ImageLimits) -> str:
+    """What is wrong with an encoded image, going on after its format and size; empty where nothing is."""
+    known = ", ".join(each.value for each in limits.formats)
+    header = read_image_header(data)
+    if header is None:
+        return f"does not begin an image; the model takes {known}"
+    if header.format not in limits.formats:
+        return f"is of a format that the model does not take; it takes {known}"
+    for side, size, low, high in (
+        ("width", header.width, limits.min_width, limits.max_width),
+        ("height", header.height, limits.min_height, limits.max_height),
+        ("number of pixels", header.width * header.height, None, limits.max_pixels),
+    ):
+        if low is not None and size < low:
+            return f"has a {side} of {size}, below the minimum {low}"
+        if high is not None and size > high:
+            return f"has a {side} of {size}, above the maximum {high}"
+    return ""
 
 
 def _format(data: bytes) -> ImageFormat | None:

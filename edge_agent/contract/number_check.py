@@ -15,7 +15,7 @@ from edge_agent.contract.constraint import Policy, Rule
 from edge_agent.contract.constraint_sense import value_range
 from edge_agent.contract.form_check import FormCheck
 from edge_agent.contract.signature import TensorSpec
-from edge_agent.contract.violations import Findings, Violation, range_fault
+from edge_agent.contract.violations import Findings, Violation, listed, range_fault
 
 _lowest, _highest = np.minimum.reduce, np.maximum.reduce
 # Up to so many elements a set of Python's numbers is faster than numpy's sorting (1.5 us against 15 us).
@@ -89,7 +89,7 @@ class NumberCheck:
             wrong = self._not_allowed(values).ravel() & ~findings.settled
             if wrong.any():
                 value = str(values.ravel()[wrong.argmax()])
-                findings.broken(Rule.ENUMERATION, wrong, value, f"is not one of {list(limits.allowed or ())}")
+                findings.broken(Rule.ENUMERATION, wrong, value, f"is not one of {listed(limits.allowed or ())}")
         # Filled last: a fill may lie outside the range on purpose, so that the model can tell it from a measurement.
         if findings.to_fill.any():
             fill = np.array(limits.fill, dtype=self._dtype)

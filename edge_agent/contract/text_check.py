@@ -11,44 +11,15 @@ from numpy.typing import NDArray
 from edge_agent.contract.constraint import Constraint, Encoding, ImageLimits, Policy, Rule
 from edge_agent.contract.errors import MessageError, SignatureMismatch
 from edge_agent.contract.form_check import FormCheck
-from edge_agent.contract.image_header import ImageHeader, read_image_header
+from edge_agent.contract.image_header import image_fault, read_image_header
 from edge_agent.contract.signature import TensorSpec
 from edge_agent.contract.tensors import Datatype, as_bytes
+from edge_agent.contract.text_encoding import READ_AS_UTF_8, reason_of
 from edge_agent.contract.text_formats import DateText, NumberText, TextFormat
-from edge_agent.contract.violations import Findings, Violation, bound_text, range_fault, shown
+from edge_agent.contract.violations import Findings, Violation, bound_text, listed, range_fault, shown
 
 _OBJECT = Datatype.BYTES.numpy
-# Bytes of these are UTF-8 as they are; None is not looked into.
-_UTF_8 = frozenset({None, Encoding.UTF_8, Encoding.ASCII})
 _BYTES_ONLY = frozenset({bytes})
-
-
-def as_sent(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
-    """UTF-8 text, which is all that JSON has, in the constraint's own encoding, as binary tensors bring it.
-
-    Whatever carried a text, the same bytes are then checked, sampled, and checked again by the trainer.
-
-    Args:
-        array: Object array of ``bytes``.
-    Returns:
-        The array itself where the constraint has no encoding, or one that reads UTF-8.
-    Raises:
-        SignatureMismatch: A text cannot be written in the encoding.
-    """
-    encoding = spec.constraint.encoding
-    if encoding is None or encoding in _UTF_8:
-        return array
-    out = np.empty(array.size, dtype=object)
-    index = 0
-    try:
-        for index, element in enumerate(array.ravel()):
-            out[index] = element.decode().encode(encoding.value)
-    except UnicodeError as error:
-        at = tuple(int(axis) for axis in np.unravel_index(index, array.shape))
-        where = ", ".join(str(axis) for axis in at)
-        detail = f"element at [{where}] cannot be written in {encoding.value}: {_reason(error)}"
-        raise SignatureMismatch(spec.name, rule=Rule.ENCODING.value, detail=detail, row=at[0]) from error
-    return out.reshape(array.shape)
 
 
 class TextCheck:
@@ -175,7 +146,7 @@ class _Case:
                     self._seen[index] = text.encode()
             except UnicodeError as error:
                 wrong[index] = True
-                reason = reason or _reason(error)
+                reason = reason or reason_of(error)
         if wrong.any():
             first = self._seen[int(wrong.argmax())]
             self._findings.broken(Rule.ENCODING, wrong, shown(first), f"is no {encoding.value}: {reason}")
@@ -240,10 +211,10 @@ class _Case:
             wrong = self._mask(lambda word: word not in known)
         if wrong.any():
             value = shown(self._words[int(wrong.argmax())])
-            self._findings.broken(Rule.ENUMERATION, wrong, value, f"is not one of {list(allowed)}")
+            self._findings.broken(Rule.ENUMERATION, wrong, value, f"is not one of {listed(allowed)}")
 
     def _check_image(self, limits: ImageLimits) -> None:
-        faults = {index: _image_fault(self._seen[index], limits) for index in self._open()}
+        faults = {index: image_fault(self._seen[index], limits) for index in self._open()}
         wrong = np.array([bool(faults.get(index)) for index in range(self._size)], dtype=bool)
         if wrong.any():
             first = int(wrong.argmax())
@@ -280,7 +251,7 @@ def _text_format(limits: Constraint) -> TextFormat | None:
 
 def _right_as_they_are(limits: Constraint) -> frozenset[bytes] | None:
     """The bytes of an enumeration's words, which satisfy every other rule too; None where there is no such list."""
-    if limits.allowed is None or limits.number is not None or limits.encoding not in _UTF_8:
+    if limits.allowed is None or limits.number is not None or limits.encoding not in READ_AS_UTF_8:
         return None
     words = {value.encode() for value in limits.allowed if isinstance(value, str)}
     if limits.empty_is_missing:
@@ -300,29 +271,3 @@ def _anything_goes(limits: Constraint) -> bool:
         and limits.allowed is None
         and (not limits.empty_is_missing or (limits.nullable and limits.fill is None))
     )
-
-
-def _image_fault(data: bytes, limits: ImageLimits) -> str:
-    """What is wrong with an encoded image, going on after its format and size; empty where nothing is."""
-    known = ", ".join(each.value for each in limits.formats)
-    header: ImageHeader | None = read_image_header(data)
-    if header is None:
-        return f"does not begin an image; the model takes {known}"
-    if header.format not in limits.formats:
-        return f"is of a format that the model does not take; it takes {known}"
-    for side, size, low, high in (
-        ("width", header.width, limits.min_width, limits.max_width),
-        ("height", header.height, limits.min_height, limits.max_height),
-        ("number of pixels", header.width * header.height, None, limits.max_pixels),
-    ):
-        if low is not None and size < low:
-            return f"has a {side} of {size}, below the minimum {low}"
-        if high is not None and size > high:
-            return f"has a {side} of {size}, above the maximum {high}"
-    return ""
-
-
-def _reason(error: UnicodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"{error.reason} at byte {error.start}"
-    return f"{error.reason} at character {error.start}" if isinstance(error, UnicodeEncodeError) else str(error)

@@ -12,6 +12,7 @@ from edge_agent.contract.errors import SignatureMismatch
 from edge_agent.contract.signature import TensorSpec
 
 _SHOWN = 60
+_LISTED = 12
 
 
 class Violation(NamedTuple):
@@ -102,6 +103,13 @@ def shown(value: Any) -> str:
 def bound_text(bound: float) -> str:
     """A bound as a person writes it: 5 rather than 5.0."""
     return str(int(bound)) if bound == int(bound) and abs(bound) < 1e16 else str(bound)
+
+
+def listed(allowed: tuple[float | str, ...]) -> str:
+    """The values that are allowed, the first of them where they are many."""
+    words = [repr(value) if isinstance(value, str) else bound_text(value) for value in allowed[:_LISTED]]
+    more = f", ... ({len(allowed)} in all)" if len(allowed) > _LISTED else ""
+    return f"[{', '.join(words)}{more}]"
 
 
 def range_fault(limits: Constraint, *, below: bool) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import frames
+from edge_agent.contract.constraint import Constraint
 from edge_agent.contract.frame_messages import (
     VERSION,
     Accepted,
@@ -29,7 +30,7 @@ from edge_agent.contract.frame_messages import (
     Values,
     Wanted,
 )
-from edge_agent.contract.signature import Constraint, Signature, TensorSpec
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 
 PACKAGE = "5f" * 32

@@ -19,7 +19,7 @@ from edge_agent.contract.constraint import (
 )
 from edge_agent.contract.errors import SignatureMismatch
 from edge_agent.contract.tensors import Datatype
-from edge_agent.contract.text_check import as_sent
+from edge_agent.contract.text_encoding import as_sent
 from tests.edge_agent.contract.images import IMAGES
 from tests.edge_agent.contract.strategies import fast
 from tests.edge_agent.contract.tensor_requests import (
@@ -59,6 +59,12 @@ def test_an_object_that_is_no_text_is_refused_with_its_place(element: object) ->
     error = refusal(array, spec(Datatype.BYTES))
     assert (error.rule, error.row) == ("datatype", 1)
     assert error.detail.startswith("element at [1, 1] is ")
+
+
+def test_a_long_list_is_cut_in_the_error() -> None:
+    words = tuple(f"w{at}" for at in range(500))
+    detail = refusal(text([b"a", b"w1"]), spec(Datatype.BYTES, allowed=words)).detail
+    assert detail.endswith("'w9', 'w10', 'w11', ... (500 in all)]")
 
 
 def test_a_long_text_is_cut_in_the_error() -> None:
