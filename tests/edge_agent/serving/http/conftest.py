@@ -1,0 +1,17 @@
+"""Servers for the transport's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.edge_agent.serving.http.device import Device, serving
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    """A server of the test's own, on either event loop by default uvloop."""
+    with serving(tmp_path) as device:
+        yield device
