@@ -67,7 +67,7 @@ class OpenApi:
         loaded = known_model(self._slots, target.model, target.version)
         made = example_request(loaded)
         if made is None:
-            raise UnknownModel(f"model '{loaded.name}' takes encoded images, which JSON does not carry: ask in binary")
+            raise UnknownModel(f"model '{loaded.name}' takes bytes that JSON does not carry, such as images: ask in binary")
         return document(made)
 
     def document(self, models: Sequence[LoadedModel]) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def _element(spec: TensorSpec, *, request: bool) -> Schema:
     limits = spec.constraint
     if limits.allowed is not None and limits.policy(Rule.ENUMERATION) is Policy.REJECT:
         schema["enum"] = [_plain(spec.datatype, value) for value in limits.allowed]
-    if limits.nullable and spec.datatype.numpy.kind == "f":
+    may_be_missing = limits.nullable or limits.policy(Rule.MISSING) is not Policy.REJECT
+    if may_be_missing and spec.datatype.numpy.kind == "f":
         schema["type"] = [schema["type"], "null"]
         if "enum" in schema:
             schema["enum"].append(None)
