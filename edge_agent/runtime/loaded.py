@@ -44,8 +44,6 @@ class LoadedModel:
         run_us: Median time of one inference of one row, in microseconds; infinite where the model failed.
         memory_bytes: What loading and warming it up has taken of the machine's memory, measured; 0 where nobody did.
         last_used: When the last lease on it ended, or it was loaded; seconds of ``time.monotonic``.
-        requests: Requests since it was loaded, the failed ones included; what a rollout's health gate looks at.
-        failed: Those of them that failed though they were right.
         leases: One element for each lease on it: adding and taking away is one step in every Python, counting is not.
         retired: It serves no more, and is closed when its last lease ends; ``leases``, ``retired`` and ``lease`` (what
             :meth:`Slots.lease` hands out) are for slots alone to change.
@@ -58,14 +56,11 @@ class LoadedModel:
     memory_bytes: int = 0
     last_used: float = dataclasses.field(default_factory=time.monotonic)
     statistics: Statistics = dataclasses.field(default_factory=Statistics, repr=False)
-    requests: int = 0
-    failed: int = 0
     leases: list[None] = dataclasses.field(default_factory=list, repr=False)
     retired: bool = False
     lease: Any = dataclasses.field(default=None, repr=False)
     _open: list[None] = dataclasses.field(default_factory=lambda: [None], repr=False)
     _when_closed: list[Callable[[], None]] = dataclasses.field(default_factory=list, repr=False)
-    _counting: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         # Plain attributes, not properties: each request reads most of them.
@@ -81,18 +76,19 @@ class LoadedModel:
         """The package's reference profile, read once."""
         return self.package.reference()
 
-    def count(self, *, failed: bool = False) -> None:
-        """Count one request, from any thread."""
-        with self._counting:
-            self.requests += 1
-            self.failed += failed
+    @property
+    def requests(self) -> int:
+        """Requests since it was loaded, the failed ones included; what a rollout's health gate looks at."""
+        return self.statistics.requests
+
+    @property
+    def failed(self) -> int:
+        """Those of them that failed though they were right."""
+        return self.statistics.failed_requests
 
     def go_on_from(self, earlier: LoadedModel) -> None:
         """Go on with the counts of the same package, loaded earlier: a reload or a sleep is no new model."""
         self.statistics = earlier.statistics
-        with self._counting:
-            self.requests += earlier.requests
-            self.failed += earlier.failed
 
     def when_closed(self, call: Callable[[], None]) -> None:
         """Let ``call`` be made once, when the memory has been given back."""

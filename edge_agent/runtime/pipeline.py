@@ -131,7 +131,6 @@ class PipelineBackend:
         except RunCancelled:
             raise
         except Exception as error:
-            loaded.count(failed=True)
             loaded.statistics.failed(time.perf_counter_ns() - begin_ns)
             if isinstance(error, ShoalError) and not isinstance(error, ModelFailed):
                 raise
@@ -139,7 +138,6 @@ class PipelineBackend:
         end_ns = time.perf_counter_ns()
         for name, target in plan.outputs:
             pool[target] = outputs[name]
-        loaded.count()
         loaded.statistics.answered(_rows(checked.inputs), start_ns - begin_ns, end_ns - start_ns, 0)
         if checked.violations:
             loaded.statistics.violated(checked.violations)

@@ -65,6 +65,7 @@ class Statistics:
         "_last_s",
         "_latency",
         "_lock",
+        "_not_run",
         "_output_ns",
         "_queue_ns",
         "_refused",
@@ -76,7 +77,7 @@ class Statistics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queue_ns = self._input_ns = self._infer_ns = self._output_ns = 0
-        self._fail_count = self._fail_ns = self._rows = self._refused = 0
+        self._fail_count = self._fail_ns = self._not_run = self._rows = self._refused = 0
         self._last_s = 0.0
         self._batches: dict[int, list[int]] = {}
         self._rules: dict[str, int] = {}
@@ -85,12 +86,12 @@ class Statistics:
 
     @property
     def requests(self) -> int:
-        """Requests that were answered or failed."""
+        """Requests that the model was run for, whether it answered or failed."""
         return sum(self._latency) + self._fail_count
 
     @property
     def failed_requests(self) -> int:
-        """Requests that failed though they were right."""
+        """Those of them that it failed on though they were right."""
         return self._fail_count
 
     def answered(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
@@ -139,6 +140,12 @@ class Statistics:
             self._fail_count += 1
             self._fail_ns += ns
 
+    def not_run(self, ns: int) -> None:
+        """Count a request that found no room, or whose time was over, ``ns`` after it began: no fault of the model."""
+        with self._lock:
+            self._not_run += 1
+            self._fail_ns += ns
+
     def refused(self, rule: str | None = None) -> None:
         """Count a request that was wrong; ``rule`` is the rule of the signature that it broke, if it was one."""
         with self._lock:
@@ -160,7 +167,7 @@ class Statistics:
             return StatisticsSnapshot(
                 success_count=sum(latency),
                 success_ns=self._queue_ns + self._input_ns + self._infer_ns + self._output_ns,
-                fail_count=self._fail_count,
+                fail_count=self._fail_count + self._not_run,
                 fail_ns=self._fail_ns,
                 queue_ns=self._queue_ns,
                 compute_input_ns=self._input_ns,

@@ -230,7 +230,6 @@ class Inference:
         wanted = False
         violations = request.flagged + checked.violations
         if request.monitored:
-            loaded.count()
             if violations:
                 loaded.statistics.violated(violations)
             try:
@@ -250,14 +249,13 @@ class Inference:
         if isinstance(error, CallerError):  # only the run could find it: text that is no UTF-8
             self._refused(loaded, request, error)
         elif request.monitored:
-            loaded.count(failed=True)
             loaded.statistics.failed(ns)
             self._observer.failed(loaded)
 
     def _not_run(self, loaded: LoadedModel, job: Job) -> None:
         """Count a request that found no room or no time: not the model's failure, so the observer is not told."""
         if job.request.monitored:
-            loaded.statistics.failed(perf_counter_ns() - job.begin_ns)
+            loaded.statistics.not_run(perf_counter_ns() - job.begin_ns)
 
     def _run_batch(self, loaded: LoadedModel, jobs: Sequence[Job]) -> None:
         """Set the outcome of every job; in a thread of the pool."""

@@ -278,7 +278,7 @@ def test_many_who_wait_for_a_sleeping_model_wait_for_one_load(device: Device) ->
     device.add("1")
     device.repository.start()
     before = _sleep(device)
-    before.count()
+    before.statistics.answered(1, 1, 1, 1)
     woken: list[LoadedModel] = []
     threads = [threading.Thread(target=lambda: woken.append(device.repository.wake("digits"))) for _ in range(8)]
     for thread in threads:

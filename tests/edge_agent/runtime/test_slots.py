@@ -128,8 +128,7 @@ def test_what_is_installed_as_default_stays_it_and_replaces_only_what_was_instal
 def test_the_same_version_loaded_again_takes_its_place_and_goes_on_with_its_counts(tmp_path: Path) -> None:
     slots, old = Slots(), _loaded(tmp_path, "1")
     slots.install(old, default=False)
-    old.count()
-    old.count(failed=True)
+    old.statistics.answered(1, 1, 1, 1)
     old.statistics.failed(1000)
     again = load(old.package)
     assert slots.install(again, default=False) is old

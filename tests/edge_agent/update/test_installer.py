@@ -103,8 +103,9 @@ def test_a_model_that_fails_on_probation_is_rolled_back_and_the_old_one_answers_
     desired = server.assign(second)
     device.apply(desired)
     loaded = device.slots.get("digits")
-    for failed in (False, False, True):
-        loaded.count(failed=failed)
+    for _ in range(2):
+        loaded.statistics.answered(1, 1, 1, 1)
+    loaded.statistics.failed(1000)
     device.installer.watch()
     assert device.version == "1"
     np.testing.assert_array_equal(device.infer(), before)
@@ -119,7 +120,7 @@ def test_after_a_roll_back_the_same_package_may_come_with_a_newer_release(
     server: UpdateServer, device: UpdatingDevice, second: Package
 ) -> None:
     device.apply(server.assign(second))
-    device.slots.get("digits").count(failed=True)
+    device.slots.get("digits").statistics.failed(1000)
     device.installer.watch()
     assert device.version == "1"
     device.update(server.assign(second, release=9))
@@ -317,7 +318,7 @@ def test_a_first_model_that_fails_on_probation_goes_on_where_there_is_nothing_el
 ) -> None:
     empty = new_device("camera-2")
     empty.apply(server.assign(first, device="camera-2"))
-    empty.slots.get("digits").count(failed=True)
+    empty.slots.get("digits").statistics.failed(1000)
     empty.installer.watch()
     assert empty.version == "1"
     assert empty.reported().step is UpdateStep.FAILED
@@ -345,7 +346,7 @@ def test_a_model_that_fails_on_probation_serves_on_where_the_disk_has_spoilt_the
     device.apply(server.assign(second))
     answer = device.infer()
     (device.state / "packages" / first.digest / "model.onnx").unlink()
-    device.slots.get("digits").count(failed=True)
+    device.slots.get("digits").statistics.failed(1000)
     device.installer.watch()
     assert (device.version, device.reported().step) == ("2", UpdateStep.FAILED)
     assert "requests failed on probation" in device.reported().reason
@@ -388,7 +389,7 @@ def test_until_the_swap_the_counts_are_reported_as_those_of_the_old_package(
             seen.append(looking.installer.reported()[model])
 
     looking = new_device(after_step=look)
-    looking.slots.get("digits").count(failed=True)
+    looking.slots.get("digits").statistics.failed(1000)
     looking.apply(server.assign(second))
     (between,) = seen
     assert (between.version, between.package, between.failed) == ("1", first.digest, 1)

@@ -115,8 +115,9 @@ def test_a_model_on_probation_that_a_person_unloads_is_watched_and_reported_with
     device.update(server.assign(first))
     device.installer.apply(server.assign(second))
     assert device.states() == {"digits 1": ModelState.UNLOADED, "digits 2": ModelState.READY}
-    for failed in (False, False, True):
-        device.slots.get("digits").count(failed=failed)
+    for _ in range(2):
+        device.slots.get("digits").statistics.answered(1, 1, 1, 1)
+    device.slots.get("digits").statistics.failed(1000)
     device.repository.unload("digits")
     reported = device.installer.reported()["digits"]
     assert (reported.version, reported.requests, reported.failed) == ("2", 3, 1)
@@ -132,7 +133,7 @@ def test_a_sleeping_model_is_reported_updated_and_woken_with_its_counts(
     first, second = _published(server, tmp_path / "built", "1", "2")
     device = new_device(server.enrolment())
     device.update(server.assign(first))
-    device.slots.get("digits").count(failed=True)
+    device.slots.get("digits").statistics.failed(1000)
     device.sleep()
     reported = device.installer.reported()["digits"]
     assert (reported.version, reported.package, reported.requests, reported.failed) == ("1", first.digest, 1, 1)
@@ -154,7 +155,7 @@ def test_the_last_known_good_version_can_be_loaded_beside_the_one_on_probation_a
     device.installer.apply(server.assign(second))
     beside = device.repository.load("digits", "1")
     assert device.slots.get("digits").version == "2"
-    device.slots.get("digits").count(failed=True)
+    device.slots.get("digits").statistics.failed(1000)
     device.watch(0.1)
     assert device.slots.versions("digits") == ["1"]
     np.testing.assert_array_equal(device.infer(), before)
@@ -197,7 +198,7 @@ def test_going_back_is_not_refused_for_lack_of_memory(
     device.update(server.assign(packages[0]))
     device.installer.apply(server.assign(packages[1]))
     budget.limit_bytes = budget.used_bytes  # as if another model had been loaded since
-    device.slots.get("digits").count(failed=True)
+    device.slots.get("digits").statistics.failed(1000)
     device.watch(0.1)
     assert device.slots.get("digits").version == "1"
     assert len(list((device.state / "optimised").iterdir())) == 1, "the bad one's optimised model is gone"
