@@ -22,9 +22,11 @@ def listen_tcp(host: str, port: int) -> socket.socket:
         AddressInUse: Somebody listens there already.
         ConfigurationError: There can be no such address.
     """
+    if not 0 <= port <= 65535:  # getaddrinfo would take its lower 16 bits
+        raise ConfigurationError(f"{host}:{port}: no such port: it must be 0 to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigurationError(f"{host}:{port}: no such address: {error}") from error
     family, kind, _, _, address = found[0]
     listener = socket.socket(family, kind)
@@ -33,7 +35,7 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     try:
         listener.bind(address)
         listener.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise _refusal(listener, f"{host}:{port}", error) from error
     return listener
 
@@ -72,9 +74,9 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _refusal(listener: socket.socket, shown: str, error: OSError | OverflowError) -> AddressInUse | ConfigurationError:
+def _refusal(listener: socket.socket, shown: str, error: OSError) -> AddressInUse | ConfigurationError:
     listener.close()
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+    if error.errno == errno.EADDRINUSE:
         return AddressInUse(f"{shown}: already in use: stop the other program, or choose another address")
     return ConfigurationError(f"{shown}: cannot listen there: {error}")
 

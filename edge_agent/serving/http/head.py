@@ -91,15 +91,17 @@ def read_head(raw: bytes) -> Head:
     """
     line = _REQUEST_LINE.match(raw)
     if line is None:
-        first = raw.split(b"\r\n", 1)[0][:_SHOWN]
-        raise MalformedRequest(f"no request line of HTTP: {_shown(first)}; expected METHOD /PATH HTTP/1.1")
+        first = raw.split(b"\r\n", 1)[0]
+        raise refusal_of_start(raw) or MalformedRequest(
+            f"no request line of HTTP: {_shown(first)}; expected METHOD /PATH HTTP/1.1"
+        )
     method, target, major, minor = line.groups()
     if major != b"1" or minor not in b"01":
         raise VersionNotSupported(f"HTTP/{_shown(major + b'.' + minor)} is not spoken here: use HTTP/1.1")
     if method == b"CONNECT":
         raise NotImplementedHere("CONNECT is for proxies, and this is none")
-    headers = _headers(raw)
     path, query = _target(target)
+    headers = _headers(raw)
     http_1_0 = minor == b"0"
     found = headers.found
     if not http_1_0 and b"host" not in found:

@@ -12,6 +12,6 @@ from tests.edge_agent.serving.http.device import Device, serving
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Device]:
-    """A server of the test's own, on either event loop by default uvloop."""
+    """A server of the test's own."""
     with serving(tmp_path) as device:
         yield device

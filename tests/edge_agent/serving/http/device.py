@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs
 
 from edge_agent.contract.errors import Busy, Forbidden
@@ -69,7 +69,7 @@ class Routes:
 
     def handle(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         self.seen.append(request)
-        route: Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]] | None = {
+        routes: dict[str, Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]] = {
             "/large": self._large,
             "/later": self._later,
             "/never": self._never,
@@ -79,8 +79,8 @@ class Routes:
             "/broken/later": self._broken_later,
             "/broken/header": self._broken_header,
             "/empty": lambda _: HttpResponse(204),
-        }.get(request.path)
-        return self._echo(request) if route is None else route(request)
+        }
+        return routes.get(request.path, self._echo)(request)
 
     def wait_released(self) -> None:
         """Until every room has been given back; each of them once."""
@@ -88,8 +88,6 @@ class Routes:
         assert [room.released for room in self.rooms] == [1] * len(self.rooms)
 
     def _echo(self, request: HttpRequest) -> HttpResponse:
-        if request.headers.get(b"x-later"):
-            return document(self._answer(request))
         return document(self._answer(request))
 
     def _answer(self, request: HttpRequest) -> dict[str, Any]:
@@ -107,10 +105,10 @@ class Routes:
         return HttpResponse(200, pieces, b"application/octet-stream", ((b"x-pieces", b"%d" % count),))
 
     async def _later(self, request: HttpRequest) -> HttpResponse:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.001)
         return document(self._answer(request))
 
-    async def _never(self, request: HttpRequest) -> HttpResponse:
+    async def _never(self, _: HttpRequest) -> HttpResponse:
         self.working.set()
         try:
             await asyncio.sleep(3600)
@@ -124,17 +122,17 @@ class Routes:
         await asyncio.get_running_loop().run_in_executor(None, self.go_on.wait, 30)
         return document(self._answer(request))
 
-    def _refused(self, request: HttpRequest) -> HttpResponse:
+    def _refused(self, _: HttpRequest) -> HttpResponse:
         raise Forbidden("seen, and refused")
 
-    def _broken(self, request: HttpRequest) -> HttpResponse:
+    def _broken(self, _: HttpRequest) -> HttpResponse:
         raise ZeroDivisionError("a mistake of ours")
 
-    async def _broken_later(self, request: HttpRequest) -> HttpResponse:
+    async def _broken_later(self, _: HttpRequest) -> HttpResponse:
         await asyncio.sleep(0)
         raise ZeroDivisionError("a mistake of ours")
 
-    def _broken_header(self, request: HttpRequest) -> HttpResponse:
+    def _broken_header(self, _: HttpRequest) -> HttpResponse:
         return HttpResponse(200, b"{}", headers=((b"x-injected", b"a\r\nx-evil: 1"),))
 
 
@@ -221,9 +219,9 @@ class Client:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-        self._buffer = b""
+        self._buffer = bytearray()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -240,15 +238,17 @@ class Client:
         """The next response."""
         while b"\r\n\r\n" not in self._buffer:
             self._receive()
-        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-        lines = head.decode("latin-1").split("\r\n")
+        end = self._buffer.index(b"\r\n\r\n")
+        lines = self._buffer[:end].decode("latin-1").split("\r\n")
+        del self._buffer[: end + 4]
         version, status, _ = lines[0].split(" ", 2)
         assert version == "HTTP/1.1"
         headers = dict(line.lower().split(": ", 1) for line in lines[1:])
         size = 0 if head_only else int(headers.get("content-length", "0"))
         while len(self._buffer) < size:
             self._receive()
-        body, self._buffer = self._buffer[:size], self._buffer[size:]
+        body = bytes(self._buffer[:size])
+        del self._buffer[:size]
         return Answer(int(status), headers, body)
 
     def ask(self, data: bytes) -> Answer:
@@ -262,7 +262,7 @@ class Client:
             try:
                 answers.append(self.answer())
             except EOFError:
-                assert self._buffer == b"", "the server closed within an answer"
+                assert not self._buffer, "the server closed within an answer"
                 return answers
 
     def is_closed(self) -> bool:
@@ -274,7 +274,7 @@ class Client:
 
     def _receive(self) -> None:
         try:
-            data = self.socket.recv(65536)
+            data = self.socket.recv(1 << 20)
         except ConnectionResetError:
             data = b""
         if not data:
