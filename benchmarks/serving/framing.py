@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Protocol
 
 
@@ -49,7 +48,7 @@ class HttpFraming:
 
 
 class LengthFraming:
-    """A little-endian u32 before each answer."""
+    """A little-endian u32 before each answer, as frames have it; the body is the whole frame."""
 
     def size(self, received: bytes) -> int:
         """See :class:`Framing`."""
@@ -57,7 +56,7 @@ class LengthFraming:
 
     def body(self, answer: bytes) -> bytes:
         """See :class:`Framing`."""
-        return answer[4:]
+        return answer
 
 
 def http_request(path: str, body: bytes, *, headers: dict[str, str] | None = None) -> bytes:
@@ -65,11 +64,6 @@ def http_request(path: str, body: bytes, *, headers: dict[str, str] | None = Non
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-def frame(message: bytes) -> bytes:
-    """A message behind its length."""
-    return struct.pack("<I", len(message)) + message
 
 
 def _content_length(head: bytes) -> int:

@@ -18,6 +18,7 @@ from benchmarks.serving.framing import Framing
 
 _RECEIVE_BYTES = 1 << 18
 _TIMEOUT_S = 30.0
+Connect = Callable[[], socket.socket]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Wire:
     """
 
     name: str
-    connect: Callable[[], socket.socket]
+    connect: Connect
     framing: Framing
     request: Callable[[int], bytes]
     before: Callable[[int], None] | None = None
@@ -53,7 +54,7 @@ class Figures:
         return self.requests / self.seconds
 
 
-def connect_tcp(port: int) -> Callable[[], socket.socket]:
+def connect_tcp(port: int) -> Connect:
     """Connections to a port of this machine."""
 
     def connect() -> socket.socket:
@@ -64,7 +65,7 @@ def connect_tcp(port: int) -> Callable[[], socket.socket]:
     return connect
 
 
-def connect_unix(path: str) -> Callable[[], socket.socket]:
+def connect_unix(path: str) -> Connect:
     """Connections to a unix socket."""
 
     def connect() -> socket.socket:
@@ -83,10 +84,11 @@ def ask_once(wire: Wire) -> bytes:
         OSError: It cannot be reached, or closes the connection.
         ValueError: It refuses.
     """
+    request = wire.request(0)
     with wire.connect() as connection:
         if wire.before is not None:
             wire.before(0)
-        connection.sendall(wire.request(0))
+        connection.sendall(request)
         return wire.framing.body(_receive(connection, wire.framing))
 
 

@@ -11,7 +11,7 @@ from benchmarks.serving.rows import Row
 from benchmarks.serving.verdicts import Verdict
 
 _HEAD = (
-    f"{'target':<24}{'model':<7}{'transport':<15}{'conn':>5}{'req/s':>9}{'p50 us':>9}{'p99 us':>9}{'added us':>9}"
+    f"{'target':<27}{'model':<7}{'transport':<15}{'conn':>5}{'req/s':>9}{'p50 us':>9}{'p99 us':>9}{'added us':>9}"
     f"{'cpu us':>8}{'% raw':>7}{'MB':>7}{'start s':>8}"
 )
 
@@ -19,7 +19,7 @@ _HEAD = (
 def line(row: Row) -> str:
     """One row as text."""
     return (
-        f"{row.target:<24}{row.model:<7}{row.transport:<15}{row.connections:>5}{row.requests_per_s:>9.0f}"
+        f"{row.target:<27}{row.model:<7}{row.transport:<15}{row.connections:>5}{row.requests_per_s:>9.0f}"
         f"{row.p50_us:>9.0f}{row.p99_us:>9.0f}{row.added_p50_us:>9.0f}{row.cpu_us:>8.0f}"
         f"{100 * row.requests_per_s / row.raw_per_s:>7.1f}{row.rss_mb:>7.0f}{row.start_s:>8.2f}"
     )
@@ -36,7 +36,7 @@ def print_table(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> None
         last = (row.model, row.connections)
         print(line(row))
     for target, why in missing:
-        print(f"{target:<24}{why}")
+        print(f"{target:<27}{why}")
 
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:

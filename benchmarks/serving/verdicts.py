@@ -48,7 +48,8 @@ def judge(rows: Sequence[Row], more: Mapping[str, float]) -> list[Verdict]:
         return _best(ours, min, name, **where)
 
     fastest = _best(ours, max, "requests_per_s", model="tiny", connections=16, over="http")
-    triton = _best([r for r in peers if r.target.startswith("triton")], max, "requests_per_s", model="tiny", connections=16)
+    triton = _best(peers, max, "requests_per_s", target="triton (python backend)", model="tiny", connections=16)
+    batching = _best(peers, max, "requests_per_s", target="triton (python, batching)", model="tiny", connections=16)
     python = _best([r for r in peers if r.target in _PYTHON_PEERS], max, "requests_per_s", model="tiny", connections=16)
     cnn = [
         100 * row.requests_per_s / row.raw_per_s for row in ours
@@ -60,6 +61,7 @@ def judge(rows: Sequence[Row], more: Mapping[str, float]) -> list[Verdict]:
         Verdict("  unix socket, us", "<=", 100, least(added, model="tiny", connections=1, over="unix")),
         Verdict("  frames, us", "<=", 70, least(added, model="tiny", connections=1, over="frames")),
         Verdict("requests/s, tiny, 16 connections, TCP: times Triton", ">=", 1.8, _ratio(fastest, triton)),
+        Verdict("  times Triton with dynamic batching (no goal was set)", ">=", 1.0, _ratio(fastest, batching)),
         Verdict("  times the best Python peer", ">=", 3.0, _ratio(fastest, python)),
         Verdict("CNN, 16 connections, TCP: % of the raw run's rate", ">=", 90, max(cnn, default=None)),
         Verdict("added latency, 600 KB image, 1 connection, TCP, ms", "<=", 0.8, _ms(least(added, model="image", connections=1, over="http"))),

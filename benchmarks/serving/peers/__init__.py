@@ -14,5 +14,6 @@ from benchmarks.serving.peers.triton import Triton
 
 def all_peers() -> list[Peer]:
     """Every server, ours first."""
-    ours: list[Peer] = [Shoal(transport) for transport in Shoal.TRANSPORTS]
-    return [*ours, Triton(), MlServer(), LitServe(), BentoMl(), FastApi(), AsgiStub()]
+    return [
+        Shoal(), Triton(), Triton(batching=True), MlServer(), LitServe(), BentoMl(), FastApi(), AsgiStub(),
+    ]  # fmt: skip

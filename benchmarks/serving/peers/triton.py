@@ -11,6 +11,7 @@ from benchmarks.serving.load import Wire, connect_tcp
 from benchmarks.serving.models import CLASSES, INPUT, OUTPUT, Model
 from benchmarks.serving.peer import Place, Running, Way, oip_binary, oip_json, program, read_oip_binary, read_oip_json
 from benchmarks.serving.processes import ServerProcess, free_port
+from benchmarks.serving.shared_inputs import SharedInputs
 
 _CONFIG = """name: "{name}"
 backend: "python"
@@ -22,9 +23,12 @@ instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 
 
 class Triton:
-    """HTTP with binary tensors, its own fastest form over HTTP, and JSON."""
+    """HTTP with binary tensors, its own fastest form over HTTP, JSON, and shared memory for large inputs.
 
-    target = "triton (python backend)"
+    Args:
+        batching: Requests that wait are put together, which is off by default; it takes several HTTP threads to pay.
+    """
+
     # numpy 1: its Python backend reads the arrays of numpy 2 wrongly. The wheel without what it asks for: its clients
     # and its own Python API are not used here.
     environment = Environment(
@@ -33,6 +37,10 @@ class Triton:
         alone=("onnxruntime==1.32.0", "nvidia-pytriton==0.7.0"),
         pythons=("3.11", "3.12", "3.10"),
     )
+
+    def __init__(self, *, batching: bool = False) -> None:
+        self._batching = batching
+        self.target = "triton (python, batching)" if batching else "triton (python backend)"
 
     def serve(self, model: Model, place: Place) -> Running:
         """Start it."""
@@ -50,7 +58,7 @@ class Triton:
         binary.chmod(0o755)
         command = [
             str(binary), f"--model-repository={place.folder / 'models'}", f"--backend-directory={backends}",
-            "--http-address=127.0.0.1", f"--http-port={http_port}", "--http-thread-count=1", "--allow-grpc=false",
+            "--http-address=127.0.0.1", f"--http-port={http_port}", f"--http-thread-count={8 if self._batching else 1}", "--allow-grpc=false",
             "--allow-metrics=false", "--allow-sagemaker=false", "--allow-vertex-ai=false",
         ]  # fmt: skip
         env = {
@@ -62,13 +70,14 @@ class Triton:
         path = f"/v2/models/{model.name}/infer"
         binary_request, json_request = oip_binary(model, path), oip_json(model, path)
         connect = connect_tcp(http_port)
-        return Running(
-            process,
-            [
-                Way(Wire("http binary", connect, HttpFraming(), lambda _: binary_request), read_oip_binary),
-                Way(Wire("http json", connect, HttpFraming(), lambda _: json_request), read_oip_json),
-            ],
-        )
+        ways = [
+            Way(Wire("http binary", connect, HttpFraming(), lambda _: binary_request), read_oip_binary),
+            Way(Wire("http json", connect, HttpFraming(), lambda _: json_request), read_oip_json),
+        ]
+        shared = SharedInputs(connect, model)
+        if model.name == "image":
+            ways.append(shared.way())
+        return Running(process, ways, shared.close)
 
     def _lay_out(self, model: Model, repository: Path) -> None:
         folder = repository / model.name / "1"
@@ -78,4 +87,4 @@ class Triton:
         config = _CONFIG.format(
             name=model.name, input=INPUT, output=OUTPUT, dims=list(model.shape), classes=CLASSES
         )
-        (folder.parent / "config.pbtxt").write_text(config)
+        (folder.parent / "config.pbtxt").write_text(config + ("dynamic_batching { }\n" if self._batching else ""))

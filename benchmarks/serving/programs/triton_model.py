@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # Triton brings it
 
@@ -19,9 +20,12 @@ class TritonPythonModel:
         self.output = self.session.get_outputs()[0].name
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        answers = []
-        for request in requests:
-            image = pb_utils.get_input_tensor_by_name(request, self.input).as_numpy()
-            (answer,) = self.session.run([self.output], {self.input: image})
-            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor(self.output, answer)]))
+        images = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
+        batch = images[0] if len(images) == 1 else np.concatenate(images)
+        (answer,) = self.session.run([self.output], {self.input: batch})
+        answers, at = [], 0
+        for image in images:
+            rows = answer[at : at + len(image)]
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor(self.output, rows)]))
+            at += len(image)
         return answers

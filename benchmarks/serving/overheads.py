@@ -1,0 +1,68 @@
+"""What the input checks and the monitoring cost: the serving parts with and without them, side by side.
+
+All variants run at once on the servers' core and are asked in turn, a fraction of a second each, many times: so the
+machine's mood is the same for all. Compared is the processor time per request with 16 connections, when the core has
+nothing else to do and its rate is the inverse of that.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.serving.framing import HttpFraming
+from benchmarks.serving.load import Wire, connect_tcp, measure
+from benchmarks.serving.models import Model
+from benchmarks.serving.peer import Way, oip_binary, program, read_oip_binary
+from benchmarks.serving.processes import ServerProcess, free_port
+
+_VARIANTS: dict[str, tuple[str, ...]] = {
+    "all": (),
+    "no checks": ("no-checks",),
+    "no monitoring": ("no-monitoring",),
+    "neither": ("no-checks", "no-monitoring"),
+}
+_CONNECTIONS = 16
+
+
+def measure_overheads(model: Model, core: int, *, turns: int, seconds: float) -> dict[str, float]:
+    """``checks_percent`` and ``monitoring_percent`` of the throughput, and each variant's processor time per request.
+
+    Args:
+        turns: Rounds of each variant; ``seconds`` of one.
+    """
+    times: dict[str, list[float]] = {name: [] for name in _VARIANTS}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        servers = {name: _start(model, core, Path(folder) / str(index), without)
+                   for index, (name, without) in enumerate(_VARIANTS.items())}  # fmt: skip
+        try:
+            for process, way in servers.values():
+                process.wait_for(lambda way=way: way.is_right(model))  # type: ignore[misc]
+                measure(way.wire, _CONNECTIONS, seconds)
+            for _ in range(turns):
+                for name, (process, way) in servers.items():
+                    before = process.cpu_s()
+                    figures = measure(way.wire, _CONNECTIONS, seconds)
+                    times[name].append((process.cpu_s() - before) / figures.requests * 1e6)
+        finally:
+            for process, _ in servers.values():
+                process.stop()
+    found = {f"cpu_us, {name}": statistics.median(values) for name, values in times.items()}
+    for name, without in (("checks_percent", "no checks"), ("monitoring_percent", "no monitoring")):
+        # The median of the ratios within one turn, which neighbours in time make: rate is the inverse of time.
+        found[name] = 100 * (1 - statistics.median(less / whole for less, whole in zip(times[without], times["all"], strict=True)))
+    return found
+
+
+def _start(model: Model, core: int, folder: Path, without: tuple[str, ...]) -> tuple[ServerProcess, Way]:
+    folder.mkdir()
+    port = free_port()
+    command = [
+        sys.executable, program("shoal_parts.py"), str(model.folder), str(folder / "state"), str(port),
+        str(folder / "http.sock"), str(folder / "frames.sock"), *without,
+    ]  # fmt: skip
+    process = ServerProcess(command, core=core, log=folder / "log.txt")
+    request = oip_binary(model, f"/v2/models/{model.name}/infer")
+    return process, Way(Wire("http binary", connect_tcp(port), HttpFraming(), lambda _: request), read_oip_binary)
