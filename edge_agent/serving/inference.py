@@ -89,6 +89,7 @@ class Inference:
         self._ids = RequestIds()
         self._watchdog = watchdog or Watchdog()
         self._running = self._watchdog.running
+        self._closing = False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
         # Others: a model that is being woken for seconds must not stand in the way of those that are awake.
         self._errands = ThreadPoolExecutor(threads, thread_name_prefix="errand")
@@ -164,6 +165,7 @@ class Inference:
 
     def close(self) -> None:
         """End the threads; runs in progress are broken off."""
+        self._closing = True
         for _, loaded in list(self._running.values()):
             loaded.backend.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -198,6 +200,8 @@ class Inference:
     ) -> dict[str, NDArray[Any]]:
         """After a run was broken off: its own fault, or that of another run of the same model."""
         for _ in range(_TRIES):
+            if self._closing:
+                break
             if self._watchdog.has_hung(run):
                 seconds = (perf_counter_ns() - run[0]) / 1e9
                 raise ModelFailed(

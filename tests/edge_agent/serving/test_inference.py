@@ -482,6 +482,17 @@ async def test_after_closing_nobody_waits_in_vain(ear: Ear, digits: Load) -> Non
         await asyncio.wait_for(inference.answer_later(loaded, request()), LONG_S)
 
 
+async def test_closing_breaks_off_what_runs(ear: Ear, sleeper: Load) -> None:
+    inference = Inference(ear, threads=1)
+    task = await begun(inference.answer_later(sleeper(), taking(FOREVER)))
+    await asyncio.sleep(0.1)
+    begin = time.monotonic()
+    await asyncio.to_thread(inference.close)
+    assert time.monotonic() - begin < 20
+    with pytest.raises(ModelFailed, match="the run was broken off"):
+        await asyncio.wait_for(task, LONG_S)
+
+
 def test_outputs_that_are_not_by_row_are_no_answer() -> None:
     with pytest.raises(ModelFailed, match=r"output 'mean' has shape \[1, 4\] for a batch of 3 rows.*cannot be batched"):
         split({"mean": np.zeros((1, 4))}, [1, 2])
