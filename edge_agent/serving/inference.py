@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import Checked
-from edge_agent.contract.errors import CallerError, ModelFailed, ShoalError, SignatureMismatch
+from edge_agent.contract.errors import Busy, CallerError, ModelFailed, ShoalError, SignatureMismatch
 from edge_agent.runtime.backend import RunCancelled
 from edge_agent.runtime.slots import LoadedModel
 from edge_agent.runtime.watchdog import Run, Watchdog
@@ -310,6 +310,9 @@ class Inference:
         checked = job.checked
         if checked is None:
             raise AssertionError("checked before")
+        if self._closing:
+            job.outcome = Busy("the agent stops")
+            return
         infer_ns = perf_counter_ns()
         try:
             outputs = self._infer(loaded, checked.inputs, infer_ns)
