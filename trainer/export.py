@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from edge_agent.contract.constraint import AxisLimit
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.package import Package
@@ -96,11 +97,20 @@ def state_from(package: Package, network: LightningModule) -> dict[str, NDArray[
 def _example(spec: TensorSpec) -> torch.Tensor:
     if spec.datatype is Datatype.BYTES:
         raise ExportFailed(f"input '{spec.name}': text inputs cannot be exported from torch")
-    shape = [_EXAMPLE_ROWS, *(axis or _EXAMPLE_AXIS for axis in spec.shape[1:])]
+    limits = {limit.axis: limit for limit in spec.constraint.axes}
+    shape = [_EXAMPLE_ROWS, *(axis or _example_axis(limits.get(at)) for at, axis in enumerate(spec.shape[1:], 1))]
     low = spec.constraint.minimum or 0.0
     high = spec.constraint.maximum if spec.constraint.maximum is not None else low + 1.0
     values = np.random.default_rng(0).uniform(low, high, size=shape)
     return torch.from_numpy(values.astype(spec.datatype.numpy))
+
+
+def _example_axis(limit: AxisLimit | None) -> int:
+    """Length of an open axis in the example: one that the model takes."""
+    if limit is None:
+        return _EXAMPLE_AXIS
+    longest = _EXAMPLE_AXIS if limit.maximum is None else min(_EXAMPLE_AXIS, limit.maximum)
+    return max(longest, limit.minimum)
 
 
 def _dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:

@@ -19,6 +19,7 @@ from edge_agent.contract.errors import MalformedRequest, SignatureMismatch, Unsu
 from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
+from edge_agent.contract.text_encoding import as_sent
 from edge_agent.serving.binary_tensors import check_size, read_binary, read_raw_body, write_binary
 from edge_agent.serving.classification import classify
 from edge_agent.serving.json_request import LARGE_BYTES, Head, Input, InputParameters, RequestParameters, read_head
@@ -185,6 +186,8 @@ def _read_inputs(
             if len(memoryview(tensor.data)) > LARGE_BYTES:
                 _check_shape(tensor, signature)
             array = read_json(name, tensor.datatype, shape, tensor.data)
+        if tensor.datatype is Datatype.BYTES and tensor.data is not msgspec.UNSET:  # JSON's text is UTF-8
+            array = as_sent(signature.input(name), array)
         inputs[name] = array
     if raw is not None and at != len(raw):
         raise MalformedRequest(f"{len(raw) - at} bytes are left over after the {at} bytes of the binary inputs")

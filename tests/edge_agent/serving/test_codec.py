@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_agent.contract.constraint import Constraint, Policy, Rule
+from edge_agent.contract.constraint import Constraint, Encoding, Policy, Rule
 from edge_agent.contract.errors import CallerError, MalformedRequest, SignatureMismatch, Unsupported
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.serving.codec import decode_request
 from edge_agent.serving.request import WantedOutput
@@ -287,3 +288,14 @@ def test_data_are_read_as_the_request_says_whatever_the_model_takes(array: NDArr
     request = decode_request(json_body(array, nested=False), None, signature(other, (None, None)))
     np.testing.assert_array_equal(request.inputs["x"], array)
     assert request.inputs["x"].dtype == array.dtype
+
+
+def test_text_in_json_is_read_in_the_encoding_of_its_constraint() -> None:
+    """As if it had come in binary: a model, a sample and the trainer all see the same bytes."""
+    limits = Constraint(encoding=Encoding.LATIN_1)
+    spec = TensorSpec(name="x", datatype=Datatype.BYTES, shape=(None, 1), constraint=limits)
+    taken = Signature(inputs=(spec,), outputs=(spec,))
+    body = json_body(np.array([["grün".encode()]], dtype=object), nested=False)
+    assert decode_request(body, None, taken).inputs["x"].tolist() == [["grün".encode("latin-1")]]
+    with pytest.raises(SignatureMismatch, match="row 0: encoding: .* cannot be written in latin-1"):
+        decode_request(json_body(np.array([["→".encode()]], dtype=object), nested=False), None, taken)
