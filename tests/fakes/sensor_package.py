@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.contract.constraint import AxisLimit, Constraint, DateFormat, Encoding, Policy, Rule
@@ -66,11 +69,16 @@ SIGNATURE = Signature(
 )
 
 
-def make_sensor_package(folder: Path, *, name: str = "sensor-guard", version: str = "1") -> Package:
-    """Make a package of a model that always answers 0.75, 0.25; it is batched by up to 4 rows."""
+def make_sensor_package(folder: Path, *, name: str = "sensor-guard", version: str = "1", readings: int = 3) -> Package:
+    """Make a package of a model that always answers 0.75, 0.25; it is batched by up to 4 rows.
+
+    Args:
+        readings: Elements of "temperature" in one row.
+    """
+    signature = _signature(readings)
     probabilities = np.array([[0.75, 0.25]] * 2, dtype=np.float32)
-    inputs = {
-        "temperature": np.full((2, 3), 21.5, dtype=np.float32),
+    inputs: dict[str, NDArray[Any]] = {
+        "temperature": np.full((2, readings), 21.5, dtype=np.float32),
         "mode": np.ones((2, 1), dtype=np.int64),
         "armed": np.ones((2, 1), dtype=np.bool_),
         "note": np.array([[b"one"], [b"two"]], dtype=object),
@@ -97,7 +105,7 @@ def make_sensor_package(folder: Path, *, name: str = "sensor-guard", version: st
                 run="run",
                 trained_at="2025-01-01T00:00:00Z",
             ),
-            signature=SIGNATURE,
+            signature=signature,
             task=Classification(output="probabilities", labels=LABELS),
             variants={"fp32": Variant(model="model.onnx")},
             files=entries,
@@ -105,7 +113,7 @@ def make_sensor_package(folder: Path, *, name: str = "sensor-guard", version: st
         )
 
     files: dict[str, bytes | Path] = {
-        "model.onnx": _graph(),
+        "model.onnx": _graph(signature),
         GOLDEN_FILE: encode_golden(Golden(inputs=inputs, outputs={"probabilities": probabilities})),
         REFERENCE_FILE: encode_profile(
             ReferenceProfile(features=(feature,), counts={"confidence": FeatureCounts(bins=(0, 2))})
@@ -114,7 +122,14 @@ def make_sensor_package(folder: Path, *, name: str = "sensor-guard", version: st
     return write_package(folder, files=files, manifest=manifest)
 
 
-def _graph() -> bytes:
+def _signature(readings: int) -> Signature:
+    first, *others = SIGNATURE.inputs
+    return Signature(
+        inputs=(msgspec.structs.replace(first, shape=(None, readings)), *others), outputs=SIGNATURE.outputs
+    )
+
+
+def _graph(signature: Signature) -> bytes:
     types = {
         Datatype.FP32: TensorProto.FLOAT,
         Datatype.INT64: TensorProto.INT64,
@@ -133,7 +148,7 @@ def _graph() -> bytes:
             helper.make_tensor_value_info(
                 spec.name, types[spec.datatype], ["N", "M" if spec.shape[1] is None else spec.shape[1]]
             )
-            for spec in SIGNATURE.inputs
+            for spec in signature.inputs
         ],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2])],
         [

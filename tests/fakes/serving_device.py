@@ -84,28 +84,27 @@ def serving(folder: Path, settings: ApiSettings | None = None, *, threads: int =
     Args:
         settings: A free port and bodies of 1 MiB where None.
     """
-    slots = Slots()
-    repository = Repository(slots, Catalogue(folder / "models"), policy="all")
-    repository.start()
-    outbox = Outbox(folder / "outbox.db", fleet="fleet", device="device")
-    monitor = Monitor(outbox, folder)
-    api = LocalApi(
-        settings or ApiSettings(port=0, max_body_mib=1),
-        slots=slots,
-        repository=repository,
-        watcher=monitor,
-        threads=threads,
-        agent_version=AGENT_VERSION,
-    )
-    api.start()
-    try:
+    with contextlib.ExitStack() as stack:
+        slots = Slots()
+        stack.callback(slots.close)
+        repository = Repository(slots, Catalogue(folder / "models"), policy="all")
+        stack.callback(repository.close)
+        repository.start()
+        outbox = Outbox(folder / "outbox.db", fleet="fleet", device="device")
+        stack.callback(outbox.close)
+        monitor = Monitor(outbox, folder)
+        stack.callback(monitor.close)
+        api = LocalApi(
+            settings or ApiSettings(port=0, max_body_mib=1),
+            slots=slots,
+            repository=repository,
+            watcher=monitor,
+            threads=threads,
+            agent_version=AGENT_VERSION,
+        )
+        stack.callback(api.stop)
+        api.start()
         yield Device(slots, repository, monitor, outbox, api, folder / "models")
-    finally:
-        api.stop()
-        repository.close()
-        slots.close()
-        monitor.close()
-        outbox.close()
 
 
 class _UnixConnection(http.client.HTTPConnection):

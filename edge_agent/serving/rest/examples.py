@@ -138,4 +138,5 @@ def _array(tensor: Mapping[str, Any]) -> NDArray[Any]:
     datatype = Datatype(tensor["datatype"])
     if datatype is Datatype.BYTES:
         data = [text.encode() for text in data]
-    return np.array(data, dtype=datatype.numpy).reshape(tensor["shape"])
+    array: NDArray[Any] = np.array(data, dtype=datatype.numpy)
+    return array.reshape(tuple(tensor["shape"]))

@@ -53,12 +53,12 @@ class FeedbackRoute:
         Raises:
             MalformedRequest, UnknownModel, UnknownRequest, StorageFull: See :class:`FeedbackSink`.
         """
+        # A label may come when the model is asleep: it is told by what it served as, and need not wake up.
+        loaded = self._slots.last_served(target.model) or self._slots.get(target.model)
         try:
             told = self._decoder.decode(request.body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MalformedRequest(f"the feedback's JSON: {error}") from error
-        # A label may come when the model is asleep: it is told by what it served as, and need not wake up.
-        loaded = self._slots.last_served(target.model) or self._slots.get(target.model)
         keep = self._sink.feedback
         await asyncio.get_running_loop().run_in_executor(self._threads, _keep, keep, loaded, told)
         return document({"model_name": target.model, "request_id": told.request_id, "accepted": True})

@@ -67,7 +67,9 @@ class OpenApi:
         loaded = known_model(self._slots, target.model, target.version)
         made = example_request(loaded)
         if made is None:
-            raise UnknownModel(f"model '{loaded.name}' takes bytes that JSON does not carry, such as images: ask in binary")
+            raise UnknownModel(
+                f"model '{loaded.name}' takes bytes that JSON does not carry, such as images: ask in binary"
+            )
         return document(made)
 
     def document(self, models: Sequence[LoadedModel]) -> dict[str, Any]:
@@ -235,14 +237,17 @@ def _tensors(schemas: dict[str, Schema], specs: Sequence[TensorSpec], prefix: st
 def _type_names(models: Sequence[LoadedModel]) -> list[str]:
     """A type name for each model; of several versions side by side each says which."""
     several = {one.name for one in models if sum(other.name == one.name for other in models) > 1}
-    return _unique([_pascal(one.name) + (f"V{_pascal(one.version)}" if one.name in several else "") for one in models])
+    return _unique([_pascal(one.name) + (f"V{_words(one.version)}" if one.name in several else "") for one in models])
 
 
 def _pascal(name: str) -> str:
     """``part-defects`` as generators like types to be called: ``PartDefects``."""
-    words = re.findall(r"[A-Za-z0-9]+", name)
-    text = "".join(word[0].upper() + word[1:] for word in words) or "Tensor"
+    text = _words(name) or "Tensor"
     return text if text[0].isalpha() else f"N{text}"
+
+
+def _words(name: str) -> str:
+    return "".join(word[0].upper() + word[1:] for word in re.findall(r"[A-Za-z0-9]+", name))
 
 
 def _unique(names: Sequence[str]) -> list[str]:

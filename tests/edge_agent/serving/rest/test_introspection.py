@@ -19,7 +19,9 @@ _NAMES = "digits, echo, sensor-guard"
 def test_server_metadata_lists_the_extensions_that_are_there(shared: Device) -> None:
     status, server = shared.ask_json("GET", "/v2")
     assert (status, server["name"], server["version"]) == (200, "shoal-agent", "1.2.3")
-    assert {"binary_tensor_data", "statistics", "model_configuration", "system_shared_memory"} <= {*server["extensions"]}
+    assert {"binary_tensor_data", "statistics", "model_configuration", "system_shared_memory"} <= {
+        *server["extensions"]
+    }
     assert "cuda_shared_memory" not in server["extensions"]
 
 
@@ -108,7 +110,11 @@ def test_paths_and_methods_that_do_not_exist_get_the_protocols_error(
 
 def test_the_configuration_says_what_load_tools_read(shared: Device) -> None:
     config = shared.ask_json("GET", "/v2/models/sensor-guard/versions/1/config")[1]
-    assert (config["name"], config["platform"], config["backend"]) == ("sensor-guard", "onnxruntime_onnx", "onnxruntime")
+    assert (config["name"], config["platform"], config["backend"]) == (
+        "sensor-guard",
+        "onnxruntime_onnx",
+        "onnxruntime",
+    )
     assert config["max_batch_size"] == 4
     assert [(one["name"], one["data_type"], one["dims"]) for one in config["input"]] == [
         ("temperature", "TYPE_FP32", [3]),
