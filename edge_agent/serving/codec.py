@@ -15,7 +15,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import Violation, check_unit
-from edge_agent.contract.errors import MalformedRequest, SignatureMismatch, Unsupported
+from edge_agent.contract.errors import CallerError, MalformedRequest, SignatureMismatch, Unsupported
 from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
@@ -67,7 +67,8 @@ def decode_request(
     """
     if json_length == 0:
         spec, array = read_raw_body(body, signature)
-        _check_rows(spec.name, array.shape, max_rows)
+        if len(array) > max_rows:
+            raise _wrong_shape(spec.name, array.shape, max_rows)
         return InferenceRequest(id="", inputs={spec.name: array}, binary=True)
     if json_length is None:
         head, raw = read_head(body, signature), None
@@ -169,11 +170,8 @@ def _read_inputs(
         name, shape = tensor.name, tensor.shape
         if name in inputs:
             raise SignatureMismatch(name, rule="name", detail="the request gives this input twice")
-        if not 0 < len(shape) <= MAX_AXES or min(shape) < 1:
-            detail = f"needs 1 to {MAX_AXES} axes, each at least 1, got {list(shape[: MAX_AXES + 1])}"
-            raise SignatureMismatch(name, rule="shape", detail=detail)
-        if shape[0] > max_rows:
-            _check_rows(name, shape, max_rows)
+        if not 0 < len(shape) <= MAX_AXES or min(shape) < 1 or shape[0] > max_rows:
+            raise _wrong_shape(name, shape, max_rows)
         told = tensor.parameters
         if told is not None and (told.shared_memory_region is not None or told.binary_data_size is not None):
             array, size = _read_elsewhere(tensor, told, raw[at:] if raw is not None else _NOTHING, signature, regions)
@@ -239,12 +237,14 @@ def _check_units(head: Head[Any], signature: Signature) -> tuple[Violation, ...]
     return flagged
 
 
-def _check_rows(name: str, shape: tuple[int, ...], max_rows: int) -> None:
-    if shape and shape[0] > max_rows:
-        raise MalformedRequest(
-            f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's settings): "
-            "send fewer rows per request"
-        )
+def _wrong_shape(name: str, shape: tuple[int, ...], max_rows: int) -> CallerError:
+    if not 0 < len(shape) <= MAX_AXES or min(shape) < 1:
+        detail = f"needs 1 to {MAX_AXES} axes, each at least 1, got {list(shape[: MAX_AXES + 1])}"
+        return SignatureMismatch(name, rule="shape", detail=detail)
+    return MalformedRequest(
+        f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's settings): "
+        "send fewer rows per request"
+    )
 
 
 def _check_shape(tensor: Input[Any], signature: Signature) -> None:

@@ -297,5 +297,5 @@ def test_text_in_json_is_read_in_the_encoding_of_its_constraint() -> None:
     taken = Signature(inputs=(spec,), outputs=(spec,))
     body = json_body(np.array([["grün".encode()]], dtype=object), nested=False)
     assert decode_request(body, None, taken).inputs["x"].tolist() == [["grün".encode("latin-1")]]
-    with pytest.raises(SignatureMismatch, match="row 0: encoding: .* cannot be written in latin-1"):
+    with pytest.raises(SignatureMismatch, match=r"row 0: encoding: .* cannot be written in latin-1"):
         decode_request(json_body(np.array([["→".encode()]], dtype=object), nested=False), None, taken)
