@@ -28,6 +28,7 @@ _MAX_AGE_S = b"600"
 # Names that no public DNS server answers for.
 _PRIVATE = ("localhost", ".localhost", ".local", ".internal", ".lan", ".home.arpa")
 _REMEMBERED = 256
+_TCP = Transport.TCP  # an enum's member costs a look-up each time
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
@@ -36,6 +37,8 @@ class Origins:
 
     Args:
         allowed: As in the settings: ``https://app.example:8443``; empty for none, ``*`` for any.
+    Attributes:
+        enabled: Whether some origin is allowed.
     Raises:
         ConfigurationError: One of them is no origin.
     """
@@ -44,14 +47,10 @@ class Origins:
         for origin in allowed:
             _check(origin)
         self._any = _ANY in allowed
+        self.enabled = bool(allowed)
         self._allowed = frozenset(origin.encode() for origin in allowed)
         self._named = frozenset(urlsplit(origin).hostname or "" for origin in allowed if origin != _ANY)
         self._hosts: dict[bytes, bool] = {}
-
-    @property
-    def enabled(self) -> bool:
-        """Whether some origin is allowed."""
-        return bool(self._allowed)
 
     def permits(self, origin: bytes) -> bool:
         """Whether pages of ``origin`` may ask and read."""
@@ -65,7 +64,7 @@ class Origins:
         """
         headers = request.headers
         origin = headers.get(b"origin")
-        if request.peer.transport is not Transport.TCP:  # out of a browser's reach, unless something forwards to it
+        if request.peer.transport is not _TCP:  # out of a browser's reach, unless something forwards to it
             if origin is None:
                 return
         elif not self._is_ours(host := headers.get(b"host", b"")):

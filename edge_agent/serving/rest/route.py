@@ -55,6 +55,13 @@ class Route:
     needs: Needs
     answer: Answer
     limit_bytes: int = SMALL_BYTES
+    is_open: bool = dataclasses.field(init=False)
+    is_control: bool = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        # Plain booleans: every request asks, and an enum's member costs a look-up each time.
+        object.__setattr__(self, "is_open", self.needs is Needs.NOTHING)
+        object.__setattr__(self, "is_control", self.needs is Needs.CONTROL)
 
     @property
     def allow(self) -> str:

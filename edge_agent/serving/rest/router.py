@@ -115,10 +115,10 @@ class Router:
             route = target.route
             if head.method != route.method and not self._is_allowed(head, route):
                 return self._small_room  # a preflight
-            if route.needs is Needs.NOTHING:
+            if route.is_open:
                 return self._small_room
             app = self._identify(head)
-            app.enter(target.model or None, control=route.needs is Needs.CONTROL)
+            app.enter(target.model or None, control=route.is_control)
             if route is self._infer:
                 return self._infer_room(target, length)
             if route.limit_bytes > SMALL_BYTES:
@@ -166,7 +166,7 @@ class Router:
         if granted is not None:
             return granted
         route = target.route
-        if route.needs is Needs.NOTHING:
+        if route.is_open:
             return route.answer(request, target, self._access.stranger)
         return route.answer(request, target, self._access.identify(request.peer, _token(request)))
 
