@@ -8,6 +8,7 @@ request, so that no head equals the last one. Needs uvicorn (the extra `server`)
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -79,7 +80,7 @@ def serve_ours(listeners: list[socket.socket], core: int | None) -> None:
     kinds = [Transport.UNIX if each.family == socket.AF_UNIX else Transport.TCP for each in listeners]
     Server(
         [
-            Listener(each, lambda kind=kind: HttpProtocol(handler, connections, limits, kind), address_of(each))
+            Listener(each, functools.partial(HttpProtocol, handler, connections, limits, kind), address_of(each))
             for each, kind in zip(listeners, kinds, strict=True)
         ],
         connections,
@@ -176,6 +177,11 @@ def measure(servers: dict[str, tuple[Any, str, psutil.Process]], rounds: int, se
                 "requests_per_s": statistics.median(rate for rate, _ in found),
                 "cpu_us": statistics.median(cpu for _, cpu in found), "ratio": ratio, "cpu_ratio": cpu_ratio,
             })  # fmt: skip
+    return rows + latencies(servers, rounds)
+
+
+def latencies(servers: dict[str, tuple[Any, str, psutil.Process]], rounds: int) -> list[dict[str, Any]]:
+    rows = []
     for case, index, body, count in (
         ("tcp 256 B", 0, BODY, 1500), ("unix 256 B", 1, BODY, 1500),
         ("tcp 600 KB", 0, bytes(IMAGE_BYTES), 200), ("unix 600 KB", 1, bytes(IMAGE_BYTES), 200),
@@ -221,9 +227,9 @@ def main() -> None:
             for process in processes:
                 process.terminate()
                 process.join(10)
-    target = Path("build/bench/transport.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(rows, indent=2) + "\n")
+    file = Path("build/bench/transport.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(rows, indent=2) + "\n")
     report(rows)
 
 

@@ -7,6 +7,7 @@ refused.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -89,36 +90,36 @@ def read_head(raw: bytes) -> Head:
         MalformedRequest, HeadTooLarge, ExpectationFailed, NotImplementedHere, VersionNotSupported: It is refused, and
             what follows it on the connection cannot be read.
     """
-    line = _REQUEST_LINE.match(raw)
-    if line is None:
-        first = raw.split(b"\r\n", 1)[0]
-        raise refusal_of_start(raw) or MalformedRequest(
-            f"no request line of HTTP: {_shown(first)}; expected METHOD /PATH HTTP/1.1"
-        )
-    method, target, major, minor = line.groups()
-    if major != b"1" or minor not in b"01":
-        raise VersionNotSupported(f"HTTP/{_shown(major + b'.' + minor)} is not spoken here: use HTTP/1.1")
-    if method == b"CONNECT":
-        raise NotImplementedHere("CONNECT is for proxies, and this is none")
-    path, query = _target(target)
+    line = raw[: raw.find(b"\r\n") + 2]
+    # Applications ask for few things, again and again; what is long is rare, and not worth remembering.
+    method, path, query, http_1_0 = _request_line(line) if len(line) <= 256 else _request_line.__wrapped__(line)
     headers = _headers(raw)
-    http_1_0 = minor == b"0"
     found = headers.found
     if not http_1_0 and b"host" not in found:
         raise MalformedRequest("no Host header: HTTP/1.1 asks for exactly one (RFC 9112, section 3.2)")
     expected = found.get(b"expect")
     if expected is not None and expected.lower() != b"100-continue":
         raise ExpectationFailed(f"Expect: {_shown(expected)}: only 100-continue can be expected here")
-    return Head(
-        method=method.decode("ascii"),
-        path=path,
-        query=query,
-        headers=found,
-        length=_length(found, http_1_0=http_1_0),
-        keep_alive=headers.keep_alive,
-        http_1_0=http_1_0,
-        expects_continue=expected is not None and not http_1_0,
-    )
+    length = _length(found, http_1_0=http_1_0)
+    expects_continue = expected is not None and not http_1_0
+    return Head(method, path, query, found, length, headers.keep_alive, http_1_0, expects_continue)
+
+
+@functools.lru_cache(maxsize=256)
+def _request_line(line: bytes) -> tuple[str, str, str, bool]:
+    """Method, path, query, and whether it is HTTP/1.0."""
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise refusal_of_start(line) or MalformedRequest(
+            f"no request line of HTTP: {_shown(line[:-2])}; expected METHOD /PATH HTTP/1.1"
+        )
+    method, target, major, minor = match.groups()
+    if major != b"1" or minor not in b"01":
+        raise VersionNotSupported(f"HTTP/{_shown(major + b'.' + minor)} is not spoken here: use HTTP/1.1")
+    if method == b"CONNECT":
+        raise NotImplementedHere("CONNECT is for proxies, and this is none")
+    path, query = _target(target)
+    return method.decode("ascii"), path, query, minor == b"0"
 
 
 def _headers(raw: bytes) -> _Headers:

@@ -6,8 +6,8 @@
                  -> DISCARD -> IDLE                                    most requests go from IDLE to IDLE at once
                  -> LINGER or CLOSING -> CLOSED
 
-Three things keep the transport out of a request's way. A head equal to the last one of its connection (nearly all of
-an application's are) is not parsed again. Timeouts are found by one sweep over all connections, not by timers. And a
+Three things keep the transport out of a request's way. A head that equals the last one of its connection, or
+differs in a few values, is not parsed again. Timeouts are found by one sweep over all connections, not by timers. And a
 body that does not come with its head is received straight into the buffer that the routes see.
 """
 
@@ -26,7 +26,8 @@ from edge_agent.contract.errors import Busy, MalformedRequest, ShoalError
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.answer import CONTINUE, Ending, encode
 from edge_agent.serving.http.chunked import ChunkedBody
-from edge_agent.serving.http.head import HEAD_END, Head, read_head, refusal_of_start
+from edge_agent.serving.http.head import HEAD_END, Head, refusal_of_start
+from edge_agent.serving.http.head_reader import HeadReader
 from edge_agent.serving.http.limits import LINGERING_BYTES, HttpLimits, Phase, phase_limits
 from edge_agent.serving.http.message import HttpHandler, HttpRequest, HttpResponse, Room, document, failure
 from edge_agent.serving.http.refusals import BodyTooLarge, HeadTooLarge, RequestTimeout, too_many_connections
@@ -62,7 +63,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._peer = Peer(transport, loopback=False)
         self._phase = Phase.IDLE
         self._since = 0.0  # when the sweep first saw this phase; 0 where it has not yet
-        self._raw, self._head = b"", _NO_HEAD  # of the request at hand, or of the last one
+        self._heads = HeadReader()
+        self._head = _NO_HEAD  # of the request at hand, or of the last one
         self._request: HttpRequest | None = None
         self._room: Room | None = None
         self._body: memoryview | None = None  # receives directly, from here on:
@@ -192,16 +194,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._check_start(data[at:size])
             return at
         end += len(HEAD_END)
-        raw = bytes(view[at:end])
-        if raw != self._raw:
-            try:
-                self._head = read_head(raw)
-            except ShoalError as error:
-                self._raw = b""
-                self._refuse(error)
-                return end
-            self._raw = raw
-        head = self._head
+        try:
+            head = self._head = self._heads.read(bytes(view[at:end]))
+        except ShoalError as error:
+            self._refuse(error)
+            return end
         length = head.length
         request = HttpRequest(head.method, head.path, head.query, head.headers, self._peer)
         if not self._admit(request, length):
