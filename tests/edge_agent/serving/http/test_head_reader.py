@@ -52,7 +52,7 @@ def _outcome(read: HeadReader | None, raw: bytes) -> Head | str:
         return f"{type(error).__name__}: {error}"
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(heads=_heads())
 def test_a_head_is_read_the_same_whatever_came_before_it(heads: list[bytes]) -> None:
     reader = HeadReader()
