@@ -179,11 +179,15 @@ def _described(spec: TensorSpec) -> str:
     shape = ", ".join("-1" if axis is None else str(axis) for axis in spec.shape)
     parts = [f"{spec.datatype.value} [{shape}]"]
     if limits.minimum is not None or limits.maximum is not None:
-        low = "" if limits.minimum is None else f"from {limits.minimum:g}"
-        high = "" if limits.maximum is None else f"to {limits.maximum:g}"
-        parts.append(f"{low} {high}".strip())
+        parts.append(_from_to(limits.minimum, limits.maximum))
     if limits.allowed is not None:
-        parts.append("one of " + ", ".join(str(value) for value in limits.allowed[:20]))
+        parts.append("one of " + ", ".join(str(_plain(spec.datatype, value)) for value in limits.allowed[:20]))
+    if limits.min_length is not None or limits.max_length is not None:
+        what = "bytes" if limits.text_encoding is None else "characters"
+        parts.append(f"{_from_to(limits.min_length, limits.max_length)} {what} long")
+    if limits.text_encoding is not None:
+        parts.append(f"text in {limits.text_encoding.value}")
+    parts += [f"axis {one.axis} {_from_to(one.minimum, one.maximum)} long" for one in limits.axes]
     if limits.unit is not None:
         parts.append(f"in {limits.unit}")
     if limits.nullable:
@@ -197,3 +201,8 @@ def _described(spec: TensorSpec) -> str:
     if spec.labels is not None:
         parts.append("classes " + ", ".join(spec.labels[:20]) + (" and more" if len(spec.labels) > 20 else ""))
     return "; ".join(parts)
+
+
+def _from_to(low: float | None, high: float | None) -> str:
+    words = ("" if low is None else f"from {low:g}", "" if high is None else f"to {high:g}")
+    return " ".join(word for word in words if word)
