@@ -17,7 +17,14 @@ from __future__ import annotations
 from edge_agent.client.answers import Answer, InSharedMemory, ModelMetadata
 from edge_agent.client.async_client import AsyncClient
 from edge_agent.client.sync_client import Client
-from edge_agent.contract.errors import CallerError, DeadlineExceeded, DeviceError, NetworkError, ShoalError
+from edge_agent.contract.errors import (
+    CallerError,
+    DeadlineExceeded,
+    DeviceError,
+    NetworkError,
+    ShoalError,
+    SignatureMismatch,
+)
 
 __all__ = [
     "Answer",
@@ -30,4 +37,5 @@ __all__ = [
     "ModelMetadata",
     "NetworkError",
     "ShoalError",
+    "SignatureMismatch",
 ]

@@ -27,7 +27,7 @@ from edge_agent.contract.frame_messages import Failure
 from edge_agent.contract.framing import FrameTooLarge
 
 RETRY_AFTER_S = 1.0
-_KINDS: dict[str, type[ShoalError]] = {
+KINDS: dict[str, type[ShoalError]] = {
     kind.__name__: kind
     for kind in (
         BudgetExceeded,
@@ -68,7 +68,7 @@ def failure_of(number: int, error: ShoalError) -> Failure:
 def error_of(failure: Failure) -> ShoalError:
     """The error that the agent raised; of a kind that is not known here, its nearest by the status."""
     nearest = CallerError if 400 <= failure.status < 500 else DeviceError
-    kind = _KINDS.get(failure.kind, nearest)
+    kind = KINDS.get(failure.kind, nearest)
     # Past the constructors: they compose the text, which is here already.
     error = kind.__new__(kind, failure.error)
     if isinstance(error, SignatureMismatch):

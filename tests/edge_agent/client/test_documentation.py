@@ -1,0 +1,62 @@
+"""docs/frames.md: its bytes are those that travel, its examples run, and it leaves nothing out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.contract import failures, frame_messages
+from edge_agent.contract.tensors import Datatype
+from tests.edge_agent.contract.golden_frames import golden_frames
+from tests.fakes.frames_device import FramesDevice
+from tests.fakes.packages import make_package
+
+MESSAGES = [
+    kind
+    for kind in vars(frame_messages).values()
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == frame_messages.__name__
+]
+LINE = re.compile(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2} )*[0-9a-f]{2}) {2,}.{1,16}$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def page(repository: Path) -> str:
+    return (repository / "docs" / "frames.md").read_text(encoding="utf-8")
+
+
+def test_the_dumps_are_the_golden_frames(page: str) -> None:
+    dumps: list[bytearray] = []
+    for at, line in LINE.findall(page):
+        if at == "0000":
+            dumps.append(bytearray())
+        assert int(at, 16) == len(dumps[-1])
+        dumps[-1] += bytes.fromhex(line)
+    golden = golden_frames()
+    assert dumps == [golden["frame-infer.bin"], golden["frame-inferred.bin"]]
+
+
+@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: str(kind.__name__))
+def test_every_member_is_on_the_page(kind: type[msgspec.Struct], page: str) -> None:
+    words = set(re.findall(r"`([a-z0-9_]+)`", page))
+    assert set(kind.__struct_fields__) <= words
+    assert kind.__struct_config__.tag is None or str(kind.__struct_config__.tag) in words
+
+
+def test_every_datatype_and_every_kind_of_error_is_on_the_page(page: str) -> None:
+    words = set(re.findall(r"`([A-Za-z0-9]+)`", page))
+    assert {datatype.value for datatype in Datatype} <= words
+    general = {"CallerError", "StorageNotWritable"}
+    assert set(failures.KINDS) - general <= words
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_python_examples_run(
+    page: str, index: int, shared: FramesDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[index]
+    make_package(tmp_path / "packages" / "digits")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace("/run/shoal/frames.sock", shared.path), "docs/frames.md", "exec"), {})  # noqa: S102
