@@ -10,6 +10,7 @@ PYTHON ?= python3
 TORCH_SPEC ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq
@@ -28,7 +29,7 @@ TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*
 help:  ## show this list
 	@echo "Shoal: machine-learning models on fleets of edge devices, kept right."
 	@echo
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  settings     VENV=.venv PYTHON=python3 TORCH_SPEC=torch==2.13.0 DEMO_ARGS=--keep PYTEST_ARGS='-k outbox'"
 
@@ -77,6 +78,10 @@ format: $(DEV_STAMP)  ## mend what ruff can mend by itself
 bench: $(DEV_STAMP)  ## run every benchmark and print its table
 	@test -n "$(BENCHMARKS)" || echo "there is no benchmark in benchmarks/ yet"
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; echo; done
+	@echo "== serving, in short, without other servers"; $(BIN)/python -m benchmarks.serving --quick --only shoal
+
+bench-serving: $(DEV_STAMP)  ## serving beside other servers (ARGS='--quick --only shoal,triton --no-install')
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
 # By the oldest compiler whose messages the extra `grpc` allows; needs the network, and is not a part of `make setup`.
 protobuf:  ## write the gRPC messages again, after a change of their description

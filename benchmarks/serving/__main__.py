@@ -9,14 +9,16 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.serving.environments import NotInstalled
-from benchmarks.serving.models import make_models
+from benchmarks.serving.hot_swaps import measure_hot_swaps
+from benchmarks.serving.models import Model, make_models
+from benchmarks.serving.overheads import measure_overheads
 from benchmarks.serving.peer import Peer
 from benchmarks.serving.peers import all_peers
 from benchmarks.serving.processes import ServerEnded, on_core
 from benchmarks.serving.raw import RawRuns
 from benchmarks.serving.rows import Pace, Row, raw_row, server_rows
 from benchmarks.serving.table import line, print_table, print_verdicts, write_json
-from benchmarks.serving.verdicts import judge
+from benchmarks.serving.verdicts import SHOAL, judge
 
 _BUILD = Path("build/bench")
 _FAILURES = (ServerEnded, OSError, ValueError)
@@ -30,8 +32,10 @@ def main() -> None:
     peers = [peer for peer in all_peers() if _wanted(peer.target, options.only)]
     pythons = _installed(peers, missing, install=not options.no_install)
     pace = Pace.quick() if options.quick else Pace()
+    more: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench-models-") as folder, on_core(load_core):
-        for name, model in make_models(Path(folder)).items():
+        models = make_models(Path(folder))
+        for name, model in models.items():
             if not _wanted(name, options.models):
                 continue
             with RawRuns(model, server_core) as raw:
@@ -49,10 +53,37 @@ def main() -> None:
                     rows += found
                     for row in found:
                         print(line(row), file=sys.stderr, flush=True)
-    verdicts = judge(rows, {})
+        if not options.no_extras and _wanted(SHOAL, options.only):
+            more = _extras(models["tiny"], server_core, missing, quick=options.quick)
+    verdicts = judge(rows, more)
     print_table(rows, missing)
+    for what, figure in more.items():
+        print(f"{what:<50}{figure:>10.1f}")
     print_verdicts(verdicts)
     write_json(_BUILD / "serving.json", rows, verdicts)
+
+
+def _extras(tiny: Model, core: int, missing: list[tuple[str, str]], *, quick: bool) -> dict[str, float]:
+    """What is measured of Shoal alone: the price of checks and monitoring, and hot swaps under load."""
+    found: dict[str, float] = {}
+    try:
+        found |= measure_overheads(tiny, core, turns=5 if quick else 20, seconds=0.3)
+    except _FAILURES as error:
+        missing.append((SHOAL, f"checks and monitoring: {error}"))
+    try:
+        swaps = measure_hot_swaps(core, swaps=50 if quick else 1000)
+    except _FAILURES as error:
+        missing.append((SHOAL, f"hot swaps: {error}"))
+        return found
+    missing += [(SHOAL, f"failed during hot swaps: {text}") for text in swaps.errors]
+    return found | {
+        "swaps": swaps.swaps,
+        "swap_requests": swaps.requests,
+        "swap_failed": swaps.failed,
+        "swap_early_mb": swaps.early_mb,
+        "swap_late_mb": swaps.late_mb,
+        "swap_growth_percent": swaps.growth_percent,
+    }
 
 
 def _installed(peers: list[Peer], missing: list[tuple[str, str]], *, install: bool) -> dict[str, str]:
@@ -62,7 +93,9 @@ def _installed(peers: list[Peer], missing: list[tuple[str, str]], *, install: bo
         try:
             environment = peer.environment
             pythons[peer.target] = (
-                sys.executable if environment is None else environment.python(_BUILD.resolve() / "peers", install=install)
+                sys.executable
+                if environment is None
+                else environment.python(_BUILD.resolve() / "peers", install=install)
             )
         except NotInstalled as error:
             missing.append((peer.target, f"not installed: {error}"))
@@ -87,6 +120,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="short rounds: to see that all works")
     parser.add_argument("--only", type=names, default=[], help="servers, by how their names begin: shoal,triton")
     parser.add_argument("--models", type=names, default=[], help="models: tiny,cnn,image")
+    parser.add_argument("--no-extras", action="store_true", help="leave out the price of checks, and hot swaps")
     parser.add_argument("--no-install", action="store_true", help="measure only what is installed already")
     return parser.parse_args()
 

@@ -89,7 +89,7 @@ def ask_once(wire: Wire) -> bytes:
         if wire.before is not None:
             wire.before(0)
         connection.sendall(request)
-        return wire.framing.body(_receive(connection, wire.framing))
+        return wire.framing.body(receive(connection, wire.framing))
 
 
 def measure(wire: Wire, connections: int, seconds: float) -> Figures:
@@ -99,7 +99,13 @@ def measure(wire: Wire, connections: int, seconds: float) -> Figures:
         ValueError: An answer was a refusal.
         OSError: The server closed a connection, or was silent for half a minute.
     """
-    return _one(wire, seconds) if connections == 1 else _several(wire, connections, seconds)
+    if connections == 1:
+        return _one(wire, seconds)
+    loop = _Loop(wire, connections)
+    try:
+        return loop.run(seconds)
+    finally:
+        loop.close()
 
 
 def _one(wire: Wire, seconds: float) -> Figures:
@@ -113,7 +119,7 @@ def _one(wire: Wire, seconds: float) -> Figures:
             if before is not None:
                 before(0)
             connection.sendall(request)
-            answer = _receive(connection, wire.framing)
+            answer = receive(connection, wire.framing)
             now = time.perf_counter_ns()
             times.append(now - last)
             last = now
@@ -121,7 +127,12 @@ def _one(wire: Wire, seconds: float) -> Figures:
     return _figures(times, (last - begin) / 1e9)
 
 
-def _receive(connection: socket.socket, framing: Framing) -> bytes:
+def receive(connection: socket.socket, framing: Framing) -> bytes:
+    """One answer.
+
+    Raises:
+        OSError: The server closed the connection, or was silent for half a minute.
+    """
     received = connection.recv(_RECEIVE_BYTES)
     while True:
         size = framing.size(received)
@@ -134,35 +145,69 @@ def _receive(connection: socket.socket, framing: Framing) -> bytes:
 
 
 class _Connection:
-    """One connection's state in the epoll loop."""
+    """One connection of the epoll loop."""
 
     __slots__ = ("asked_ns", "index", "received", "request", "rest", "socket")
 
     def __init__(self, wire: Wire, index: int) -> None:
+        self.request = memoryview(wire.request(index))
         self.socket = wire.connect()
         self.socket.setblocking(False)
         self.index = index
-        self.request = memoryview(wire.request(index))
-        self.rest: memoryview | None = None
+        self.rest: memoryview | None = None  # what the kernel has not taken yet
         self.received = b""
         self.asked_ns = 0
 
 
-def _several(wire: Wire, count: int, seconds: float) -> Figures:
-    times: list[int] = []
-    framing, before = wire.framing, wire.before
-    poller = select.epoll()
-    connections: dict[int, _Connection] = {}
-    clock = time.perf_counter_ns
+class _Loop:
+    """Several connections, each of which asks again as soon as it is answered."""
 
-    def ask(connection: _Connection) -> None:
-        connection.asked_ns = clock()
-        if before is not None:
-            before(connection.index)
+    def __init__(self, wire: Wire, count: int) -> None:
+        self._framing, self._before = wire.framing, wire.before
+        self._poller = select.epoll()
+        self._times: list[int] = []
+        self._last = b""
+        connections = [_Connection(wire, index) for index in range(count)]
+        self._connections = {connection.socket.fileno(): connection for connection in connections}
+        for connection in connections:
+            self._poller.register(connection.socket, select.EPOLLIN)
+
+    def run(self, seconds: float) -> Figures:
+        """Ask for so many seconds."""
+        begin = now = time.perf_counter_ns()
+        until = begin + int(seconds * 1e9)
+        for connection in self._connections.values():
+            self._ask(connection)
+        while now < until:
+            events = self._poller.poll(_TIMEOUT_S)
+            if not events:
+                raise TimeoutError(f"no answer for {_TIMEOUT_S:.0f} s")
+            for number, event in events:
+                connection = self._connections[number]
+                if event & select.EPOLLOUT:
+                    self._push(connection)
+                elif self._answered(connection):
+                    now = time.perf_counter_ns()
+                    self._times.append(now - connection.asked_ns)
+                    self._ask(connection)
+        self._framing.body(self._last)
+        return _figures(self._times, (now - begin) / 1e9)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._poller.close()
+        for connection in self._connections.values():
+            connection.socket.close()
+
+    def _ask(self, connection: _Connection) -> None:
+        connection.asked_ns = time.perf_counter_ns()
+        if self._before is not None:
+            self._before(connection.index)
         connection.rest = connection.request
-        push(connection)
+        self._push(connection)
 
-    def push(connection: _Connection) -> None:
+    def _push(self, connection: _Connection) -> None:
+        """Send as much as the kernel takes; the poller says when it takes more."""
         rest = connection.rest
         if rest is None:
             return
@@ -171,52 +216,26 @@ def _several(wire: Wire, count: int, seconds: float) -> Figures:
         except BlockingIOError:
             sent = 0
         if sent == len(rest):
-            if rest is not connection.request:
-                poller.modify(connection.socket, select.EPOLLIN)
             connection.rest = None
+            if rest is not connection.request:
+                self._poller.modify(connection.socket, select.EPOLLIN)
         else:
             connection.rest = rest[sent:]
-            poller.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
+            self._poller.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
 
-    try:
-        for index in range(count):
-            connection = _Connection(wire, index)
-            connections[connection.socket.fileno()] = connection
-            poller.register(connection.socket, select.EPOLLIN)
-        begin = clock()
-        until, now = begin + int(seconds * 1e9), begin
-        for connection in connections.values():
-            ask(connection)
-        answer = b""
-        while now < until:
-            events = poller.poll(_TIMEOUT_S)
-            if not events:
-                raise TimeoutError(f"no answer for {_TIMEOUT_S:.0f} s")
-            for number, event in events:
-                connection = connections[number]
-                if event & select.EPOLLOUT:
-                    push(connection)
-                    continue
-                received = connection.socket.recv(_RECEIVE_BYTES)
-                if not received:
-                    raise ConnectionResetError(f"the server closed a connection after {connection.received[:200]!r}")
-                if connection.received:
-                    received = connection.received + received
-                size = framing.size(received)
-                if not size or len(received) < size:
-                    connection.received = received
-                    continue
-                connection.received = b""
-                answer = received
-                now = clock()
-                times.append(now - connection.asked_ns)
-                ask(connection)
-        framing.body(answer)
-    finally:
-        poller.close()
-        for connection in connections.values():
-            connection.socket.close()
-    return _figures(times, (now - begin) / 1e9)
+    def _answered(self, connection: _Connection) -> bool:
+        """Receive; whether the answer is whole."""
+        received = connection.socket.recv(_RECEIVE_BYTES)
+        if not received:
+            raise ConnectionResetError(f"the server closed a connection after {connection.received[:200]!r}")
+        if connection.received:
+            received = connection.received + received
+        size = self._framing.size(received)
+        if not size or len(received) < size:
+            connection.received = received
+            return False
+        connection.received, self._last = b"", received
+        return True
 
 
 def _figures(times: list[int], seconds: float) -> Figures:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -43,6 +44,7 @@ OUTPUT = "probabilities"
 CLASSES = 10
 LABELS = tuple(str(index) for index in range(CLASSES))
 _REFERENCE_ROWS = 64
+_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Model:
     shape: tuple[int, ...]
     row: NDArray[np.float32]
     expected: NDArray[np.float32]
+
+    def is_right(self, answer: NDArray[Any]) -> bool:
+        """Whether a server has said what the model says."""
+        return answer.size == self.expected.size and bool(
+            np.allclose(answer.ravel(), self.expected.ravel(), atol=_TOLERANCE)
+        )
 
     @property
     def onnx_file(self) -> Path:
@@ -92,48 +100,41 @@ def make_model(folder: Path, name: str, *, version: str = "1", seed: int = 0) ->
     session = ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
     answers = np.concatenate([session.run([OUTPUT], {INPUT: row[None]})[0] for row in rows])
     if not (folder / "manifest.json").exists():
-        _write(folder, name, version, shape, data, rows, answers)
+        _write(folder, _manifest(name, version, shape), data, rows, answers)
     return Model(name, folder, shape, rows[:1].copy(), answers[:1].copy())
 
 
 def _write(
-    folder: Path,
-    name: str,
-    version: str,
-    shape: tuple[int, ...],
-    data: bytes,
-    rows: NDArray[Any],
-    answers: NDArray[Any],
+    folder: Path, manifest: Manifest, data: bytes, rows: NDArray[np.float32], answers: NDArray[np.float32]
 ) -> None:
-    limits = Constraint(minimum=0.0, maximum=1.0)
-    signature = Signature(
-        inputs=(TensorSpec(name=INPUT, datatype=Datatype.FP32, shape=(None, *shape), constraint=limits),),
-        outputs=(TensorSpec(name=OUTPUT, datatype=Datatype.FP32, shape=(None, CLASSES), labels=LABELS),),
-    )
     files: dict[str, bytes | Path] = {
         "model.onnx": data,
         REFERENCE_FILE: encode_profile(_profile(rows, answers)),
         GOLDEN_FILE: encode_golden(Golden(inputs={INPUT: rows[:4]}, outputs={OUTPUT: answers[:4]})),
         EVALUATION_FILE: b'{"accuracy": 0.9}\n',
-        CARD_FILE: f"# {name}\n".encode(),
+        CARD_FILE: f"# {manifest.name}\n".encode(),
     }
+    write_package(folder, files=files, manifest=lambda entries: msgspec.structs.replace(manifest, files=entries))
+
+
+def _manifest(name: str, version: str, shape: tuple[int, ...]) -> Manifest:
+    """All but the digests of the files."""
+    limits = Constraint(minimum=0.0, maximum=1.0)
     none = "0" * 64
-    lineage = Lineage(
-        dataset=none, code_sha256=none, lock_sha256=none, seed=0, run="benchmark", trained_at="2025-01-01T00:00:00Z"
+    return Manifest(
+        name=name,
+        version=version,
+        lineage=Lineage(
+            dataset=none, code_sha256=none, lock_sha256=none, seed=0, run="benchmark", trained_at="2025-01-01T00:00:00Z"
+        ),
+        signature=Signature(
+            inputs=(TensorSpec(name=INPUT, datatype=Datatype.FP32, shape=(None, *shape), constraint=limits),),
+            outputs=(TensorSpec(name=OUTPUT, datatype=Datatype.FP32, shape=(None, CLASSES), labels=LABELS),),
+        ),
+        task=Classification(output=OUTPUT, labels=LABELS),
+        variants={"fp32": Variant(model="model.onnx")},
+        files={"model.onnx": FileEntry(sha256=none, size_bytes=0)},
     )
-
-    def manifest(entries: dict[str, FileEntry]) -> Manifest:
-        return Manifest(
-            name=name,
-            version=version,
-            lineage=lineage,
-            signature=signature,
-            task=Classification(output=OUTPUT, labels=LABELS),
-            variants={"fp32": Variant(model="model.onnx")},
-            files=entries,
-        )
-
-    write_package(folder, files=files, manifest=manifest)
 
 
 def _profile(rows: NDArray[Any], answers: NDArray[Any]) -> ReferenceProfile:
@@ -187,8 +188,8 @@ def _cnn(random: np.random.Generator) -> _Graph:
     for index, wide in enumerate((48, 64, 96, 128)):
         kernel = random.normal(0.0, (channels * 9) ** -0.5, (wide, channels, 3, 3)).astype(np.float32)
         weights[f"k{index}"] = kernel
-        pads = {"pads": [1, 1, 1, 1], "strides": [1, 1] if index == 0 else [2, 2]}
-        nodes.append(helper.make_node("Conv", [last, f"k{index}"], [f"c{index}"], kernel_shape=[3, 3], **pads))
+        steps = [1, 1] if index == 0 else [2, 2]
+        nodes.append(helper.make_node("Conv", [last, f"k{index}"], [f"c{index}"], pads=[1, 1, 1, 1], strides=steps))
         nodes.append(helper.make_node("Relu", [f"c{index}"], [f"r{index}"]))
         last, channels = f"r{index}", wide
     weights["w"] = _dense(random, channels, CLASSES) * 8

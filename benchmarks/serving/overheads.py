@@ -52,7 +52,8 @@ def measure_overheads(model: Model, core: int, *, turns: int, seconds: float) ->
     found = {f"cpu_us, {name}": statistics.median(values) for name, values in times.items()}
     for name, without in (("checks_percent", "no checks"), ("monitoring_percent", "no monitoring")):
         # The median of the ratios within one turn, which neighbours in time make: rate is the inverse of time.
-        found[name] = 100 * (1 - statistics.median(less / whole for less, whole in zip(times[without], times["all"], strict=True)))
+        ratios = [less / whole for less, whole in zip(times[without], times["all"], strict=True)]
+        found[name] = 100 * (1 - statistics.median(ratios))
     return found
 
 

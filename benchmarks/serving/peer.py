@@ -18,8 +18,6 @@ from benchmarks.serving.load import Wire, ask_once
 from benchmarks.serving.models import INPUT, OUTPUT, Model
 from benchmarks.serving.processes import ServerProcess
 
-_TOLERANCE = 1e-3
-
 
 @dataclasses.dataclass(frozen=True)
 class Way:
@@ -38,7 +36,7 @@ class Way:
         Raises:
             OSError, ValueError: It does not answer, or refuses.
         """
-        return bool(np.allclose(self.read(ask_once(self.wire)).ravel(), model.expected.ravel(), atol=_TOLERANCE))
+        return model.is_right(self.read(ask_once(self.wire)))
 
 
 @dataclasses.dataclass

@@ -39,7 +39,13 @@ class ServerProcess:
     """
 
     def __init__(
-        self, command: Sequence[str], *, core: int, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+        self,
+        command: Sequence[str],
+        *,
+        core: int,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self._log = log
         with on_core(core), log.open("wb") as output:

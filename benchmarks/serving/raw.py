@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class RawRuns:
         figures: dict[str, float] = json.loads(self._line())
         return figures
 
-    def __enter__(self) -> RawRuns:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

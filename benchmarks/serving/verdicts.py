@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.serving.rows import Row
 
 SHOAL = "shoal"
+_TRITON = ("triton (python backend)",)
+_TRITON_BATCHING = ("triton (python, batching)",)
 _PYTHON_PEERS = ("mlserver", "litserve", "bentoml", "fastapi")
 
 
@@ -41,55 +43,73 @@ def judge(rows: Sequence[Row], more: Mapping[str, float]) -> list[Verdict]:
         more: What is not measured as a row: ``checks_percent``, ``monitoring_percent``, ``swap_failed``,
             ``swap_growth_percent``.
     """
-    ours = [row for row in rows if row.target == SHOAL]
-    peers = [row for row in rows if row.target != SHOAL]
-
-    def least(name: str, **where: object) -> float | None:
-        return _best(ours, min, name, **where)
-
-    fastest = _best(ours, max, "requests_per_s", model="tiny", connections=16, over="http")
-    triton = _best(peers, max, "requests_per_s", target="triton (python backend)", model="tiny", connections=16)
-    batching = _best(peers, max, "requests_per_s", target="triton (python, batching)", model="tiny", connections=16)
-    python = _best([r for r in peers if r.target in _PYTHON_PEERS], max, "requests_per_s", model="tiny", connections=16)
-    cnn = [
-        100 * row.requests_per_s / row.raw_per_s for row in ours
-        if row.model == "cnn" and row.connections == 16 and row.transport.startswith("http ")
-    ]  # fmt: skip
-    added = "added_p50_us"
     return [
-        Verdict("added latency, tiny, 1 connection, TCP, us", "<=", 150, least(added, model="tiny", connections=1, over="http")),
-        Verdict("  unix socket, us", "<=", 100, least(added, model="tiny", connections=1, over="unix")),
-        Verdict("  frames, us", "<=", 70, least(added, model="tiny", connections=1, over="frames")),
-        Verdict("requests/s, tiny, 16 connections, TCP: times Triton", ">=", 1.8, _ratio(fastest, triton)),
-        Verdict("  times Triton with dynamic batching (no goal was set)", ">=", 1.0, _ratio(fastest, batching)),
-        Verdict("  times the best Python peer", ">=", 3.0, _ratio(fastest, python)),
-        Verdict("CNN, 16 connections, TCP: % of the raw run's rate", ">=", 90, max(cnn, default=None)),
-        Verdict("added latency, 600 KB image, 1 connection, TCP, ms", "<=", 0.8, _ms(least(added, model="image", connections=1, over="http"))),
-        Verdict("  shared memory, ms", "<=", 0.3, _ms(least(added, model="image", connections=1, over="shm"))),
-        Verdict("  frames, ms", "<=", 0.3, _ms(least(added, model="image", connections=1, over="frames"))),
-        Verdict("memory serving the CNN, MB", "<=", 85, least("rss_mb", model="cnn", over="http")),
-        Verdict("start to first answer, s", "<=", 0.8, least("start_s", model="cnn", over="http")),
+        *_latency(rows),
+        *_throughput(rows),
+        Verdict("memory serving the CNN, MB", "<=", 85, _least(rows, "rss_mb", "cnn", "http")),
+        Verdict("start to first answer, s", "<=", 0.8, _least(rows, "start_s", "cnn", "http")),
         Verdict("contract checks, % of the tiny model's throughput", "<=", 10, more.get("checks_percent")),
         Verdict("monitoring, % of the tiny model's throughput", "<=", 5, more.get("monitoring_percent")),
         Verdict("1,000 hot swaps under load: failed requests", "<=", 0, more.get("swap_failed")),
         Verdict("  memory after the last against after the tenth, % more", "<=", 5, more.get("swap_growth_percent")),
-    ]  # fmt: skip
+    ]
 
 
-def _best(
-    rows: Sequence[Row], choose: Callable[..., float | None], name: str, *, over: str = "", **where: object
-) -> float | None:
-    """The best figure among the rows that fit; ``over`` is how their transport's name begins."""
+def _latency(rows: Sequence[Row]) -> list[Verdict]:
+    tiny = "added latency, tiny, 1 connection"
     found = [
-        getattr(row, name) for row in rows
-        if row.transport.startswith(over) and all(getattr(row, key) == value for key, value in where.items())
-    ]  # fmt: skip
-    return choose(found, default=None)
+        Verdict(f"{tiny}, {what}, us", "<=", goal, _least(rows, "added_p50_us", "tiny", over))
+        for what, over, goal in (("TCP", "http", 150), ("unix socket", "unix", 100), ("frames", "frames", 70))
+    ]
+    for what, over, goal in (("TCP", "http", 0.8), ("shared memory", "shm", 0.3), ("frames", "frames", 0.3)):
+        added_us = _least(rows, "added_p50_us", "image", over)
+        added_ms = None if added_us is None else added_us / 1e3
+        found.append(Verdict(f"added latency, 600 KB image, 1 connection, {what}, ms", "<=", goal, added_ms))
+    return found
+
+
+def _throughput(rows: Sequence[Row]) -> list[Verdict]:
+    ours = _rate(rows, SHOAL)
+    cnn = [
+        100 * row.requests_per_s / row.raw_per_s
+        for row in rows
+        if (row.target, row.model, row.connections) == (SHOAL, "cnn", 16) and row.transport.startswith("http ")
+    ]
+    triton, batching, python = _rate(rows, *_TRITON), _rate(rows, *_TRITON_BATCHING), _rate(rows, *_PYTHON_PEERS)
+    many = "requests/s, tiny, 16 connections, TCP"
+    return [
+        Verdict(f"{many}: times Triton", ">=", 1.8, _ratio(ours, triton)),
+        Verdict("  times Triton with dynamic batching (no goal was set)", ">=", 1.0, _ratio(ours, batching)),
+        Verdict("  times the best Python peer", ">=", 3.0, _ratio(ours, python)),
+        Verdict("CNN, 16 connections, TCP: % of the raw run's rate", ">=", 90, max(cnn, default=None)),
+    ]
+
+
+def _least(rows: Sequence[Row], figure: str, model: str, over: str) -> float | None:
+    """The least of Shoal's figures at one connection; ``over`` is how the transport's name begins."""
+    return min(
+        (
+            float(getattr(row, figure))
+            for row in rows
+            if (row.target, row.model, row.connections) == (SHOAL, model, 1) and row.transport.startswith(over)
+        ),
+        default=None,
+    )
+
+
+def _rate(rows: Sequence[Row], *targets: str) -> float | None:
+    """The highest rate of these servers with the tiny model and 16 connections over TCP."""
+    return max(
+        (
+            row.requests_per_s
+            for row in rows
+            if row.target in targets
+            and (row.model, row.connections) == ("tiny", 16)
+            and row.transport.startswith("http ")
+        ),
+        default=None,
+    )
 
 
 def _ratio(figure: float | None, other: float | None) -> float | None:
     return figure / other if figure and other else None
-
-
-def _ms(microseconds: float | None) -> float | None:
-    return None if microseconds is None else microseconds / 1e3

@@ -29,9 +29,7 @@ class FastApi:
         command = [place.python, program("fastapi_endpoint.py"), str(model.onnx_file), str(port)]
         process = ServerProcess(command, core=place.core, log=place.log)
         raw = http_request("/bytes", model.row.tobytes(), headers={"Content-Type": "application/octet-stream"})
-        text = http_request(
-            "/json", compact({"image": numbers(model)}), headers={"Content-Type": "application/json"}
-        )
+        text = http_request("/json", compact({"image": numbers(model)}), headers={"Content-Type": "application/json"})
         connect = connect_tcp(port)
         return Running(
             process,

@@ -1,4 +1,4 @@
-"""Shoal's agent as a device runs it: checks and monitoring on, a state folder, one model installed, every socket open."""
+"""Shoal's agent as a device runs it: checks and monitoring on, a state folder, one model, every socket open."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.serving.framing import HttpFraming, LengthFraming
 from benchmarks.serving.load import Wire, connect_tcp, connect_unix
@@ -68,8 +69,8 @@ def _frame(model: Model) -> bytes:
     return b"".join(bytes(part) for part in encode_tensors(message, {INPUT: model.row}))
 
 
-def _read_frame(frame: bytes) -> np.ndarray:
+def _read_frame(frame: bytes) -> NDArray[Any]:
     answer = decode_answer(frame)
-    if not isinstance(answer, Inferred):
-        raise ValueError(f"a refusal: {answer}")
-    return next(array_of(values) for values in answer.outputs if values.name == OUTPUT)
+    if isinstance(answer, Inferred):
+        return next(array_of(values) for values in answer.outputs if values.name == OUTPUT)
+    raise ValueError(f"no inference: {answer}")

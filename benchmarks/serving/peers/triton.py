@@ -55,11 +55,12 @@ class Triton:
         shutil.copy(root / "python_backend_stubs" / version / stub.name, stub)
         stub.chmod(0o755)
         binary = root / "bin" / "tritonserver"
+        threads = 8 if self._batching else 1
         binary.chmod(0o755)
         command = [
             str(binary), f"--model-repository={place.folder / 'models'}", f"--backend-directory={backends}",
-            "--http-address=127.0.0.1", f"--http-port={http_port}", f"--http-thread-count={8 if self._batching else 1}", "--allow-grpc=false",
-            "--allow-metrics=false", "--allow-sagemaker=false", "--allow-vertex-ai=false",
+            "--http-address=127.0.0.1", f"--http-port={http_port}", f"--http-thread-count={threads}",
+            "--allow-grpc=false", "--allow-metrics=false", "--allow-sagemaker=false", "--allow-vertex-ai=false",
         ]  # fmt: skip
         env = {
             "PATH": f"{Path(place.python).parent}:/usr/bin:/bin",
@@ -84,7 +85,5 @@ class Triton:
         folder.mkdir(parents=True)
         shutil.copy(model.onnx_file, folder / "model.onnx")
         shutil.copy(program("triton_model.py"), folder / "model.py")
-        config = _CONFIG.format(
-            name=model.name, input=INPUT, output=OUTPUT, dims=list(model.shape), classes=CLASSES
-        )
+        config = _CONFIG.format(name=model.name, input=INPUT, output=OUTPUT, dims=list(model.shape), classes=CLASSES)
         (folder.parent / "config.pbtxt").write_text(config + ("dynamic_batching { }\n" if self._batching else ""))

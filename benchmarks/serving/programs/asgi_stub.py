@@ -1,4 +1,4 @@
-"""The least that an ASGI server can do: raw float32 in, raw float32 out, no route, no check. python asgi_stub.py MODEL PORT."""
+"""The least that an ASGI server can do: raw float32 in and out, no route, no check. python asgi_stub.py MODEL PORT."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def main() -> None:
             body += message["body"]
         (answer,) = session.run(None, {node.name: np.frombuffer(body, np.float32).reshape(shape)})
         data = answer.tobytes()
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(data))]}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(data))]})
         await send({"type": "http.response.body", "body": data})
 
     uvicorn.run(

@@ -10,14 +10,12 @@ import numpy as np
 import onnxruntime as ort
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60})  # type: ignore[untyped-decorator]
+@bentoml.service(workers=1, traffic={"timeout": 60})
 class Bench:
     def __init__(self) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = ort.InferenceSession(
-            os.environ["BENCH_MODEL"], options, providers=["CPUExecutionProvider"]
-        )
+        self.session = ort.InferenceSession(os.environ["BENCH_MODEL"], options, providers=["CPUExecutionProvider"])
         (node,) = self.session.get_inputs()
         self.name, self.shape = node.name, [1, *node.shape[1:]]
 

@@ -1,4 +1,4 @@
-"""An endpoint as people write it by hand: JSON by pydantic, and one for raw bytes. python fastapi_endpoint.py MODEL PORT."""
+"""Endpoints as people write them: JSON by pydantic, and raw bytes. python fastapi_endpoint.py MODEL PORT."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 
 class Api(ls.LitAPI):  # type: ignore[misc]  # untyped
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe passes it
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])

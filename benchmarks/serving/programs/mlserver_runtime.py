@@ -15,9 +15,7 @@ class OnnxModel(MLModel):  # type: ignore[misc]  # untyped
     async def load(self) -> bool:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = ort.InferenceSession(
-            self.settings.parameters.uri, options, providers=["CPUExecutionProvider"]
-        )
+        self.session = ort.InferenceSession(self.settings.parameters.uri, options, providers=["CPUExecutionProvider"])
         (node,) = self.session.get_inputs()
         self.input, self.shape = node.name, [1, *node.shape[1:]]
         return True

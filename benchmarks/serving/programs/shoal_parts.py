@@ -15,13 +15,13 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import Checked, InputCheck
-from edge_agent.contract.errors import CallerError, SignatureMismatch
+from edge_agent.contract.errors import SignatureMismatch
 from edge_agent.contract.signature import Signature
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.repository import Repository
-from edge_agent.runtime.slots import LoadedModel, Slots, load
+from edge_agent.runtime.slots import Slots, load
 from edge_agent.serving.access import Access
 from edge_agent.serving.admission import Admission
 from edge_agent.serving.connections import Connections
@@ -57,22 +57,13 @@ class ShapesOnly:
 class Nobody:
     """An observer that does not look."""
 
-    def observe(
-        self,
-        loaded: LoadedModel,
-        request_id: str,
-        inputs: Mapping[str, NDArray[Any]],
-        outputs: Mapping[str, NDArray[Any]],
-        *,
-        latency_us: float,
-        group: str,
-    ) -> bool:
+    def observe(self, *_: object, **__: object) -> bool:
         return False
 
-    def refused(self, loaded: LoadedModel, error: CallerError) -> None:
+    def refused(self, *_: object) -> None:
         pass
 
-    def failed(self, loaded: LoadedModel) -> None:
+    def failed(self, *_: object) -> None:
         pass
 
 
@@ -90,7 +81,7 @@ def main() -> None:
     slots = Slots()
     slots.install(loaded)
     inference = Inference(observer, threads=1)
-    server = _server(slots, monitor, inference, int(port), unix, frames)
+    server = _server(slots, monitor, inference, addresses=(int(port), unix, frames))
     server.run()
     inference.close()
     slots.close()
@@ -98,7 +89,8 @@ def main() -> None:
     outbox.close()
 
 
-def _server(slots: Slots, monitor: Monitor, inference: Inference, port: int, unix: str, frames: str) -> Server:
+def _server(slots: Slots, monitor: Monitor, inference: Inference, *, addresses: tuple[int, str, str]) -> Server:
+    port, unix, frames = addresses
     access, regions, connections = Access(()), Regions(), Connections(256)
     admission = Admission(max_requests=64, max_bytes=2 * _BODY_BYTES)
     # Nothing sleeps here, so that nobody is ever asked to wake it.
