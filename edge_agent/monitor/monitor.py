@@ -30,12 +30,13 @@ from edge_agent.contract.messages import (
 )
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
+from edge_agent.monitor.block import Noted
 from edge_agent.monitor.machine import Machine
 from edge_agent.monitor.predictions import prediction, predictions
 from edge_agent.monitor.remembered import Remembered
 from edge_agent.monitor.sampler import Draw, Sampler
 from edge_agent.monitor.samples import ROOM_BYTES, counts_in_parts, encoded_bytes, parts
-from edge_agent.monitor.watched import Noted, Watched, class_called
+from edge_agent.monitor.watched import Watched, class_called
 from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
 
@@ -123,14 +124,13 @@ class Monitor:
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.manifest.task.output])
-            if watched.room < rows or now >= watched.ends_at:
+            if watched.is_over(rows, now):
                 self._settle(watched, now)
                 watched.begin(rows, now)
             draws: Mapping[int, Draw] = _NO_DRAWS
             if rows > 1 or self._uniform() < watched.sampler.chance:
                 draws = self._choose(watched, request_id, inputs, outputs, now=now, group=group)
-            counted = inputs if watched.counts_next else None
-            watched.note(Noted(request_id, counted, outputs, rows, latency_us, now, draws))
+            watched.note(Noted(request_id, rows, latency_us, now, draws), inputs, outputs)
         return any(draw.label_wanted for draw in draws.values()) if draws else False
 
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules
@@ -310,7 +310,7 @@ class Monitor:
                 for digest in digests[:-_PACKAGES_WATCHED]:
                     silent = digest in reported and reported[digest].is_empty
                     watched = self._watched[digest]
-                    if silent and watched.window.is_empty and not watched.pending:
+                    if silent and watched.window.is_empty and not watched.block.noted:
                         del self._watched[digest]
 
     def _send_samples(self) -> None:

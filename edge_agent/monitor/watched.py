@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import MalformedRequest
@@ -20,11 +18,12 @@ from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Sample
 from edge_agent.contract.profile import Feature
 from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.monitor.block import Block, Noted, Tensors
 from edge_agent.monitor.predictions import Prediction, predictions_of
 from edge_agent.monitor.remembered import AnsweredRows
 from edge_agent.monitor.sampler import Draw, Rate, Sampler
 from edge_agent.monitor.samples import row_of, travelling
-from edge_agent.monitor.window import Tensors, Window
+from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
 
 # A block ends when so much time is over or so much memory is held, whichever is first.
@@ -35,34 +34,12 @@ _BLOCK_BYTES = 4 * 1024 * 1024
 _COUNTED_BYTES_PER_MINUTE = 60.0 * 32 * 1024 * 1024
 
 
-class Noted(msgspec.Struct, frozen=True):
-    """One answered request as the serving path notes it down.
-
-    Args:
-        inputs: As the application sent them; None where chance has it that this request is not counted.
-        outputs: All of the model's.
-        rows: Of the request.
-        at_s: When, on the steady clock.
-        draws: The rows that were chosen.
-    """
-
-    request_id: str
-    inputs: Tensors | None
-    outputs: Tensors
-    rows: int
-    latency_us: float
-    at_s: float
-    draws: Mapping[int, Draw]
-
-
 @dataclasses.dataclass
 class Watched:
     """A package under watch; not thread-safe. Holds no session: a replaced model's memory must come free.
 
     Args:
         inputs, outputs: Names of the tensors whose values may leave the device.
-        counted_inputs, counted_outputs: Names of the tensors that features are taken from.
-        alike: Whether the tensors of all requests agree in all axes but the first.
         room: Rows that the current block still takes; ``ends_at``: when it ends at the latest.
     """
 
@@ -71,33 +48,27 @@ class Watched:
     features: tuple[Feature, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    counted_inputs: tuple[str, ...]
-    counted_outputs: tuple[str, ...]
-    alike: bool
+    block: Block
     sampler: Sampler
     lifetime_ms: int
     uniform: Callable[[], float] = random.random
     window: Window = dataclasses.field(default_factory=Window)
     room: int = 0
     ends_at: float = 0.0
-    pending: list[Noted] = dataclasses.field(default_factory=list)
-    _bytes: int = 0
     _byte_rate: Rate = dataclasses.field(default_factory=Rate)
     _count_share: float = 1.0
 
     @classmethod
     def begin_watch(cls, loaded: LoadedModel, sampler: Sampler, policy: SamplingPolicy) -> Watched:
         """Watch a loaded model's package from now on."""
-        signature, features = loaded.signature, loaded.reference.features
+        signature, features, task = loaded.signature, loaded.reference.features, loaded.manifest.task.output
         return cls(
             digest=loaded.digest,
             manifest=loaded.manifest,
             features=features,
             inputs=travelling(signature.inputs),
             outputs=travelling(signature.outputs),
-            counted_inputs=_tensors(features, "input"),
-            counted_outputs=_tensors(features, "output") or (loaded.manifest.task.output,),
-            alike=all(None not in spec.shape[1:] for spec in (*signature.inputs, *signature.outputs)),
+            block=Block(signature, _tensors(features, "input"), _tensors(features, "output") or (task,), task),
             sampler=sampler,
             lifetime_ms=int(policy.label_lifetime_s * 1000),
         )
@@ -112,50 +83,45 @@ class Watched:
         self.room = self.sampler.begin(rows, now_s)
         self.ends_at = now_s + _BLOCK_S
 
-    def note(self, noted: Noted) -> None:
+    def note(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
         """Note an answered request of the current block."""
-        if noted.inputs is not None:
-            for array in noted.inputs.values():
-                self._bytes += array.nbytes
-            if self._bytes >= _BLOCK_BYTES:
-                self.room = 0
-        self.room -= noted.rows
-        self.pending.append(noted)
+        block = self.block
+        counts = self._count_share >= 1.0 or self.uniform() < self._count_share
+        block.add(noted, inputs if counts else None, outputs)
+        self.room = self.room - noted.rows if block.bytes < _BLOCK_BYTES else 0
 
-    @property
-    def counts_next(self) -> bool:
-        """Whether the next request is to be counted; by chance where inputs are large and many."""
-        return self._count_share >= 1.0 or self.uniform() < self._count_share
+    def is_over(self, rows: int, now_s: float) -> bool:
+        """Whether the block ends before a request of so many rows."""
+        return self.room < rows or now_s >= self.ends_at or not self.block.fits(rows)
 
     def settle(self, now_s: float, now_ms: int) -> AnsweredRows | None:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
-        pending, self.pending = self.pending, []
+        block = self.block
+        noted = block.noted
         self.room, self.ends_at = 0, 0.0
-        if not pending:
+        if not noted:
             return None
-        found = predictions_of([noted.outputs[self.manifest.task.output] for noted in pending])
+        found = predictions_of(block.probabilities())
         self.sampler.settle(found.margin.tolist(), now_s)
-        counted = [noted for noted in pending if noted.inputs is not None]
-        per_minute = self._byte_rate.add(self._bytes * len(pending) / max(1, len(counted)), now_s)
-        self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
-        self._bytes = 0
-        self.window.answered(len(found.best), [noted.latency_us for noted in pending])
-        for group in [counted] if self.alike else _alike(counted):
-            inputs = _joined([noted.inputs or {} for noted in group], self.counted_inputs)
-            outputs = _joined([noted.outputs for noted in group], self.counted_outputs)
-            if outputs:
-                self.window.count(self.features, inputs, outputs)
-        return AnsweredRows(
+        if not block.copies:
+            per_minute = self._byte_rate.add(block.bytes * len(noted) / max(1, block.counted), now_s)
+            self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
+        self.window.answered(len(found.best), [one.latency_us for one in noted])
+        for inputs, outputs in block.batches():
+            self.window.count(self.features, inputs, outputs)
+        rows = AnsweredRows(
             package=self.digest,
             class_name=self.class_name,
             lifetime_ms=self.lifetime_ms,
-            requests=[(noted.request_id, noted.rows) for noted in pending],
-            at_s=[noted.at_s for noted in pending],
+            requests=[(one.request_id, one.rows) for one in noted],
+            at_s=[one.at_s for one in noted],
             now=(now_s, now_ms),
             best=found.best,
             confidence=found.confidence,
-            asked=_asked(pending),
+            asked=block.asked(),
         )
+        block.clear()
+        return rows
 
     def class_name(self, index: int) -> str:
         """The class with this index; the index itself where the model gives more classes than the task names."""
@@ -208,31 +174,3 @@ def class_called(label: str | int, manifest: Manifest) -> str:
 
 def _tensors(features: tuple[Feature, ...], side: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(feature.tensor for feature in features if feature.side == side))
-
-
-def _alike(noted: list[Noted]) -> list[list[Noted]]:
-    """Requests whose tensors agree in all axes but the first: only they make a batch."""
-    groups: dict[object, list[Noted]] = {}
-    for one in noted:
-        form = [array.shape[1:] for tensors in (one.inputs or {}, one.outputs) for array in tensors.values()]
-        groups.setdefault(tuple(form), []).append(one)
-    return list(groups.values())
-
-
-def _joined(parts: list[Tensors], names: tuple[str, ...]) -> Tensors:
-    """One batch of the named tensors of all parts; without those that the parts lack."""
-    if not parts:
-        return {}
-    return {name: np.concatenate([part[name] for part in parts]) for name in names if name in parts[0]}
-
-
-def _asked(pending: list[Noted]) -> dict[int, float]:
-    """By row of the block: the probability with which each chosen row was asked for a label."""
-    asked: dict[int, float] = {}
-    first = 0
-    for noted in pending:
-        if noted.draws:
-            for row, draw in noted.draws.items():
-                asked[first + row] = draw.label_probability
-        first += noted.rows
-    return asked

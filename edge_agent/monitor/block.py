@@ -1,0 +1,158 @@
+"""Requests of one package that were noted down and are looked at together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.tensors import Datatype
+from edge_agent.monitor.sampler import LARGEST_BLOCK, Draw
+
+Tensors = Mapping[str, NDArray[Any]]
+
+# Up to so many bytes a row is copied into columns: 0.3 us, and the request's own memory serves the next request at
+# once, still in the processor's cache; to hold on to 256 requests instead costs misses on each of them.
+_COPIED_BYTES = 2048
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """One answered request, without its tensors.
+
+    Args:
+        at_s: When, on the steady clock.
+        draws: The rows that were chosen.
+    """
+
+    request_id: str
+    rows: int
+    latency_us: float
+    at_s: float
+    draws: Mapping[int, Draw]
+
+
+class Block:
+    """What is noted between two looks; not thread-safe.
+
+    Args:
+        inputs, outputs: Names of the tensors that are counted.
+        task: Name of the output with the probabilities.
+    Attributes:
+        noted: The requests, in order.
+        bytes: Of the tensors that are held, counted ones alone.
+    """
+
+    def __init__(self, signature: Signature, inputs: Sequence[str], outputs: Sequence[str], task: str) -> None:
+        self._inputs, self._outputs, self._task = tuple(inputs), tuple(outputs), task
+        specs = [spec for spec in signature.inputs if spec.name in inputs]
+        given = [spec for spec in signature.outputs if spec.name in outputs or spec.name == task]
+        self._alike = all(None not in spec.shape[1:] for spec in (*specs, *given))
+        numbers = all(spec.datatype is not Datatype.BYTES for spec in (*specs, *given))
+        small = self._alike and numbers and sum(map(_row_bytes, (*specs, *given))) <= _COPIED_BYTES
+        self._specs = (specs, given) if small else None
+        self._columns: tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]] = ({}, {})
+        self.noted: list[Noted] = []
+        self._held: list[tuple[Tensors | None, Tensors]] = []
+        self.bytes = 0
+
+    @property
+    def copies(self) -> bool:
+        """Whether rows are small enough to be copied: then there is no reason not to count them all."""
+        return self._specs is not None
+
+    def fits(self, rows: int) -> bool:
+        """Whether a request of so many rows may join: one that is held and those that were copied do not mix."""
+        return not self.noted or ((rows == 1 or not self.copies) and (bool(self._held) != self.copies))
+
+    def add(self, noted: Noted, inputs: Tensors | None, outputs: Tensors) -> None:
+        """Note a request.
+
+        Args:
+            inputs: As the application sent them; None where this request is not to be counted.
+            outputs: All of the model's.
+        """
+        if self._specs is not None and noted.rows == 1 and inputs is not None:
+            self._copy(len(self.noted), inputs, outputs)
+        else:
+            self._held.append((inputs, outputs))
+            if inputs is not None:
+                self.bytes += sum([array.nbytes for array in inputs.values()])
+        self.noted.append(noted)
+
+    def probabilities(self) -> list[NDArray[Any]]:
+        """Those of all rows, in order, in one or several float[N, classes]."""
+        if self._held:
+            return [outputs[self._task] for _, outputs in self._held]
+        return [self._columns[1][self._task][: len(self.noted)]]
+
+    def batches(self) -> Iterator[tuple[Tensors, Tensors]]:
+        """Inputs and outputs of the rows to count, those together that agree in all axes but the first."""
+        if not self._held:
+            rows = len(self.noted)
+            inputs, outputs = ({name: column[:rows] for name, column in side.items()} for side in self._columns)
+            yield inputs, outputs
+            return
+        counted = [(inputs, outputs) for inputs, outputs in self._held if inputs is not None]
+        for group in [counted] if self._alike else _alike(counted):
+            if group:
+                yield (
+                    _joined([inputs for inputs, _ in group], self._inputs),
+                    _joined([outputs for _, outputs in group], self._outputs),
+                )
+
+    @property
+    def counted(self) -> int:
+        """Requests that are counted."""
+        return len(self.noted) if not self._held else sum(inputs is not None for inputs, _ in self._held)
+
+    def clear(self) -> None:
+        """Begin anew; columns are used again."""
+        self.noted, self._held, self.bytes = [], [], 0
+
+    def asked(self) -> dict[int, float]:
+        """By row: the probability with which each chosen row was asked for a label."""
+        asked: dict[int, float] = {}
+        first = 0
+        for noted in self.noted:
+            if noted.draws:
+                for row, draw in noted.draws.items():
+                    asked[first + row] = draw.label_probability
+            first += noted.rows
+        return asked
+
+    def _copy(self, row: int, inputs: Tensors, outputs: Tensors) -> None:
+        given, found = self._columns
+        if not found and self._specs is not None:
+            for side, specs in zip(self._columns, self._specs, strict=True):
+                side.update({spec.name: _column(spec) for spec in specs})
+        for name, column in given.items():
+            column[row] = inputs[name]
+        for name, column in found.items():
+            column[row] = outputs[name]
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    return math.prod(axis or 1 for axis in spec.shape[1:]) * spec.datatype.numpy.itemsize
+
+
+def _column(spec: TensorSpec) -> NDArray[Any]:
+    return np.empty((LARGEST_BLOCK, *(axis or 1 for axis in spec.shape[1:])), dtype=spec.datatype.numpy)
+
+
+def _alike(pairs: list[tuple[Tensors, Tensors]]) -> list[list[tuple[Tensors, Tensors]]]:
+    """Requests whose tensors agree in all axes but the first: only they make a batch."""
+    groups: dict[object, list[tuple[Tensors, Tensors]]] = {}
+    for pair in pairs:
+        form = [array.shape[1:] for tensors in pair for array in tensors.values()]
+        groups.setdefault(tuple(form), []).append(pair)
+    return list(groups.values())
+
+
+def _joined(parts: list[Tensors], names: tuple[str, ...]) -> Tensors:
+    """One batch of the named tensors of all parts; without those that the parts lack."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in names if name in parts[0]}
