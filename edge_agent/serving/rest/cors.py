@@ -92,7 +92,10 @@ class Origins:
         return ((b"access-control-allow-origin", allow), (b"access-control-expose-headers", _EXPOSED), *vary)
 
     def preflight(self, request: HttpRequest) -> HttpResponse | None:
-        """The answer to a preflight (Fetch standard, 3.2.2), or None where the request is none."""
+        """The answer to a preflight (Fetch standard, 3.2.2), or None where the request is none.
+
+        It lacks what every answer to a page says: :meth:`answer_headers`.
+        """
         if request.method != "OPTIONS" or b"access-control-request-method" not in request.headers:
             return None
         origin = request.headers.get(b"origin")
@@ -103,7 +106,7 @@ class Origins:
             (b"access-control-allow-headers", _HEADERS),
             (b"access-control-max-age", _MAX_AGE_S),
         )
-        return HttpResponse(204, headers=(*self.answer_headers(request), *granted))
+        return HttpResponse(204, headers=granted)
 
     def _is_ours(self, host: bytes) -> bool:
         known = self._hosts.get(host)
