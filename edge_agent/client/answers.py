@@ -38,8 +38,7 @@ Tensors = Mapping[str, NDArray[Any] | InSharedMemory]
 Outputs = Sequence[str] | Mapping[str, InSharedMemory | None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a model said.
 
     Args:
@@ -72,38 +71,40 @@ class ModelMetadata:
     signature: Signature
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a request says beside its inputs; see :meth:`edge_agent.client.sync_client.Client.infer`."""
+def infer_message(
+    number: int,
+    model: str,
+    *,
+    version: str = "",
+    id: str = "",  # noqa: A002 - as the clients have it
+    group: str = "",
+    outputs: Outputs | None = None,
+    priority: int = 0,
+    timeout_s: float | None = None,
+    monitor: bool = True,
+) -> Infer:
+    """The request, still without its inputs; see :meth:`edge_agent.client.sync_client.Client.infer`."""
+    return Infer(
+        v=VERSION,
+        id=number,
+        model=model,
+        version=version,
+        request=id,
+        group=group,
+        priority=priority,
+        timeout_us=0 if timeout_s is None else max(1, int(timeout_s * 1e6)),
+        monitor=monitor,
+        outputs=None if outputs is None else _wanted(outputs),
+        inputs=[],
+    )
 
-    version: str = ""
-    id: str = ""
-    group: str = ""
-    outputs: Outputs | None = None
-    priority: int = 0
-    timeout_s: float | None = None
-    monitor: bool = True
 
-
-def infer_frame(number: int, model: str, inputs: Tensors, options: Options) -> list[Buffer]:
+def infer_frame(message: Infer, inputs: Tensors) -> list[Buffer]:
     """The frame of a request, in parts; large ones are views on the arrays.
 
     Raises:
         MessageError: An array has no datatype of the Open Inference Protocol.
     """
-    message = Infer(
-        v=VERSION,
-        id=number,
-        model=model,
-        version=options.version,
-        request=options.id,
-        group=options.group,
-        priority=options.priority,
-        timeout_us=0 if options.timeout_s is None else max(1, int(options.timeout_s * 1e6)),
-        monitor=options.monitor,
-        outputs=None if options.outputs is None else _wanted(options.outputs),
-        inputs=[],
-    )
     return frames.encode_tensors(message, {name: _sent(name, tensor) for name, tensor in inputs.items()})
 
 

@@ -11,12 +11,12 @@ from typing import cast, final
 from edge_agent.client.answers import (
     Answer,
     ModelMetadata,
-    Options,
     Outputs,
     Tensors,
     answer_of,
     expect,
     infer_frame,
+    infer_message,
     metadata_of,
 )
 from edge_agent.client.connection import ConnectionEnded
@@ -93,7 +93,10 @@ class AsyncClient:
 
         The arrays must stay as they are until the answer is there.
         """
-        options = Options(
+        number = next(self._numbers)
+        message = infer_message(
+            number,
+            model,
             version=version,
             id=id,
             group=group,
@@ -102,8 +105,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             monitor=monitor,
         )
-        number = next(self._numbers)
-        parts = infer_frame(number, model, inputs, options)
+        parts = infer_frame(message, inputs)
         return answer_of(expect(await self._ask(number, parts, timeout_s), Inferred))
 
     async def feedback(

@@ -11,12 +11,12 @@ from typing import final
 from edge_agent.client.answers import (
     Answer,
     ModelMetadata,
-    Options,
     Outputs,
     Tensors,
     answer_of,
     expect,
     infer_frame,
+    infer_message,
     metadata_of,
 )
 from edge_agent.client.connection import Connection, ConnectionEnded
@@ -105,7 +105,10 @@ class Client:
             Busy, ModelUnavailable, ModelFailed: The device cannot answer (all of them are DeviceError).
             NetworkError: No agent listens on the socket.
         """
-        options = Options(
+        number = next(self._numbers)
+        message = infer_message(
+            number,
+            model,
             version=version,
             id=id,
             group=group,
@@ -114,8 +117,7 @@ class Client:
             timeout_s=timeout_s,
             monitor=monitor,
         )
-        number = next(self._numbers)
-        parts = infer_frame(number, model, inputs, options)
+        parts = infer_frame(message, inputs)
         return answer_of(expect(self._ask(number, parts, timeout_s), Inferred))
 
     def infer_many(
@@ -128,7 +130,6 @@ class Client:
         Raises:
             NetworkError, DeadlineExceeded: The agent went away, or was silent for the client's ``timeout_s``.
         """
-        options = Options(version=version, monitor=monitor)
         numbered = ((next(self._numbers), inputs) for inputs in many)
         answers: dict[int, Answer | ShoalError | None] = {}
         with self._lock:
@@ -140,7 +141,8 @@ class Client:
                     while missing >= _WINDOW:
                         missing -= _take(connection, answers)
                     answers[number] = None
-                    connection.send_or_receive(infer_frame(number, model, inputs, options))
+                    message = infer_message(number, model, version=version, monitor=monitor)
+                    connection.send_or_receive(infer_frame(message, inputs))
                     missing += 1
                 while missing:
                     missing -= _take(connection, answers)

@@ -37,7 +37,10 @@ class _Numbered(msgspec.Struct):
     id: Id
 
 
-_PADS = tuple(b"\xa3pad\xc4" + bytes((size,)) + bytes(size) for size in range(ALIGNMENT))
+_FIVE_MEMBERS = 0x85
+_PADS = tuple(b"\xa3pad\xc4" + bytes((size,)) + bytes(size) + b"\xa4data\xc6" for size in range(ALIGNMENT))
+# Found at once where the byte order is ours; else `Datatype.of` looks closer.
+_DATATYPES = {datatype.numpy: datatype for datatype in Datatype if datatype is not Datatype.BYTES}
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -94,7 +97,7 @@ def encode_tensors(message: Infer | Inferred, tensors: Mapping[str, NDArray[Any]
         MessageError: An array has no datatype of the Open Inference Protocol.
     """
     head = bytearray(LENGTH_BYTES)
-    head += _encoder.encode(message)
+    _encoder.encode_into(message, head, LENGTH_BYTES)
     head.pop()  # the empty array
     head += _array_header(len(tensors))
     parts: list[Buffer] = []
@@ -102,11 +105,11 @@ def encode_tensors(message: Infer | Inferred, tensors: Mapping[str, NDArray[Any]
     current = head
     for name, tensor in tensors.items():
         if isinstance(tensor, Values):
-            current += _encoder.encode(tensor)
+            _encoder.encode_into(tensor, current, len(current))
             continue
-        datatype = Datatype.of(tensor.dtype)
+        datatype = _DATATYPES.get(tensor.dtype) or Datatype.of(tensor.dtype)
         data = _payload(tensor, datatype)
-        current += _describe(name, datatype, tensor.shape, len(data), done + len(current))
+        _describe(current, Values(name, datatype, tensor.shape), len(data), done)
         if len(data) < _JOINED_BYTES:
             current += data
             continue
@@ -139,17 +142,15 @@ def array_over(data: memoryview, datatype: Datatype, shape: tuple[int, ...]) -> 
     """
     if len(shape) > MAX_AXES or (shape and min(shape) < 0):
         raise MessageError(f"needs at most {MAX_AXES} axes, none negative, got {list(shape[: MAX_AXES + 1])}")
-    count = math.prod(shape)
     if datatype is Datatype.BYTES:
-        return unpack_bytes(data, count).reshape(shape)
+        return unpack_bytes(data, math.prod(shape)).reshape(shape)
     dtype = datatype.numpy
-    if len(data) != count * dtype.itemsize:
-        raise MessageError(
-            f"{datatype.value} of shape {list(shape)} needs {count * dtype.itemsize} bytes, got {len(data)}"
-        )
+    size = math.prod(shape) * dtype.itemsize  # of Python's integers: a product that overflows must not look small
+    if len(data) != size:
+        raise MessageError(f"{datatype.value} of shape {list(shape)} needs {size} bytes, got {len(data)}")
     if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
         return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
-    array = np.frombuffer(data, dtype=dtype).reshape(shape)
+    array: NDArray[Any] = np.ndarray(shape, dtype, data)
     return array if array.flags.aligned else array.copy()  # not every processor reads numbers at odd addresses
 
 
@@ -176,12 +177,14 @@ def _payload(array: NDArray[Any], datatype: Datatype) -> Buffer:
     return np.ascontiguousarray(array).reshape(-1).data.cast("B")
 
 
-def _describe(name: str, datatype: Datatype, shape: tuple[int, ...], size: int, at: int) -> bytes:
-    """All of a tensor's map but the bytes of its values, where the map begins at byte ``at`` of the frame."""
-    head = _encoder.encode(Values(name, datatype, shape))
+def _describe(head: bytearray, values: Values, size: int, before: int) -> None:
+    """Append a tensor's map, all but the bytes of its values, where the frame has so many bytes before ``head``."""
+    begin = len(head)
+    _encoder.encode_into(values, head, begin)
+    head[begin] = _FIVE_MEMBERS
     # Still to come: the key "pad" and its length, the pad, then the key "data" and a bin 32 header.
-    pad = -(at + len(head) + 6 + 10) % ALIGNMENT
-    return b"".join((b"\x85", head[1:], _PADS[pad], b"\xa4data\xc6", size.to_bytes(4, "big")))
+    head += _PADS[-(before + len(head) + 6 + 10) % ALIGNMENT]
+    head += size.to_bytes(4, "big")
 
 
 def _array_header(count: int) -> bytes:
