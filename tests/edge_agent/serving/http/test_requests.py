@@ -11,7 +11,6 @@ import socket
 import subprocess
 from pathlib import Path
 
-import httpx
 import pytest
 
 from edge_agent.contract.errors import ConfigurationError
@@ -224,6 +223,12 @@ def test_ordinary_clients_are_served(device: Device) -> None:
         connection.request("POST", "/echo", data)
         assert sha in connection.getresponse().read().decode()
     connection.close()
+
+
+def test_httpx_is_served(device: Device) -> None:
+    httpx = pytest.importorskip("httpx")
+    body = os.urandom(100_000)
+    sha = hashlib.sha256(body).hexdigest()
     with httpx.Client(base_url=f"http://127.0.0.1:{device.port}", timeout=20) as client:
         assert client.post("/echo", content=body).json()["sha"] == sha
         assert client.post("/echo", content=iter([body[:10], body[10:]])).json()["sha"] == sha
