@@ -32,6 +32,9 @@ class Clouded:
         images[:: self._every] = 0.0
         return self._inner.infer({"image": images})
 
+    def cancel(self) -> None:
+        self._inner.cancel()
+
     def close(self) -> None:
         self._inner.close()
 

@@ -94,6 +94,9 @@ class _FixedBatch:
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {"probabilities": self._session.run(None, dict(inputs))[0]}
 
+    def cancel(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
