@@ -207,13 +207,8 @@ def _model_schemas(loaded: LoadedModel, name: str) -> dict[str, Schema]:
         "title": f"{name}Feedback",
         "properties": {
             **SCHEMAS["Feedback"]["properties"],
-            "label": {
-                "description": "The class, by name or by index",
-                "oneOf": [
-                    {"type": "string", "enum": labels},
-                    {"type": "integer", "minimum": 0, "maximum": len(labels) - 1},
-                ],
-            },
+            # An index is taken too; but of text or number some generators make a type that carries neither.
+            "label": {"description": "The class by its name", "type": "string", "enum": labels},
         },
     }
     return schemas

@@ -207,7 +207,7 @@ SCHEMAS: Mapping[str, Schema] = {
         "Feedback",
         ["request_id", "label"],
         request_id={**_TEXT, "description": "The answer's `id`"},
-        label={"oneOf": [{"type": "string"}, {"type": "integer"}]},
+        label={**_TEXT, "description": "The class by its name"},
         source={**_TEXT, "maxLength": 64, "default": "application", "description": "Who says so"},
         row={**_WHOLE, "description": "Of a request of several rows: which, from 0"},
     ),
