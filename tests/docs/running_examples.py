@@ -49,7 +49,7 @@ class Runner:
             "bash": lambda example: self._command(example, ["bash", "-euo", "pipefail", "-c", self._here(example)]),
             "python": lambda example: self._file(example, "ask.py", sys.executable),
             "js": lambda example: self._file(example, "ask.mjs", "node"),
-            "c": lambda example: self._write("ask.c", example),
+            "c": self._keep,
             "html": self._browse,
             "toml": lambda example: self._device.start(example.code, self._printed),
             "json": self._compare_json,
@@ -74,6 +74,10 @@ class Runner:
         path = self._device.folder / name
         path.write_text(self._here(example))
         return path
+
+    def _keep(self, example: Example) -> None:
+        """Have the source lie there for the commands that compile it."""
+        self._write("ask.c", example)
 
     def _file(self, example: Example, name: str, program: str) -> None:
         self._command(example, [program, str(self._write(name, example))])
