@@ -9,7 +9,7 @@ import msgpack
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -104,6 +104,7 @@ def test_members_that_are_not_known_are_skipped(name: str) -> None:
     assert decoded(name, struct.pack("<I", len(data)) + data) == decoded(name, read(name))
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.lists(st.tuples(BOOL_TO_FP64, st.integers(0, 40)), min_size=1, max_size=4), st.text(max_size=9), st.data())
 def test_values_begin_at_a_multiple_of_eight_bytes_and_come_back(
     wanted: list[tuple[np.dtype[Any], int]], name: str, data: st.DataObject
@@ -177,6 +178,7 @@ def test_a_tensor_that_no_datatype_fits_is_refused_before_anything_is_sent() -> 
         infer({"x": np.zeros(2, dtype=np.complex64)})
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_bytes_that_are_no_message_are_an_error_of_ours(data: bytes) -> None:
     for decode in (frames.decode_request, frames.decode_answer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.contract.framing import FrameBuffer
@@ -31,12 +31,14 @@ def feed(buffer: FrameBuffer, data: bytes, sizes: list[int]) -> list[bytes]:
     return found
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(
-    st.lists(st.one_of(st.binary(max_size=40), st.integers(16_000, 40_000).map(bytes)), max_size=8),
+    st.lists(st.one_of(st.integers(0, 40), st.integers(16_000, 40_000)), max_size=8),
     st.lists(st.one_of(st.integers(1, 50), st.integers(1, 70_000)), min_size=1, max_size=4),
 )
-def test_frames_come_out_whole_however_the_stream_is_cut(bodies: list[bytes], sizes: list[int]) -> None:
+def test_frames_come_out_whole_however_the_stream_is_cut(lengths: list[int], sizes: list[int]) -> None:
     buffer = FrameBuffer(LIMIT)
+    bodies = [bytes([index + 1]) * length for index, length in enumerate(lengths)]
     assert feed(buffer, b"".join(map(frame, bodies)), sizes) == [frame(body) for body in bodies]
     assert not buffer.partial
 
