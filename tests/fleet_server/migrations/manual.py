@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def block(repository: Path, language: str) -> str:
-    """The page's one block in this language."""
-    page = (repository / "docs" / "operations.md").read_text()
+    """The one block in this language of what the page says of the server."""
+    page = (repository / "docs" / "operations.md").read_text().partition("\n## The agent\n")[0]
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     return str(found)
 
