@@ -141,7 +141,8 @@ def _read_texts(name: str, shape: tuple[int, ...], raw: bytes) -> NDArray[Any]:
     """Text, nested or flat. Brackets may stand in a text too, so it is cut between texts only."""
     count = math.prod(shape)
     fewest = (raw.count(b'"') - raw.count(b'\\"')) // 2
-    if fewest > count:  # surely too many: refused before they are made
+    # Surely too many, or too few (a text takes two quotes): refused before anything of the shape's size is made.
+    if fewest > count or 2 * count > len(raw):
         check_count(name, shape, fewest)
     out = np.empty(count, dtype=object)
     found = at = 0
