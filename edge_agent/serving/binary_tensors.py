@@ -52,6 +52,19 @@ def check_size(name: str, datatype: Datatype, shape: tuple[int, ...], size: int)
         raise SignatureMismatch(name, rule="shape", detail=detail)
 
 
+def check_shape(name: str, shape: tuple[int, ...], signature: Signature) -> None:
+    """What the check against the signature would refuse anyway, before memory is spent on it.
+
+    Raises:
+        SignatureMismatch: The model has no such input, or one of another shape.
+    """
+    spec = signature.input(name)
+    same_axes = len(spec.shape) == len(shape)
+    if not same_axes or any(want not in (None, have) for want, have in zip(spec.shape, shape, strict=True)):
+        expected = ", ".join("-1" if axis is None else str(axis) for axis in spec.shape)
+        raise SignatureMismatch(name, rule="shape", detail=f"expected [{expected}], got {list(shape)}")
+
+
 def write_binary(array: NDArray[Any], datatype: Datatype) -> Buffer:
     """The raw bytes of an array: its own memory where that is in order."""
     if datatype is Datatype.BYTES:

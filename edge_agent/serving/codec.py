@@ -20,7 +20,7 @@ from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from edge_agent.contract.text_encoding import as_sent
-from edge_agent.serving.binary_tensors import check_size, read_binary, read_raw_body, write_binary
+from edge_agent.serving.binary_tensors import check_shape, check_size, read_binary, read_raw_body, write_binary
 from edge_agent.serving.classification import classify
 from edge_agent.serving.json_request import LARGE_BYTES, Head, Input, InputParameters, RequestParameters, read_head
 from edge_agent.serving.json_tensors import read_json, read_values, write_json
@@ -182,7 +182,7 @@ def _read_inputs(
             raise MalformedRequest(f"input '{name}': has neither data nor binary_data_size nor shared_memory_region")
         else:
             if len(memoryview(tensor.data)) > LARGE_BYTES:
-                _check_shape(tensor, signature)
+                check_shape(name, tensor.shape, signature)
             array = read_json(name, tensor.datatype, shape, tensor.data)
         if tensor.datatype is Datatype.BYTES and tensor.data is not msgspec.UNSET:  # JSON's text is UTF-8
             array = as_sent(signature.input(name), array)
@@ -214,7 +214,7 @@ def _read_elsewhere(
                 f"input '{name}': binary_data_size is {size}, but {len(left)} bytes are left: truncated?"
             )
         if size > LARGE_BYTES:
-            _check_shape(tensor, signature)
+            check_shape(name, tensor.shape, signature)
         return read_binary(name, tensor.datatype, tensor.shape, left[:size]), size
     size = told.shared_memory_byte_size
     if region is None or size is None:
@@ -223,7 +223,7 @@ def _read_elsewhere(
         raise MalformedRequest(f"input '{name}': shared memory cannot be used here; send the data")
     check_size(name, tensor.datatype, tensor.shape, size)
     if size > LARGE_BYTES:
-        _check_shape(tensor, signature)
+        check_shape(name, tensor.shape, signature)
     data = regions.read(region, told.shared_memory_offset, size)
     return read_binary(name, tensor.datatype, tensor.shape, data), 0
 
@@ -245,15 +245,6 @@ def _wrong_shape(name: str, shape: tuple[int, ...], max_rows: int) -> CallerErro
         f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's settings): "
         "send fewer rows per request"
     )
-
-
-def _check_shape(tensor: Input[Any], signature: Signature) -> None:
-    """What the check against the signature would refuse anyway, before memory is spent on it."""
-    spec = signature.input(tensor.name)
-    same_axes = len(spec.shape) == len(tensor.shape)
-    if not same_axes or any(want not in (None, have) for want, have in zip(spec.shape, tensor.shape, strict=True)):
-        expected = ", ".join("-1" if axis is None else str(axis) for axis in spec.shape)
-        raise SignatureMismatch(spec.name, rule="shape", detail=f"expected [{expected}], got {list(tensor.shape)}")
 
 
 def _named(array: NDArray[Any]) -> tuple[Datatype, str]:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from edge_agent.contract import frames
-from edge_agent.contract.errors import ModelUnavailable, Unsupported
+from edge_agent.contract.errors import CallerError, ModelUnavailable, Unsupported
 from edge_agent.contract.frame_messages import (
     VERSION,
     Accepted,
@@ -25,10 +25,17 @@ from edge_agent.contract.frames import Buffer
 from edge_agent.runtime.slots import Lease, LoadedModel, Slots
 from edge_agent.serving.access import Access, App
 from edge_agent.serving.admission import Admission, HeldRoom
-from edge_agent.serving.frames.tensors import SharedMemory, answer_parts, inference_request
+from edge_agent.serving.frames.tensors import (
+    SharedMemory,
+    answer_parts,
+    gives_much_text,
+    has_much_text,
+    inference_request,
+)
 from edge_agent.serving.inference import Inference
 from edge_agent.serving.labels import LabelSink, keep_label
 from edge_agent.serving.peer import Peer
+from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 
 log = logging.getLogger(__name__)
 
@@ -115,17 +122,33 @@ class FrameHandler:
                 raise
             return self._infer_later(request)
         with lease as loaded:
-            if not self._inference.inline(loaded):
+            if not self._inference.inline(loaded) or has_much_text(request):
                 return self._infer_later(request)
-            decoded = inference_request(request, max_rows=self._max_rows, regions=self._regions)
-            answer = self._inference.answer(loaded, decoded)
-            return answer_parts(request.id, decoded, answer, regions=self._regions)
+            decoded = self._decode(loaded, request)
+            return self._encode(request, decoded, self._inference.answer(loaded, decoded))
 
     async def _infer_later(self, request: Infer) -> Parts:
+        in_thread = self._inference.in_thread
         with await self._lease(request.model, request.version or None) as loaded:
-            decoded = inference_request(request, max_rows=self._max_rows, regions=self._regions)
+            if has_much_text(request):
+                decoded = await in_thread(self._decode, loaded, request)
+            else:
+                decoded = self._decode(loaded, request)
             answer = await self._inference.answer_later(loaded, decoded)
-            return answer_parts(request.id, decoded, answer, regions=self._regions)
+            if gives_much_text(answer):
+                return await in_thread(self._encode, request, decoded, answer)
+            return self._encode(request, decoded, answer)
+
+    def _decode(self, loaded: LoadedModel, request: Infer) -> InferenceRequest:
+        try:
+            return inference_request(request, loaded.signature, max_rows=self._max_rows, regions=self._regions)
+        except CallerError as error:
+            if request.monitor:
+                self._inference.refused(loaded, error)
+            raise
+
+    def _encode(self, request: Infer, decoded: InferenceRequest, answer: InferenceAnswer) -> Parts:
+        return answer_parts(request.id, decoded, answer, regions=self._regions)
 
     async def _lease(self, model: str, version: str | None) -> Lease:
         """A lease, of a model that may have to be woken first; a second time if it falls asleep again meanwhile."""

@@ -10,8 +10,14 @@ from edge_agent.contract import frames
 from edge_agent.contract.errors import MalformedRequest, MessageError, SignatureMismatch
 from edge_agent.contract.frame_messages import Infer, Inferred, Values, Wanted
 from edge_agent.contract.frames import Buffer
+from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype, pack_bytes
+from edge_agent.serving.binary_tensors import check_shape
 from edge_agent.serving.request import MAX_ID_LENGTH, InferenceAnswer, InferenceRequest, WantedOutput
+
+# Taking more text apart, or putting more of it together, takes longer than a hand-over to a thread.
+_LARGE_BYTES = 64 * 1024
+_LARGE_ELEMENTS = 8 * 1024
 
 
 class SharedMemory(Protocol):
@@ -27,10 +33,21 @@ class SharedMemory(Protocol):
         """Put bytes there."""
 
 
-def inference_request(frame: Infer, *, max_rows: int, regions: SharedMemory) -> InferenceRequest:
-    """The request in a decoded frame, not yet checked against a model; its inputs are views on the frame.
+def has_much_text(frame: Infer) -> bool:
+    """Whether :func:`inference_request` makes so many elements of it that this would hold up others."""
+    return any(values.type is Datatype.BYTES and _size(values) > _LARGE_BYTES for values in frame.inputs)
+
+
+def gives_much_text(answer: InferenceAnswer) -> bool:
+    """Whether :func:`answer_parts` takes so long that this would hold up others."""
+    return any(array.dtype.kind == "O" and array.size > _LARGE_ELEMENTS for array in answer.outputs.values())
+
+
+def inference_request(frame: Infer, signature: Signature, *, max_rows: int, regions: SharedMemory) -> InferenceRequest:
+    """The request in a decoded frame, not yet checked against the model; its inputs are views on the frame.
 
     Args:
+        signature: Of the model: of large inputs the shape is checked before they are looked at.
         max_rows: Rows that a request may hold.
         regions: Where inputs in shared memory are read.
     Raises:
@@ -45,7 +62,7 @@ def inference_request(frame: Infer, *, max_rows: int, regions: SharedMemory) -> 
     for values in frame.inputs:
         if values.name in inputs:
             raise SignatureMismatch(values.name, rule="name", detail="the request gives this input twice")
-        inputs[values.name] = _input(values, max_rows, regions)
+        inputs[values.name] = _input(values, signature, max_rows, regions)
     return InferenceRequest(
         id=frame.request,
         inputs=inputs,
@@ -86,7 +103,11 @@ def answer_parts(
     return frames.encode_tensors(message, tensors)
 
 
-def _input(values: Values, max_rows: int, regions: SharedMemory) -> NDArray[Any]:
+def _size(values: Values) -> int:
+    return len(values.data) if isinstance(values.data, memoryview) else values.size
+
+
+def _input(values: Values, signature: Signature, max_rows: int, regions: SharedMemory) -> NDArray[Any]:
     shape = values.shape
     if len(shape) > frames.MAX_AXES or (shape and min(shape) < 1):
         detail = f"needs 1 to {frames.MAX_AXES} axes, each at least 1, got {list(shape[: frames.MAX_AXES + 1])}"
@@ -96,6 +117,8 @@ def _input(values: Values, max_rows: int, regions: SharedMemory) -> NDArray[Any]
             f"input '{values.name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's "
             "settings): send fewer rows per request"
         )
+    if _size(values) > _LARGE_BYTES:
+        check_shape(values.name, shape, signature)
     try:
         if not values.region:
             return frames.array_of(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from edge_agent.contract.errors import MalformedRequest, SignatureMismatch, Unsu
 from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
-from edge_agent.serving.binary_tensors import check_size, read_binary, write_binary
+from edge_agent.serving.binary_tensors import check_shape, check_size, read_binary, write_binary
 from edge_agent.serving.classification import classify
 from edge_agent.serving.grpc import oip_pb2 as oip
 from edge_agent.serving.json_request import InputParameters, Output, OutputParameters, RequestParameters
@@ -24,6 +25,9 @@ from edge_agent.serving.wanted_outputs import read_outputs
 
 T = TypeVar("T")
 _MAX_AXES = 32
+# Making elements of more text or numbers takes longer than a hand-over to a thread.
+_LARGE_BYTES = 64 * 1024
+_LARGE_ELEMENTS = 8 * 1024
 # Where the elements of each datatype stand; FP16 and BF16 travel as raw bytes alone ("gRPC API", OIP v2).
 _CONTENTS: Mapping[Datatype, str] = {
     Datatype.BOOL: "bool_contents",
@@ -39,6 +43,20 @@ _CONTENTS: Mapping[Datatype, str] = {
     Datatype.FP64: "fp64_contents",
     Datatype.BYTES: "bytes_contents",
 }
+
+
+def is_slow_to_read(message: oip.ModelInferRequest) -> bool:
+    """Whether :func:`inference_request` makes so many elements of it that this would hold up others."""
+    if message.ByteSize() <= _LARGE_BYTES and not any(
+        "shared_memory_region" in one.parameters for one in message.inputs
+    ):
+        return False
+    return any(one.datatype == Datatype.BYTES.value or one.HasField("contents") for one in message.inputs)
+
+
+def is_slow_to_write(answer: InferenceAnswer) -> bool:
+    """Whether :func:`inference_response` takes so long that this would hold up others."""
+    return any(array.dtype.kind == "O" and array.size > _LARGE_ELEMENTS for array in answer.outputs.values())
 
 
 def inference_request(
@@ -63,7 +81,7 @@ def inference_request(
         raise Unsupported(
             "parameters: sequence_id, sequence_start and sequence_end: stateful sequences are not offered"
         )
-    inputs = _read_inputs(message, max_rows, regions)
+    inputs = _read_inputs(message, signature, max_rows, regions)
     outputs: tuple[WantedOutput, ...] | None = None
     if message.outputs:
         wanted = [
@@ -146,7 +164,9 @@ def _told(where: str, found: Mapping[str, Any], kind: type[T]) -> T:
         raise MalformedRequest(f"{where}: {error}") from error
 
 
-def _read_inputs(message: oip.ModelInferRequest, max_rows: int, regions: Regions) -> dict[str, NDArray[Any]]:
+def _read_inputs(
+    message: oip.ModelInferRequest, signature: Signature, max_rows: int, regions: Regions
+) -> dict[str, NDArray[Any]]:
     inputs: dict[str, NDArray[Any]] = {}
     raw = iter(message.raw_input_contents) if message.raw_input_contents else None
     for tensor in message.inputs:
@@ -161,6 +181,8 @@ def _read_inputs(message: oip.ModelInferRequest, max_rows: int, regions: Regions
                 f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's "
                 "settings): send fewer rows per request"
             )
+        if math.prod(shape) > _LARGE_ELEMENTS:
+            check_shape(name, shape, signature)
         inputs[name] = _read_input(tensor, shape, raw, regions)
     if raw is not None and next(raw, None) is not None:
         raise MalformedRequest("raw_input_contents: more entries than inputs outside of shared memory")

@@ -16,17 +16,23 @@ import grpc.aio
 import msgspec
 from google.protobuf.message import Message
 
-from edge_agent.contract.errors import ModelUnavailable, ShoalError, UnknownModel
+from edge_agent.contract.errors import CallerError, ModelUnavailable, ShoalError, UnknownModel
 from edge_agent.runtime.repository import Repository
-from edge_agent.runtime.slots import Lease, Slots
+from edge_agent.runtime.slots import Lease, LoadedModel, Slots
 from edge_agent.serving.access import Access, App, is_loopback
 from edge_agent.serving.admission import Admission
 from edge_agent.serving.grpc import oip_pb2 as oip
-from edge_agent.serving.grpc.messages import inference_request, inference_response
+from edge_agent.serving.grpc.messages import (
+    inference_request,
+    inference_response,
+    is_slow_to_read,
+    is_slow_to_write,
+)
 from edge_agent.serving.grpc.methods import METHODS, Method
 from edge_agent.serving.http.message import HttpHandler, HttpRequest
 from edge_agent.serving.inference import Inference
 from edge_agent.serving.peer import Peer, Transport
+from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.shared_memory import Regions
 
 SERVICE = "inference.GRPCInferenceService"
@@ -108,22 +114,44 @@ class GrpcService:
     async def _answer(self, message: oip.ModelInferRequest, app: App) -> oip.ModelInferResponse:
         self._access.enter(app, message.model_name)
         with await self._lease(message.model_name, message.model_version or None) as loaded:
-            request = inference_request(message, loaded.signature, max_rows=self._max_rows, regions=self._regions)
-            if self._inference.inline(loaded):
-                answer = self._inference.answer(loaded, request)
-            else:
-                with self._admission.admit(message.ByteSize()):
-                    answer = await self._inference.answer_later(loaded, request)
-            return inference_response(request, answer, loaded.signature, self._regions, task=loaded.manifest.task)
+            if self._inference.inline(loaded) and not is_slow_to_read(message):
+                request = self._decode(loaded, message)
+                return self._encode(loaded, request, self._inference.answer(loaded, request))
+            with self._admission.admit(message.ByteSize()):
+                return await self._answer_later(loaded, message)
+
+    async def _answer_later(self, loaded: LoadedModel, message: oip.ModelInferRequest) -> oip.ModelInferResponse:
+        in_thread = self._inference.in_thread
+        if is_slow_to_read(message):
+            request = await in_thread(self._decode, loaded, message)
+        else:
+            request = self._decode(loaded, message)
+        answer = await self._inference.answer_later(loaded, request)
+        if is_slow_to_write(answer):
+            return await in_thread(self._encode, loaded, request, answer)
+        return self._encode(loaded, request, answer)
+
+    def _decode(self, loaded: LoadedModel, message: oip.ModelInferRequest) -> InferenceRequest:
+        try:
+            return inference_request(message, loaded.signature, max_rows=self._max_rows, regions=self._regions)
+        except CallerError as error:
+            self._inference.refused(loaded, error)
+            raise
+
+    def _encode(
+        self, loaded: LoadedModel, request: InferenceRequest, answer: InferenceAnswer
+    ) -> oip.ModelInferResponse:
+        return inference_response(request, answer, loaded.signature, self._regions, task=loaded.manifest.task)
 
     async def _lease(self, model: str, version: str | None) -> Lease:
-        """A lease, of a model that may have to be woken first."""
-        try:
-            return self._slots.lease(model, version)
-        except ModelUnavailable as error:
-            if not error.asleep:
-                raise
-        await self._inference.in_thread(self._repository.wake, model, version)
+        """A lease, of a model that may have to be woken first; a second time if it falls asleep again meanwhile."""
+        for _ in range(2):
+            try:
+                return self._slots.lease(model, version)
+            except ModelUnavailable as error:
+                if not error.asleep:
+                    raise
+            await self._inference.in_thread(self._repository.wake, model, version)
         return self._slots.lease(model, version)
 
     def _identify(self, context: Context) -> App:
