@@ -6,17 +6,18 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_agent import __version__
 from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
+from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import DeviceError
 from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Desired, Event, EventKind, Reported
 from edge_agent.contract.topics import Stream
 from edge_agent.durable import write_durably
-from edge_agent.link.link import Link
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.outbox.outbox import Outbox
@@ -25,6 +26,7 @@ from edge_agent.runtime import cpus
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
 from edge_agent.runtime.catalogue import Catalogue
 from edge_agent.runtime.loaded import load
+from edge_agent.runtime.memory import give_back
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.repository import Repository
@@ -33,6 +35,9 @@ from edge_agent.serving.local_api import LocalApi
 from edge_agent.state_lock import lock_state
 from edge_agent.update.installer import Installer
 from edge_agent.update.update_thread import UpdateThread
+
+if TYPE_CHECKING:
+    from edge_agent.link.link import Link
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +75,7 @@ class Agent:
             device=identity.device if identity else _NO_DEVICE,
             limit_bytes=config.report.outbox_limit_mib << 20,
         )
-        self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
+        self._link = self._make_link(identity) if identity else None
         self._installer = Installer(
             self._state, identity, self._slots, self._tell, self._repository.prepare, serve=self._repository.serve
         )
@@ -114,6 +119,7 @@ class Agent:
     def _start(self) -> None:
         self._installer.start()
         self._repository.start()
+        give_back()  # what reading packages and loading models has left behind
         self._tell(Event(kind=EventKind.AGENT_STARTED, at_ms=_now_ms(), detail={"version": __version__}))
         self._updates.start()
         self._reporter.start()
@@ -133,6 +139,12 @@ class Agent:
         served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
         addresses = dict.fromkeys(self._api.addresses.values())
         _log.info("listening on %s, serving %s", ", ".join(addresses) or "no address", served)
+
+    def _make_link(self, identity: Enrolment) -> Link:
+        # Only here is MQTT needed: 6 MB that a device which has not enrolled does not spend.
+        from edge_agent.link.link import Link
+
+        return Link(identity, self._outbox, on_desired=self._take_desired)
 
     def _take_desired(self, desired: Desired) -> None:
         """Called in the link's thread: nothing here waits."""

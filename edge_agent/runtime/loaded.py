@@ -178,10 +178,13 @@ def _require_step(pipeline: str, slots: Slots, step: PipelineStep) -> None:
 
 
 def _warm_up(loaded: LoadedModel, golden: Golden) -> None:
-    """Run the golden rows, and as many as each preferred batch has: the first run of a shape is the slowest."""
+    """Run one row, the golden rows, and as many as each preferred batch has: the first run of a shape is the slowest.
+
+    One row comes first, as the runtime never gives back what its first run takes (unlike what later ones add).
+    """
     rows = len(next(iter(golden.inputs.values())))
     batching = loaded.manifest.batching
-    sizes = [rows, *(size for size in (batching.preferred_rows if batching else ()) if size != rows)]
+    sizes = dict.fromkeys((1, rows, *(batching.preferred_rows if batching else ())))
     for size in sizes:
         inputs = {name: np.resize(array, (size, *array.shape[1:])) for name, array in golden.inputs.items()}
         try:

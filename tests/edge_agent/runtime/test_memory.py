@@ -64,3 +64,35 @@ def test_memory_is_read_and_given_back_without_harm() -> None:
     before = memory.resident_bytes()
     memory.give_back()
     assert 0 < memory.resident_bytes() <= before + MIB
+
+
+_ONE_LARGE_BATCH = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from edge_agent.runtime.loaded import load
+from edge_agent.runtime.memory import give_back, resident_bytes
+from edge_agent.runtime.package import Package
+
+backend = load(Package.open(Path(sys.argv[1]), verify=True)).backend
+
+def run(rows, times=1):
+    for _ in range(times):
+        backend.infer({"image": np.zeros((rows, 64), np.float32)})
+    give_back()
+    return resident_bytes()
+
+before = run(1)
+print(json.dumps({"large": run(256) - before, "still": run(128) - before, "after": run(1, 20) - before}))
+"""
+
+
+def test_what_a_large_batch_took_goes_back_when_small_ones_follow(tmp_path: Path) -> None:
+    package = make_large_package(tmp_path / "wide", weights_mib=10)  # 256 rows of 35,000 activations: 36 MB, twice
+    command = [sys.executable, "-c", _ONE_LARGE_BATCH, str(package.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["large"] >= 30 * MIB
+    assert found["still"] >= 30 * MIB, "another one is likely to follow"
+    assert found["after"] <= 4 * MIB

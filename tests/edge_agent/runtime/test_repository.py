@@ -467,4 +467,4 @@ def test_models_are_warmed_up_with_the_batches_that_they_prefer(tmp_path: Path) 
     package = make_package(tmp_path / "p", batching=Batching(max_rows=16, preferred_rows=(4, 8, 16)))
     model = LoadedModel(package=package, backend=Watched(package))
     loaded._warm_up(model, package.golden())
-    assert rows == [8, 4, 16]
+    assert rows == [1, 8, 4, 16]
