@@ -81,7 +81,7 @@ def peak_while(device: Agent, body: bytes, *, times: int) -> tuple[list[tuple[in
 @pytest.mark.parametrize(
     ("rows", "status", "said"),
     [
-        (300_000, 413, b"limit of 16777216 bytes"),
+        (200_000, 413, b"limit of 16777216 bytes"),
         (60_000, 400, b"60000 rows, the limit is 1024 (max_rows under [api] in the agent's settings)"),
     ],
 )
