@@ -6,8 +6,10 @@ send a wrong tensor without being told by its compiler.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import msgspec
@@ -41,31 +43,36 @@ _DESCRIPTION = (
 
 
 class OpenApi:
-    """Describes the API as one application may use it; a description is made again when the models change."""
+    """Describes the API as one application may use it; a description is made again when the models change.
 
-    def __init__(self, slots: Slots, access: Access, *, agent_version: str) -> None:
-        self._slots, self._access, self._version = slots, access, agent_version
+    Args:
+        threads: Where packages are read for the sizes of their samples, milliseconds that inference must not wait for.
+    """
+
+    def __init__(self, slots: Slots, access: Access, threads: Executor, *, agent_version: str) -> None:
+        self._slots, self._access, self._threads, self._version = slots, access, threads, agent_version
         self._made: dict[tuple[str, ...], bytes] = {}
 
-    def description(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
+    async def description(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
         """``GET /openapi.json``: with the models that ``app`` may ask."""
         models = [loaded for loaded in known_models(self._slots) if app.permits(loaded.name)]
         key = tuple(f"{loaded.name} {loaded.digest} {self._is_default(loaded)}" for loaded in models)
         made = self._made.get(key)
         if made is None:
+            described = await asyncio.get_running_loop().run_in_executor(self._threads, self.document, models)
             if len(self._made) >= _REMEMBERED:
                 self._made.clear()
-            made = self._made[key] = msgspec.json.encode(self.document(models))
+            made = self._made[key] = msgspec.json.encode(described)
         return HttpResponse(200, made)
 
-    def example(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
+    async def example(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
         """``GET /openapi/examples/M[/V]``: a request that this model answers.
 
         Raises:
             UnknownModel: There is no such model, or none that JSON can ask.
         """
         loaded = known_model(self._slots, target.model, target.version)
-        made = example_request(loaded)
+        made = await asyncio.get_running_loop().run_in_executor(self._threads, example_request, loaded)
         if made is None:
             raise UnknownModel(
                 f"model '{loaded.name}' takes bytes that JSON does not carry, such as images: ask in binary"

@@ -98,7 +98,7 @@ class Router:
             Introspection(slots, agent_version=agent_version, max_rows=max_rows),
             RepositoryRoutes(slots, repository, self._loading, self._disk),
             FeedbackRoute(slots, feedback, self._disk),
-            OpenApi(slots, access, agent_version=agent_version),
+            OpenApi(slots, access, self._disk, agent_version=agent_version),
             metrics,
             self._infer,
             self._shared_memory,
@@ -149,7 +149,7 @@ class Router:
     def close(self) -> None:
         """End the threads, once what they do is done."""
         self._disk.shutdown(wait=True)
-        self._loading.shutdown(wait=True)
+        self._loading.shutdown(wait=True, cancel_futures=True)
 
     async def _later(self, request: HttpRequest, waiting: Awaitable[HttpResponse]) -> HttpResponse:
         try:

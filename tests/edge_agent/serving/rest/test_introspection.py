@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
 
 from edge_agent.contract.errors import UnknownModel
 from tests.edge_agent.serving.rest.requests import INFER, image
@@ -216,6 +218,21 @@ def test_shared_memorys_status_is_answered_for_both_kinds(shared: Device) -> Non
     assert shared.ask_json("GET", "/v2/systemsharedmemory/region/mine/status")[0] == 404
     status, body = shared.ask_json("POST", "/v2/cudasharedmemory/region/mine/register", {"device_id": 0})
     assert (status, "system memory only" in body["error"]) == (501, True)
+
+
+def test_tritons_client_reads_configuration_statistics_and_shared_memory(shared: Device) -> None:
+    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{shared.port}")
+    try:
+        assert client.get_model_config("sensor-guard", "1")["max_batch_size"] == 4
+        assert [one["name"] for one in client.get_inference_statistics("echo")["model_stats"]] == ["echo"]
+        assert len(client.get_inference_statistics()["model_stats"]) == 3
+        assert client.get_system_shared_memory_status() == client.get_cuda_shared_memory_status() == []
+        client.unregister_system_shared_memory()
+        client.unregister_cuda_shared_memory()
+        with pytest.raises(InferenceServerException, match="model 'cats' is not served here"):
+            client.get_model_config("cats")
+    finally:
+        client.close()
 
 
 def test_requests_of_many_paths_do_not_make_the_table_of_paths_grow(shared: Device) -> None:
