@@ -59,7 +59,7 @@ def main() -> None:
     print_table(rows, missing)
     for what, figure in more.items():
         print(f"{what:<50}{figure:>10.1f}")
-    print_verdicts(verdicts)
+    print_verdicts(rows, verdicts)
     write_json(_BUILD / "serving.json", rows, verdicts)
 
 

@@ -114,6 +114,23 @@ class ServerProcess:
             return []
 
 
+class CoreClock:
+    """How long a core was busy, whoever kept it so; 0 where the kernel does not tell."""
+
+    def __init__(self, core: int) -> None:
+        self._core = core
+
+    def busy_s(self) -> float:
+        """Seconds since the start of the machine, time that a hypervisor took away included."""
+        try:
+            lines = Path("/proc/stat").read_text().splitlines()
+        except OSError:
+            return 0.0
+        fields = next((line.split() for line in lines if line.startswith(f"cpu{self._core} ")), [])
+        # user, nice, system, idle, iowait, irq, softirq, steal
+        return sum(int(field) for at, field in enumerate(fields[1:9]) if at not in (3, 4)) / os.sysconf("SC_CLK_TCK")
+
+
 def free_port() -> int:
     """A TCP port that is free now."""
     with socket.socket() as probe:

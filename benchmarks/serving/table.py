@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.serving.rows import Row
 from benchmarks.serving.verdicts import Verdict
 
+_QUIET_PERCENT = 5.0
 _HEAD = (
     f"{'target':<27}{'model':<7}{'transport':<15}{'conn':>5}{'req/s':>9}{'p50 us':>9}{'p99 us':>9}{'added us':>9}"
-    f"{'cpu us':>8}{'% raw':>7}{'MB':>7}{'start s':>8}"
+    f"{'cpu us':>8}{'% raw':>7}{'MB':>6}{'start s':>8}{'others %':>9}"
 )
 
 
@@ -21,7 +23,8 @@ def line(row: Row) -> str:
     return (
         f"{row.target:<27}{row.model:<7}{row.transport:<15}{row.connections:>5}{row.requests_per_s:>9.0f}"
         f"{row.p50_us:>9.0f}{row.p99_us:>9.0f}{row.added_p50_us:>9.0f}{row.cpu_us:>8.0f}"
-        f"{100 * row.requests_per_s / row.raw_per_s:>7.1f}{row.rss_mb:>7.0f}{row.start_s:>8.2f}"
+        f"{100 * row.requests_per_s / row.raw_per_s:>7.1f}{row.rss_mb:>6.0f}{row.start_s:>8.2f}"
+        f"{row.others_percent:>9.0f}"
     )
 
 
@@ -39,8 +42,14 @@ def print_table(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> None
         print(f"{target:<27}{why}")
 
 
-def print_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """Each goal, what was measured, and whether it is met."""
+def print_verdicts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
+    """Each goal, what was measured, and whether it is met; and whether the machine was quiet enough to say so."""
+    others = statistics.median([row.others_percent for row in rows if row.cpu_us] or [0.0])
+    if others > _QUIET_PERCENT:
+        print(
+            f"\nThis machine was not quiet: other programs took {others:.0f} % of the servers' core (median of the rows).\n"
+            "Latencies and rates are worse than the servers are; compare the processor time per request (cpu us)."
+        )
     print(f"\n{'goal':<64}{'measured':>12}{'goal':>12}")
     for verdict in verdicts:
         print(
