@@ -40,8 +40,13 @@ _ELEMENTS: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {
     "O": msgspec.json.Decoder(list[str]),
 }
 _NESTING: Final = b"[] \t\r\n"
-# One text, the brackets and space around it, and the comma after it.
-_TEXT: Final = re.compile(rb'[\[ \t\r\n]*("(?:[^"\\]|\\.)*")[\] \t\r\n]*(?:,|\Z)', re.DOTALL)
+_BACKSLASH: Final = ord("\\")
+# One text, the brackets and space around it, and the comma after it. Only sets of characters are repeated: a repeated
+# group (for escapes) takes 130 bytes of memory for each character of a text.
+_BEFORE, _AFTER = rb'[\[ \t\r\n]*(?=")', rb"[\] \t\r\n]*(?:,|\Z)"
+_TEXT: Final = re.compile(_BEFORE + rb'("[^"\\]*")' + _AFTER)
+_BEFORE_TEXT: Final = re.compile(_BEFORE)
+_AFTER_TEXT: Final = re.compile(_AFTER)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -151,12 +156,13 @@ def _read_texts(name: str, shape: tuple[int, ...], raw: bytes) -> NDArray[Any]:
         begin = at
         while at < len(raw) and len(tokens) < _PIECE_ELEMENTS and at - begin < _PIECE_BYTES:
             match = _TEXT.match(raw, at)
-            if match is None:
+            text, end = (match[1], match.end()) if match is not None else _escaped_text(raw, at)
+            if not text:
                 rest = raw[at : at + 40].decode(errors="replace")
                 detail = f"BYTES: expected text after {found + len(tokens)} elements, got {rest!r}"
                 raise SignatureMismatch(name, rule="datatype", detail=detail)
-            tokens.append(match[1])
-            at = match.end()
+            tokens.append(text)
+            at = end
         values = _decode(name, Datatype.BYTES, b",".join(tokens), found)
         if found + len(values) > count:
             check_count(name, shape, found + len(values))
@@ -164,6 +170,22 @@ def _read_texts(name: str, shape: tuple[int, ...], raw: bytes) -> NDArray[Any]:
         found += len(values)
     check_count(name, shape, found)
     return out.reshape(shape)
+
+
+def _escaped_text(raw: bytes, at: int) -> tuple[bytes, int]:
+    """The next text, which has escapes in it, and where the one after it begins; nothing where there is no text."""
+    before = _BEFORE_TEXT.match(raw, at)
+    if before is None:
+        return b"", at
+    begin = end = before.end()
+    while (end := raw.find(b'"', end + 1)) > 0:
+        first = end  # of the backslashes before the quote: after an even number of them it is the closing one
+        while raw[first - 1] == _BACKSLASH:
+            first -= 1
+        if (end - first) % 2 == 0:
+            after = _AFTER_TEXT.match(raw, end + 1)
+            return (raw[begin : end + 1], after.end()) if after is not None else (b"", at)
+    return b"", at
 
 
 def _array(name: str, datatype: Datatype, values: list[Any]) -> NDArray[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import tracemalloc
 from typing import Any
@@ -87,6 +89,31 @@ def test_text_that_looks_like_json_survives_in_pieces(words: list[str]) -> None:
         patch.setattr(json_tensors, "_PIECE_ELEMENTS", 7)
         request = decode_request(json_body(array, nested=True), None, signature(Datatype.BYTES, (None, 1)))
     np.testing.assert_array_equal(request.inputs["x"], array)
+
+
+_ONE_LONG_TEXT = """
+import resource, sys
+from edge_agent.contract.tensors import Datatype
+from edge_agent.serving.codec import decode_request
+from tests.edge_agent.serving.bodies import signature
+
+text = eval(sys.argv[1])
+body = b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"BYTES","data":["%b"]}]}' % text
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = decode_request(body, None, signature(Datatype.BYTES, (None, 1))).inputs["x"][0, 0]
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(len(body), len(found), (after - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize(("text", "length"), [("a", 1), ('\\\\"', 1), ("\\\\\\\\", 1), ("\\\\u00e9", 2)])
+def test_one_long_text_costs_a_few_times_its_length(text: str, length: int) -> None:
+    # In a process of its own: what a regular expression remembers to go back to is in nobody's count but the system's.
+    program = [sys.executable, "-c", _ONE_LONG_TEXT, f"b'{text}' * 2_000_000"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=100)
+    sent, found, grown = map(int, done.stdout.split())
+    assert found == length * 2_000_000
+    assert grown < 8 * sent + 4_000_000
 
 
 @pytest.mark.parametrize("wrong", ["1", "null", '["a"', "{}", '{"a": "b"}'])
