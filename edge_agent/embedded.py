@@ -67,7 +67,7 @@ def load(
     try:
         loaded = load_package(package, variant=variant, threads=threads, slots=slots)
         try:
-            self_test(loaded.backend, package.golden())
+            self_test(loaded.backend, package.golden(), max_run_s=package.manifest.max_run_s)
         except BaseException:
             loaded.close()
             raise

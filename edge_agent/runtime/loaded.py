@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from edge_agent.contract.profile import ReferenceProfile, count_batch
 from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.batchable import check_batchable
+from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.memory import give_back, resident_bytes
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Golden, Package
@@ -114,6 +113,7 @@ def load(
     threads: int = 1,
     cache: OptimisedModels | None = None,
     slots: Slots | None = None,
+    guard: RunGuard | None = None,
 ) -> LoadedModel:
     """Load a package, read its profile, warm it up, and measure its memory and whether it may run inline.
 
@@ -122,6 +122,7 @@ def load(
         threads: Threads within one inference.
         cache: Where optimised models are kept.
         slots: Where a pipeline finds its steps.
+        guard: Breaks off what hangs; one of its own where None.
     Raises:
         PackageError: The package lacks a part or, as ModelLoadFailed, the runtime refuses the model.
         ModelUnavailable: It is a pipeline, and a step is not loaded here.
@@ -134,7 +135,7 @@ def load(
         golden = package.golden()
         # A profile that does not fit its own model is refused now, not when the first rows are counted.
         count_batch(loaded.reference.features, _numbers(golden.inputs), _numbers(golden.outputs))
-        with _bounded(backend, package.manifest.max_run_s):
+        with (guard or RunGuard()).within(backend, package.manifest.max_run_s):
             _warm_up(loaded, golden)
             check_batchable(backend, loaded.check, package.manifest, golden)
             loaded.run_us = _median_us(loaded, golden)
@@ -191,18 +192,6 @@ def _warm_up(loaded: LoadedModel, golden: Golden) -> None:
             loaded.backend.infer(loaded.check(inputs).inputs)
         except Exception:  # noqa: BLE001 - the self-test runs the same rows, and says what is wrong
             return
-
-
-@contextlib.contextmanager
-def _bounded(backend: InferenceBackend, seconds: float) -> Iterator[None]:
-    """Break off what runs after ``seconds``: a model that hangs must not hold the thread that loads it."""
-    timer = threading.Timer(seconds, backend.cancel)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _numbers(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -20,6 +20,7 @@ from typing import Literal
 from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget
 from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known
+from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.idle import IdleUnloader
 from edge_agent.runtime.loaded import LoadedModel, load
 from edge_agent.runtime.optimised import OptimisedModels
@@ -67,6 +68,7 @@ class Repository:
         # Held while a model is loaded; a pipeline wakes its steps meanwhile, in the same thread.
         self._loading = threading.RLock()
         self._looking = threading.Lock()
+        self._guard = RunGuard()
         self._broken: Collection[tuple[str, str]] = ()
         self._idle = IdleUnloader(slots, idle_unload_s, self._idle_out) if idle_unload_s else None
         # What load() was asked for by version: it stays when a newer version comes.
@@ -92,7 +94,8 @@ class Repository:
             self._idle.start()
 
     def close(self) -> None:
-        """End the idle unloader; what serves goes on until the slots are closed."""
+        """End the idle unloader, and what is being loaded; what serves goes on until the slots are closed."""
+        self._guard.close()
         if self._idle is not None:
             self._idle.close()
 
@@ -289,7 +292,7 @@ class Repository:
         package.verify()
         loaded = self._prepare(package, old)
         try:
-            self_test(loaded.backend, package.golden())
+            self_test(loaded.backend, package.golden(), max_run_s=package.manifest.max_run_s, guard=self._guard)
         except ShoalError:
             loaded.close()
             raise
@@ -302,7 +305,7 @@ class Repository:
             # What is wrong with a step is said by load(), which looks for it.
             with contextlib.suppress(UnknownModel, ModelUnavailable):
                 self.wake(step.model, step.version)
-        loaded = load(package, threads=self._threads.per_model, cache=self._cache, slots=self._slots)
+        loaded = load(package, threads=self._threads.per_model, cache=self._cache, slots=self._slots, guard=self._guard)
         try:
             self._memory.hold(loaded, replaces=replaces, refuse=not is_refuge)
         except BudgetExceeded:

@@ -9,20 +9,38 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import SelfTestFailed, SignatureMismatch
-from edge_agent.runtime.backend import InferenceBackend
+from edge_agent.runtime.backend import InferenceBackend, RunCancelled
+from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.package import Golden
 
 
-def self_test(backend: InferenceBackend, golden: Golden, *, rtol: float = 1e-3, atol: float = 1e-4) -> None:
+def self_test(
+    backend: InferenceBackend,
+    golden: Golden,
+    *,
+    rtol: float = 1e-3,
+    atol: float = 1e-4,
+    max_run_s: float = 30.0,
+    guard: RunGuard | None = None,
+) -> None:
     """Run the golden inputs and compare with the golden outputs: floats within tolerance, all else exactly.
 
+    Args:
+        max_run_s: Seconds after which the run counts as hung, and is broken off.
+        guard: Breaks it off; one of its own where None.
     Raises:
-        SelfTestFailed: The model fails on them, or an output differs; it names output, row and difference.
+        SelfTestFailed: The model fails on them, or hangs, or an output differs; it names output, row and difference.
     """
     try:
-        outputs = backend.infer(InputCheck(backend.signature)(golden.inputs).inputs)
+        inputs = InputCheck(backend.signature)(golden.inputs).inputs
+        with (guard or RunGuard()).within(backend, max_run_s):
+            outputs = backend.infer(inputs)
     except SignatureMismatch as error:
         raise SelfTestFailed(f"the golden samples break the model's own signature: {error}") from error
+    except RunCancelled as error:
+        raise SelfTestFailed(
+            f"the model hangs on its golden samples: broken off, its limit is {max_run_s:g} s"
+        ) from error
     except Exception as error:
         # Whatever the runtime raises, on samples that once passed: the model does not run here.
         raise SelfTestFailed(f"the model fails on its golden samples: {error}") from error

@@ -310,7 +310,7 @@ class Installer:
         """The package, freshly loaded and found to answer its golden samples."""
         loaded = self._load(self._store.open(digest, verify=False))
         try:
-            self_test(loaded.backend, loaded.package.golden())
+            self_test(loaded.backend, loaded.package.golden(), max_run_s=loaded.manifest.max_run_s)
         except ShoalError:
             loaded.close()
             raise
