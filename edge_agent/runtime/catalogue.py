@@ -100,7 +100,7 @@ class ModelsFolder:
 
     def _folders(self) -> list[Path]:
         try:
-            return sorted(path for path in self._folder.iterdir() if (path / MANIFEST_FILE).exists())
+            return [path for path in sorted(self._folder.iterdir()) if _may_be_package(path)]
         except OSError as error:
             _log.warning("%s: the folder of models cannot be read: %s", self._folder, error.strerror)
             return []
@@ -115,6 +115,14 @@ class ModelsFolder:
         package = seen[1] if seen is not None and seen[0] == stamp else Package.open(folder, verify=False)
         self._seen[folder] = (stamp, package)
         return package
+
+
+def _may_be_package(folder: Path) -> bool:
+    """Whether there is a manifest, or nobody can tell: then opening it says why."""
+    try:
+        return (folder / MANIFEST_FILE).exists()
+    except OSError:
+        return True
 
 
 class Catalogue:
