@@ -64,6 +64,13 @@ class Observer(Protocol):
         """A request failed though it was right."""
 
 
+class Waker(Protocol):
+    """Who loads again what was unloaded because nobody asked; see :class:`edge_agent.runtime.repository.Repository`."""
+
+    def wake(self, model: str, version: str | None = None) -> object:
+        """Load the model; blocks."""
+
+
 class RequestIds:
     """Identifiers for requests that bring none: unique across restarts, cheap to make."""
 
@@ -91,8 +98,11 @@ class Inference:
         self._running = self._watchdog.running
         self._closing = False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
-        # Others: a model that is being woken for seconds must not stand in the way of those that are awake.
         self._errands = ThreadPoolExecutor(threads, thread_name_prefix="errand")
+        # A model that is being woken for seconds must not stand in the way of those that are awake. One thread: models
+        # are loaded one after the other.
+        self._wakers = ThreadPoolExecutor(1, thread_name_prefix="waker")
+        self._waking: dict[tuple[str, str | None], asyncio.Future[object]] = {}
         self._scheduler = Scheduler(self._pool, threads, self._run_batch, self._not_run)
 
     def inline(self, loaded: LoadedModel) -> bool:
@@ -158,10 +168,31 @@ class Inference:
         call = functools.partial(work, *arguments, **named) if named or arguments else work
         return asyncio.get_running_loop().run_in_executor(self._errands, call)
 
+    async def wake(self, repository: Waker, model: str, version: str | None) -> None:
+        """Have a sleeping model loaded; those who wait for the same one wait for one load. Event loop only.
+
+        Raises:
+            ShoalError: It cannot be loaded.
+        """
+        key = (model, version)
+        waking = self._waking.get(key)
+        if waking is None:
+            loop = asyncio.get_running_loop()
+            waking = self._waking[key] = loop.run_in_executor(self._wakers, repository.wake, model, version)
+            waking.add_done_callback(functools.partial(self._woken, key))
+        await asyncio.shield(waking)  # who goes away must not take it from the others
+
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:
         """Count a request that was refused while it was decoded; from any thread."""
         loaded.statistics.refused(error.rule if isinstance(error, SignatureMismatch) else None)
         self._observer.refused(loaded, error)
+
+    async def start(self) -> None:
+        """Say that this thread is an event loop's, so that no run may hold it for long."""
+        self._watchdog.loop_thread = get_ident()
+
+    async def stop(self, grace_s: float) -> None:
+        """Nothing to wait for: who waits for an answer has a connection."""
 
     def close(self) -> None:
         """End the threads; runs in progress are broken off."""
@@ -170,7 +201,13 @@ class Inference:
             loaded.backend.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._errands.shutdown(wait=True, cancel_futures=True)
+        self._wakers.shutdown(wait=True, cancel_futures=True)
         self._watchdog.close()
+
+    def _woken(self, key: tuple[str, str | None], waking: asyncio.Future[object]) -> None:
+        del self._waking[key]
+        if not waking.cancelled():
+            waking.exception()  # whoever still waits is told; where nobody does, it is no mistake either
 
     def _infer(self, loaded: LoadedModel, inputs: Tensors, start_ns: int) -> dict[str, NDArray[Any]]:
         """One run under the watchdog's eyes."""
@@ -204,6 +241,13 @@ class Inference:
                 break
             if self._watchdog.has_hung(run):
                 seconds = (perf_counter_ns() - run[0]) / 1e9
+                if loaded.inline and get_ident() == self._watchdog.loop_thread:
+                    loaded.inline = False  # whatever it was measured to take: never again where all others wait
+                    if seconds < loaded.manifest.max_run_s:
+                        raise Busy(
+                            f"model '{loaded.name}' version '{loaded.version}' was thought to be quick, and was broken "
+                            f"off after {seconds:.1f} s: ask again, it will have a thread of its own"
+                        ) from error
                 raise ModelFailed(
                     f"model '{loaded.name}' version '{loaded.version}' hung on this input: broken off after "
                     f"{seconds:.1f} s, its limit is {loaded.manifest.max_run_s:g} s"
@@ -252,6 +296,8 @@ class Inference:
     def _count_failure(self, loaded: LoadedModel, request: InferenceRequest, error: BaseException, ns: int) -> None:
         if isinstance(error, CallerError):  # only the run could find it: text that is no UTF-8
             self._refused(loaded, request, error)
+        elif request.monitored and isinstance(error, Busy):
+            loaded.statistics.not_run(ns)
         elif request.monitored:
             loaded.statistics.failed(ns)
             self._observer.failed(loaded)

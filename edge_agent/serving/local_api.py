@@ -88,7 +88,7 @@ class LocalApi:
         self._grpc: dict[str, str] = {}
         try:
             self._listen(limit_bytes)
-            services = self._grpc_services(slots, repository, access, admission)
+            services = [self._inference, *self._grpc_services(slots, repository, access, admission)]
             self._server = Server(tuple(self._listeners.values()), self._connections, services=services)
         except BaseException:
             for listener in self._listeners.values():
@@ -187,7 +187,11 @@ class LocalApi:
         )
         # A message has room for names and parameters beside the tensors that max_body_mib is about.
         server = functools.partial(
-            GrpcServer, service, max_bytes=(settings.max_body_mib << 20) + 65536, max_calls=settings.max_connections
+            GrpcServer,
+            service,
+            max_bytes=(settings.max_body_mib << 20) + 65536,
+            max_calls=settings.max_connections,
+            idle_s=settings.idle_timeout_s,
         )
         servers: list[Service] = []
         if settings.grpc_port is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from edge_agent.contract import frames
 from edge_agent.contract.errors import CallerError, ModelUnavailable, Unsupported
@@ -32,7 +32,7 @@ from edge_agent.serving.frames.tensors import (
     has_much_text,
     inference_request,
 )
-from edge_agent.serving.inference import Inference
+from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.labels import LabelSink, keep_label
 from edge_agent.serving.peer import Peer
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
@@ -41,13 +41,6 @@ log = logging.getLogger(__name__)
 
 Parts = list[Buffer]
 Later = Coroutine[Any, Any, Parts]
-
-
-class Waker(Protocol):
-    """Who loads again what was unloaded because nobody asked; see :class:`edge_agent.runtime.repository.Repository`."""
-
-    def wake(self, model: str, version: str | None = None) -> object:
-        """Load the model; blocks."""
 
 
 class FrameHandler:
@@ -158,7 +151,7 @@ class FrameHandler:
             except ModelUnavailable as error:
                 if not error.asleep:
                     raise
-            await self._inference.in_thread(self._repository.wake, model, version)
+            await self._inference.wake(self._repository, model, version)
         return self._slots.lease(model, version)
 
     async def _take_feedback(self, request: Feedback) -> Parts:

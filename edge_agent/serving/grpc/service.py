@@ -151,7 +151,7 @@ class GrpcService:
             except ModelUnavailable as error:
                 if not error.asleep:
                     raise
-            await self._inference.in_thread(self._repository.wake, model, version)
+            await self._inference.wake(self._repository, model, version)
         return self._slots.lease(model, version)
 
     def _identify(self, context: Context) -> App:

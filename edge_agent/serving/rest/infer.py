@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from edge_agent.contract.errors import Busy, CallerError, MalformedRequest, ModelUnavailable
 from edge_agent.contract.tensors import Datatype
@@ -11,7 +11,7 @@ from edge_agent.runtime.slots import Lease, LoadedModel, Slots
 from edge_agent.serving.codec import decode_request, encode_response
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
 from edge_agent.serving.http.message import JSON, HttpRequest, HttpResponse
-from edge_agent.serving.inference import Inference
+from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.shared_memory import Regions
 
@@ -30,13 +30,6 @@ _LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
 _ACCEPT: Final = b"accept-encoding"
 _BINARY: Final = b"application/octet-stream"
-
-
-class Waker(Protocol):
-    """Who loads again what was unloaded because nobody asked; see :class:`edge_agent.runtime.repository.Repository`."""
-
-    def wake(self, model: str, version: str | None = None) -> object:
-        """Load the model; blocks."""
 
 
 class InferRoute:
@@ -130,7 +123,7 @@ class InferRoute:
             except ModelUnavailable as error:
                 if not error.asleep:
                     raise
-            await self._inference.in_thread(self._repository.wake, model, version)
+            await self._inference.wake(self._repository, model, version)
         return self._slots.lease(model, version)
 
     def _whole(
