@@ -9,6 +9,7 @@ from urllib.parse import quote
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from edge_agent.contract.errors import UnknownModel
 from edge_agent.serving.grpc import oip_pb2 as oip
 from edge_agent.serving.grpc.messages import parameters
 
@@ -31,10 +32,23 @@ class Method:
 
 
 def _model_path(message: Any, what: str = "") -> str:
-    path = f"/v2/models/{quote(message.name, safe='')}" if message.name else "/v2/models"
+    path = f"/v2/models/{_model(message.name)}" if message.name else "/v2/models"
     if message.version:
+        if "/" in message.version:
+            raise UnknownModel(f"model '{message.name:.80}' has no version '{message.version:.80}'")
         path += f"/versions/{quote(message.version, safe='')}"
     return path + what
+
+
+def _model(name: str) -> str:
+    """A model's name as a part of a path; with a slash in it, it would be another path.
+
+    Raises:
+        UnknownModel: No model can be called so.
+    """
+    if "/" in name:
+        raise UnknownModel(f"model '{name:.80}' is not served here: no model can be called so")
+    return quote(name, safe="")
 
 
 def _region_path(kind: str, message: Any, what: str) -> str:
@@ -43,7 +57,7 @@ def _region_path(kind: str, message: Any, what: str) -> str:
 
 
 def _control(message: Any, what: str) -> tuple[str, str, Any]:
-    path = f"/v2/repository/models/{quote(message.model_name, safe='')}/{what}"
+    path = f"/v2/repository/models/{_model(message.model_name)}/{what}"
     told = {
         name: value if isinstance(value, str | int) else "binary"
         for name, value in parameters(message.parameters).items()

@@ -12,6 +12,9 @@ from edge_agent.contract.errors import AddressInUse, ConfigurationError
 from edge_agent.serving.grpc.service import GrpcService
 from edge_agent.serving.listen import address_of, listen_tcp, listen_unix
 
+# A connection on which nobody speaks HTTP/2 is closed after so long.
+_HANDSHAKE_MS = 10_000
+
 
 class GrpcServer:
     """One address for gRPC; the constructor proves that it is free.
@@ -22,7 +25,8 @@ class GrpcServer:
         path: Of a unix socket in place of TCP; empty for TCP.
         mode: Permissions of that socket.
         max_bytes: Longest message.
-        max_calls: Calls at once; beyond them gRPC itself refuses.
+        max_calls: Calls at once, and connections; beyond them gRPC itself refuses.
+        idle_s: Seconds after which a connection without calls is closed.
     Raises:
         AddressInUse: Somebody listens there already.
         ConfigurationError: There can be no such address.
@@ -38,9 +42,10 @@ class GrpcServer:
         mode: int = 0o660,
         max_bytes: int,
         max_calls: int,
+        idle_s: float = 120.0,
     ) -> None:
         self._service, self._path, self._mode = service, path, mode
-        self._max_bytes, self._max_calls = max_bytes, max_calls
+        self._max_bytes, self._max_calls, self._idle_s = max_bytes, max_calls, idle_s
         # gRPC takes no socket of ours: this one only finds out, and is closed again.
         probe = listen_unix(path, mode) if path else listen_tcp(host, port)
         try:
@@ -64,6 +69,10 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", self._max_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", 16 * 1024),
+                # Without these whoever only connects takes one file descriptor after the other, until none is left.
+                ("grpc.max_allowed_incoming_connections", self._max_calls),
+                ("grpc.max_connection_idle_ms", round(self._idle_s * 1000)),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ],
         )
         server.add_generic_rpc_handlers((self._service.handlers(),))
