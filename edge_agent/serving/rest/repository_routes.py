@@ -127,8 +127,13 @@ class RepositoryRoutes:
         return _decode(self._decoder, request).parameters if request.body else {}
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        # Shielded: an application that hangs up leaves no half-loaded model behind.
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, work))
+        doing = self._threads.submit(work)
+        try:
+            # Shielded: an application that hangs up leaves no half-loaded model behind.
+            return await asyncio.shield(asyncio.wrap_future(doing))
+        except asyncio.CancelledError:
+            doing.cancel()  # where it has not begun: else whoever asks and hangs up keeps all others waiting
+            raise
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], request: HttpRequest) -> Any:

@@ -147,7 +147,7 @@ class Router:
         return answer
 
     def close(self) -> None:
-        """End the threads, once what they do is done."""
+        """End the threads, once what they do is done; loads that have not begun never do."""
         self._disk.shutdown(wait=True)
         self._loading.shutdown(wait=True, cancel_futures=True)
 
