@@ -17,14 +17,14 @@ _THIS_PYTHON = sys.version_info[:2]
 # JetPack 6's Python, older than what the server and the trainer need.
 _OLDEST_PYTHON = (3, 10)
 
-# Hardware's own libraries: a backend may need them, an environment without that hardware lacks them.
+# Hardware's own libraries, and those of the extra for gRPC: an environment without them lacks them.
 _IMPORT_EVERYTHING = """
 import importlib, pkgutil, edge_agent
 for module in pkgutil.walk_packages(edge_agent.__path__, "edge_agent."):
     try:
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in {"tensorrt", "tensorrt_bindings", "pycuda"}:
+        if (error.name or "").split(".")[0] not in {"tensorrt", "tensorrt_bindings", "pycuda", "grpc", "google"}:
             raise
 """
 
@@ -95,7 +95,8 @@ def test_the_devices_own_tests_pass_on_the_oldest_python(device: Environment, re
     version = run([str(device.command("python")), "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()
     if tuple(map(int, version)) == _THIS_PYTHON:
         pytest.skip("they run on this Python anyway")
-    device.install("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "msgpack", "onnx", "tritonclient[http]")
+    tools = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "msgpack", "onnx")
+    device.install(*tools, "tritonclient[grpc,http]")
     # These bring a server with them, which needs a newer Python.
     left_out = [f"--ignore=tests/edge_agent/{path}" for path in ("update", "link/test_link.py")]
     pytest_there = [str(device.command("python")), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
