@@ -61,8 +61,8 @@ class HeadReader:
             lowercase, value = name.lower(), value.strip(b" \t")
             if not colon or not old.startswith(prefix) or lowercase in _FRAMING or _VALUE.fullmatch(value) is None:
                 return None
-            if headers[lowercase] != old[len(prefix) :].strip(b" \t"):
-                return None  # one of several with this name
+            if headers.get(lowercase) != old[len(prefix) :].strip(b" \t"):
+                return None  # one of several with this name, or a line that goes on with the one before
             if lowercase == b"content-length":
                 if not value.isdigit() or len(value) > 18:
                     return None

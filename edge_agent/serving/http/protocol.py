@@ -112,7 +112,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """The application sends no more: it has gone, or its request will never be whole."""
         if self._phase in (Phase.HEAD, Phase.BODY, Phase.CHUNKS):
             self._write(encode(failure(self._truncated()), Ending.CLOSE, head_only=False))
-        return False  # the transport closes, once it has written what is left
+        self._draining = True
+        if self._phase is not Phase.WORKING:
+            self._give_up_request()
+            self._enter(Phase.CLOSING)
+        return False  # the transport closes, once it has written what is left: for that long it is swept
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The connection is closed, by whomever; work for it is cancelled."""
@@ -395,13 +399,16 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _linger(self) -> None:
         """Close once the application has read the answer; closing at once would take it away from it (TCP resets)."""
-        self._release()
-        self._body = self._chunks = self._request = None
-        self._stash = bytearray()
+        self._give_up_request()
         self._left = LINGERING_BYTES
         self._enter(Phase.LINGER)
         if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()
+
+    def _give_up_request(self) -> None:
+        self._release()
+        self._body = self._chunks = self._request = None
+        self._stash = bytearray()
 
     def _expire(self) -> None:
         if self._phase is Phase.IDLE:

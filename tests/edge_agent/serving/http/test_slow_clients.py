@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -129,3 +130,24 @@ def test_a_slow_reader_stops_only_itself(device: Device) -> None:
             assert quick.ask(get("/echo")).status == 200
         assert [len(slow.answer().body) for _ in range(2)] == [30_000_000] * 2
         assert slow.ask(get("/echo")).status == 200
+
+
+def test_a_client_that_half_closes_and_does_not_read_is_given_up_as_soon_as_any(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(serving(tmp_path, body_timeout_s=0.3, idle_timeout_s=600, sweep_s=0.02))
+        # Some of these answers leave more unsent than pauses the writing, others less.
+        for size in range(180_000, 400_000, 10_000):
+            client = stack.enter_context(device.connect_unix())
+            client.send(get(f"/large?size={size}&pieces=1"))
+            client.half_close()
+        wait_until(lambda: len(device.routes.seen) == 22)
+        wait_until(lambda: len(device.connections) == 0)
+
+
+def test_a_body_that_is_cut_off_gives_its_room_back_though_nobody_reads_why(tmp_path: Path) -> None:
+    with serving(tmp_path, body_timeout_s=600) as device, device.connect_unix() as client:
+        client.send(get("/large?size=230000&pieces=1") + post("/echo", b"x" * 100_000)[:-1])
+        client.half_close()
+        wait_until(lambda: len(device.routes.rooms) == 2)
+        device.routes.wait_released()
+        assert [request.path for request in device.routes.seen] == ["/large"]
