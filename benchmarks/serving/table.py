@@ -47,7 +47,7 @@ def print_verdicts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
     others = statistics.median([row.others_percent for row in rows if row.cpu_us] or [0.0])
     if others > _QUIET_PERCENT:
         print(
-            f"\nThis machine was not quiet: other programs took {others:.0f} % of the servers' core (median of the rows).\n"
+            f"\nThis machine was not quiet: other programs took {others:.0f} % of the servers' core (median row).\n"
             "Latencies and rates are worse than the servers are; compare the processor time per request (cpu us)."
         )
     print(f"\n{'goal':<64}{'measured':>12}{'goal':>12}")
