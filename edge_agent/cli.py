@@ -14,7 +14,6 @@ from edge_agent import __version__
 from edge_agent.config import AgentConfig, prepare_state, read_config, read_identity
 from edge_agent.contract.enrolment import EnrolmentRequest
 from edge_agent.contract.errors import ShoalError
-from edge_agent.enrol import enrol
 
 _state_option = click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="State folder.  [default: /var/lib/shoal]"
@@ -77,7 +76,8 @@ def enrol_command(
     The identity lies in the state folder, readable by its owner alone. Without --image-root and --director-root the
     server's trust anchors are taken on first use: give them where the network between cannot be trusted.
     """
-    from edge_agent.monitor.machine import hardware  # imports psutil: only the commands that need it pay for it
+    from edge_agent.enrol import enrol
+    from edge_agent.monitor.machine import hardware  # with psutil and HTTP's client: only who needs them pays for them
 
     config = _settings(config_path, state)
     folder = Path(config.state)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
-
-import urllib3
+from typing import TYPE_CHECKING
 
 from edge_agent.contract.errors import NetworkError, ServerRefused
+
+if TYPE_CHECKING:
+    import urllib3
 
 _CHUNK_BYTES = 64 * 1024
 _ERROR_TEXT_BYTES = 300
@@ -30,8 +33,15 @@ class ServerFiles:
             "User-Agent": "shoal-agent",
             "Accept-Encoding": "identity",
         }
-        self._pool = urllib3.PoolManager(num_pools=2, maxsize=1, timeout=urllib3.Timeout(connect=stall_s, read=stall_s))
+        self._stall_s = stall_s
         self.bytes_down = 0
+
+    @functools.cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        import urllib3  # 4 MB that a device which never updates does not spend
+
+        timeout = urllib3.Timeout(connect=self._stall_s, read=self._stall_s)
+        return urllib3.PoolManager(num_pools=2, maxsize=1, timeout=timeout)
 
     def url(self, path: str) -> str:
         """The URL of a path that begins with a slash."""
@@ -99,11 +109,15 @@ class ServerFiles:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.clear()
+        pool = self.__dict__.pop("_pool", None)  # of a device that never asked there is none
+        if pool is not None:
+            pool.clear()
 
 
 @contextlib.contextmanager
 def _network_errors(url: str) -> Iterator[None]:
+    import urllib3  # as above: whoever comes here has it already
+
     try:
         yield
     except (urllib3.exceptions.HTTPError, OSError) as error:
