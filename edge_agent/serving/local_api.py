@@ -57,7 +57,7 @@ class LocalApi:
         admission = Admission(max_requests=settings.max_pending, max_bytes=2 * limit_bytes)
         self._settings = settings
         self._connections = Connections(settings.max_connections)
-        self._regions = Regions()
+        self._regions = Regions(max_tensor_bytes=limit_bytes)
         self._inference = Inference(watcher, threads=threads)
         self._router = Router(
             slots,
@@ -91,8 +91,7 @@ class LocalApi:
             services = [self._inference, *self._grpc_services(slots, repository, access, admission)]
             self._server = Server(tuple(self._listeners.values()), self._connections, services=services)
         except BaseException:
-            for listener in self._listeners.values():
-                listener.socket.close()
+            Server(tuple(self._listeners.values()), self._connections).close()
             self._end()
             raise
 

@@ -75,6 +75,7 @@ class Server:
         self._files = {listener.path: _identity(listener.path) for listener in listeners if listener.path}
         self._thread: threading.Thread | None = None
         self._began = threading.Event()
+        self._failure: BaseException | None = None  # why it never began
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requests = 0
@@ -89,6 +90,9 @@ class Server:
         """Serve in this thread until :meth:`stop`, or in the main thread until SIGINT or SIGTERM; then return.
 
         The caller stops its other parts, in order, after that. A second signal ends the grace.
+
+        Raises:
+            AddressInUse: A service cannot have its address; nothing is left behind.
         """
         loop = _new_loop()
         try:
@@ -96,8 +100,13 @@ class Server:
                 self._loop = loop
             asyncio.set_event_loop(loop)
             with self._signals(loop):
-                loop.run_until_complete(self._serve(loop))
-                _finish(loop)
+                try:
+                    loop.run_until_complete(self._serve(loop))
+                finally:
+                    _finish(loop)
+        except BaseException as error:
+            self._failure = None if self._began.is_set() else error
+            raise
         finally:
             with self._lock:
                 self._loop = None
@@ -107,10 +116,17 @@ class Server:
             self.close()
 
     def start(self) -> None:
-        """Serve in a thread of its own; connections are taken when this returns."""
-        self._thread = threading.Thread(target=self.run, name="serving", daemon=True)
+        """Serve in a thread of its own; connections are taken when this returns.
+
+        Raises:
+            AddressInUse: See :meth:`run`.
+        """
+        self._thread = threading.Thread(target=self._run_apart, name="serving", daemon=True)
         self._thread.start()
         self._began.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
 
     def stop(self, timeout_s: float = 15.0) -> None:
         """Answer what is in flight, then stop; harmless where it has stopped already.
@@ -140,12 +156,26 @@ class Server:
                 Path(path).unlink(missing_ok=True)
         self._files = {}
 
+    def _run_apart(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            if error is not self._failure:  # which start() raises
+                raise
+
+    async def _start_services(self) -> None:
+        """All of them, or none."""
+        async with contextlib.AsyncExitStack() as started:
+            for service in self._services:
+                await service.start()
+                started.push_async_callback(service.stop, 0.0)
+            started.pop_all()
+
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         wake = self._wake = asyncio.Event()
         if self._stop_requests:
             return
-        for service in self._services:
-            await service.start()
+        await self._start_services()
         acceptors = [_Acceptor(loop, listener) for listener in self._listeners]
         self._began.set()
         sweeping = loop.create_task(self._sweep(loop))

@@ -78,11 +78,14 @@ class Device:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, settings: ApiSettings | None = None, *, threads: int = 2) -> Iterator[Device]:
+def serving(
+    folder: Path, settings: ApiSettings | None = None, *, threads: int = 2, start: bool = True
+) -> Iterator[Device]:
     """A device that serves every package in ``folder/models``.
 
     Args:
         settings: A free port and bodies of 1 MiB where None.
+        start: Whether it takes connections; else its addresses are known, and ``device.api.start()`` is the test's.
     """
     with contextlib.ExitStack() as stack:
         slots = Slots()
@@ -103,7 +106,8 @@ def serving(folder: Path, settings: ApiSettings | None = None, *, threads: int =
             agent_version=AGENT_VERSION,
         )
         stack.callback(api.stop)
-        api.start()
+        if start:
+            api.start()
         yield Device(slots, repository, monitor, outbox, api, folder / "models")
 
 

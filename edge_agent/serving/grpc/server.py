@@ -61,6 +61,7 @@ class GrpcServer:
 
         Raises:
             AddressInUse: Somebody took the address meanwhile.
+            ConfigurationError: Its socket cannot be given its mode.
         """
         server = grpc.aio.server(
             maximum_concurrent_rpcs=self._max_calls,
@@ -82,16 +83,16 @@ class GrpcServer:
             raise AddressInUse(f"{self.address}: gRPC cannot listen there: {error}") from error
         if not taken:
             raise AddressInUse(f"{self.address}: gRPC cannot listen there: already in use")
+        _permit(self._path, self._mode)
         await server.start()
         self._server = server
-        _permit(self._path, self._mode)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, and let those in progress end within ``grace_s`` seconds."""
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
-        _remove(self._path)
+            _remove(self._path)
 
 
 def _target(listener: socket.socket) -> str:

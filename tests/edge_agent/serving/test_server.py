@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import stat
@@ -18,11 +17,11 @@ import pytest
 from edge_agent.contract.errors import AddressInUse, ConfigurationError
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.listen import address_of, listen_tcp, listen_unix
-from edge_agent.serving.server import Server
+from edge_agent.serving.server import Listener, Server
 from tests.edge_agent.serving.http.device import get, post, serving, wait_until
 
 _PROGRAM = """
-import sys
+import resource, sys
 from pathlib import Path
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.limits import HttpLimits
@@ -33,6 +32,8 @@ from edge_agent.serving.server import Listener, Server
 from tests.edge_agent.serving.http.device import Routes
 
 path, routes, connections = sys.argv[1], Routes(), Connections(1000)
+if len(sys.argv) > 3:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]), int(sys.argv[3])))
 listener = listen_unix(path)
 factory = lambda: HttpProtocol(routes, connections, HttpLimits(), Transport.UNIX)
 server = Server([Listener(listener, factory, address_of(listener), path)], connections, grace_s=float(sys.argv[2]))
@@ -43,15 +44,15 @@ print("stopped", Path(path).exists(), flush=True)
 
 
 def _start(path: Path, grace_s: float, *, descriptors: int | None = None) -> subprocess.Popen[str]:
-    def limit() -> None:
-        if descriptors is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-
+    # The process sets its own limit: other tests have left threads here, and code between fork and exec may hang then.
+    limit = [] if descriptors is None else [str(descriptors)]
     process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(path), str(grace_s)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit,  # noqa: PLW1509 - one thread here
+        [sys.executable, "-c", _PROGRAM, str(path), str(grace_s), *limit],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -155,6 +156,35 @@ def test_a_server_that_never_ran_gives_its_addresses_back(tmp_path: Path) -> Non
         server.stop()
     listen_unix(path).close()
     listen_unix(path).close()  # left behind, as by a killed agent
+
+
+class _Service:
+    """Listens for nothing; may fail to begin."""
+
+    def __init__(self, log: list[str], name: str, error: Exception | None = None) -> None:
+        self._log, self._name, self._error = log, name, error
+
+    async def start(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._log.append(f"{self._name} starts")
+
+    async def stop(self, grace_s: float) -> None:
+        self._log.append(f"{self._name} stops within {grace_s:g} s")
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["in a thread", "here"])
+def test_a_service_that_cannot_start_is_an_error_and_leaves_nothing_behind(tmp_path: Path, apart: bool) -> None:
+    path, log = tmp_path / "api.sock", list[str]()
+    listener, connections = listen_unix(str(path)), Connections(1)
+    services = [_Service(log, "one"), _Service(log, "two", AddressInUse("8001: taken")), _Service(log, "three")]
+    accepted = Listener(listener, lambda: pytest.fail("nobody is let in"), address_of(listener), str(path))
+    server = Server([accepted], connections, services=services)
+    with pytest.raises(AddressInUse, match="8001: taken"):
+        server.start() if apart else server.run()
+    assert log == ["one starts", "one stops within 0 s"]
+    assert not path.exists()
+    server.stop()  # harmless
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])

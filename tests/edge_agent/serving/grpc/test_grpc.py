@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edge_agent.contract.errors import AddressInUse, ConfigurationError
 from edge_agent.contract.messages import SampleBatch
 from edge_agent.contract.topics import Stream
 from edge_agent.serving.grpc import oip_pb2 as oip
+from edge_agent.serving.listen import listen_unix
 from tests.edge_agent.serving.conftest import make_models
 from tests.fakes.packages import LABELS, answer, make_package, model_weights, reference_images
 from tests.fakes.serving_device import Device, serving
@@ -317,6 +319,29 @@ def test_a_taken_address_is_known_before_anything_starts(device: Device, tmp_pat
     assert ask(device, _right()).model_name == "digits"
     with pytest.raises(ConfigurationError, match="needs a host"):
         serving(tmp_path / "c", ApiSettings(host="", unix_socket=str(tmp_path / "s"), grpc_port=0)).__enter__()
+
+
+def test_an_address_that_is_taken_before_it_starts_is_an_error_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    settings = ApiSettings(
+        port=0, unix_socket=str(tmp_path / "api.sock"), grpc_port=0, grpc_socket=str(tmp_path / "grpc.sock")
+    )
+    with serving(tmp_path, settings, start=False) as device:
+        port = int(device.api.addresses["grpc"].rpartition(":")[2])
+        with socket.create_server(("127.0.0.1", port)), pytest.raises(AddressInUse, match=f"127.0.0.1:{port}"):
+            device.api.start()
+        assert not list(tmp_path.glob("*.sock"))
+        anothers = listen_unix(settings.grpc_socket)
+    assert Path(settings.grpc_socket).exists()
+    anothers.close()
+
+
+def test_a_socket_that_cannot_be_gives_back_those_before_it(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    wrong = ApiSettings(port=0, unix_socket=str(tmp_path / "api.sock"), grpc_port=0, grpc_socket=str(tmp_path))
+    with pytest.raises(ConfigurationError, match="no socket"), serving(tmp_path, wrong):
+        pass
+    assert not list(tmp_path.glob("*.sock"))
 
 
 def _right() -> oip.ModelInferRequest:
