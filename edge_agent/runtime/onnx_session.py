@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from edge_agent.contract.errors import ModelLoadFailed
+from edge_agent.contract.errors import DigestMismatch, ModelLoadFailed, PackageError, storage_error
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.memory import give_back
@@ -31,6 +33,8 @@ _ORT_TYPES: Mapping[str, Datatype] = {
     "tensor(string)": Datatype.BYTES,
 }
 
+# A method of the session's options, which older runtimes lack.
+_IN_MEMORY = "add_external_initializers_from_files_in_memory"
 # Smaller weights stay in the optimised model itself.
 _EXTERNAL_FROM_BYTES = 1024
 
@@ -44,10 +48,11 @@ def open_session(package: Package, *, variant: str, threads: int, cache: Optimis
     Raises:
         ModelLoadFailed: The runtime refuses the model, or the model differs from the manifest's signature.
     """
-    path, signature = package.path(package.manifest.variants[variant].model), package.manifest.signature
+    signature = package.manifest.signature
+    source = _Source(package, variant, is_own=cache is None or cache.owns(package))
     if cache is not None and cache.wants(package, variant):
         key = cache.key(package, variant)
-        kept = cache.find(key) or cache.make(key, lambda target: _optimise(path, target))
+        kept = cache.find(key) or cache.make(key, lambda target: _optimise(source, target))
         if kept is not None:
             options = _options(threads)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -55,7 +60,57 @@ def open_session(package: Package, *, variant: str, threads: int, cache: Optimis
                 return _session(kept, options, signature)
             except ModelLoadFailed as error:
                 cache.drop(key, str(error))
-    return _session(path, _options(threads), signature)
+    return source.open(_options(threads), signature)
+
+
+class _Source:
+    """The model as the package has it.
+
+    Args:
+        is_own: Whether nobody but this agent writes to the package. The runtime maps weights in files of their own, and
+            a mapped file that another program cuts short ends the process: those of others are read instead.
+    """
+
+    def __init__(self, package: Package, variant: str, *, is_own: bool) -> None:
+        self._package, self._form, self._is_own = package, package.manifest.variants[variant], is_own
+        self._path = package.path(self._form.model)
+
+    def open(self, options: Any, signature: Signature) -> Any:
+        """A session of it; see :func:`open_session`."""
+        weights = self._add_weights(options)
+        session = _session(self._path, options, signature)
+        del weights  # not needed any longer: the runtime has copied them
+        return session
+
+    def write_optimised(self, options: Any) -> None:
+        """Write it where the options say."""
+        weights = self._add_weights(options)
+        _create(self._path, options)
+        del weights
+
+    def _add_weights(self, options: Any) -> list[bytes]:
+        """Hand the weights over in memory where they are not to be mapped; to be held until the session is there."""
+        if self._is_own or not self._form.data or not hasattr(options, _IN_MEMORY):
+            return []
+        names, weights = [], []
+        for name in self._form.data:
+            path = self._package.path(name)
+            data = _read(path)
+            actual = hashlib.sha256(data).hexdigest()
+            expected = self._package.manifest.files[name].sha256
+            if actual != expected:
+                raise DigestMismatch(str(path), expected=expected, actual=actual)
+            names.append(os.path.relpath(path, self._path.parent))
+            weights.append(data)
+        getattr(options, _IN_MEMORY)(names, weights, [len(data) for data in weights])
+        return weights
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise storage_error(error, str(path)) or PackageError(f"{path}: {error.strerror}") from error
 
 
 def _options(threads: int) -> Any:
@@ -85,13 +140,13 @@ def run_options(*, shrink: bool = False) -> Any:
     return options
 
 
-def _optimise(path: Path, target: Path) -> None:
+def _optimise(source: _Source, target: Path) -> None:
     """Write the optimised form of a model under ``target``, its weights beside it."""
     options = _options(1)
     options.optimized_model_filepath = str(target)
     for name, value in (("file_name", WEIGHTS_FILE), ("min_size_in_bytes", str(_EXTERNAL_FROM_BYTES))):
         options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
-    _create(path, options)
+    source.write_optimised(options)
     give_back()  # the session was made for its file alone, and takes several times the memory of the one to come
 
 

@@ -69,8 +69,11 @@ class OptimisedModels:
         form = package.manifest.variants[variant]
         files = package.manifest.files
         size_bytes = sum(files[name].size_bytes for name in (form.model, *form.data))
-        foreign = self._own not in package.folder.resolve().parents
-        return size_bytes >= SMALLEST_BYTES or (foreign and bool(form.data))
+        return size_bytes >= SMALLEST_BYTES or (bool(form.data) and not self.owns(package))
+
+    def owns(self, package: Package) -> bool:
+        """Whether a package lies in the agent's own folder, where nobody else writes."""
+        return self._own in package.folder.resolve().parents
 
     def key(self, package: Package, variant: str) -> str:
         """The name of a variant's entry: a digest of all that the optimised model depends on."""
