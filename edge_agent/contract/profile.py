@@ -6,6 +6,7 @@ live rows in the same bins, and counts of any number of devices and windows merg
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -190,14 +191,19 @@ def project(feature: Feature, tensor: NDArray[Any]) -> NDArray[np.float64]:
 def count(feature: Feature, values: NDArray[np.float64], *, missing: int = 0) -> FeatureCounts:
     """The counts of ``values``, float64[N], in the feature's bins, and ``missing`` rows besides."""
     values = np.asarray(values, dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    nan = int(np.isnan(values).sum())
-    edges = np.asarray(feature.edges)
-    at = np.searchsorted(edges, finite, side="right")
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(values.sum())
+    finite, nan = values, 0
+    if not math.isfinite(total):  # one sum tells whether a NaN or an infinity is there at all
+        finite, nan = values[np.isfinite(values)], int(np.isnan(values).sum())
+        with np.errstate(over="ignore"):
+            total = float(finite.sum())
+    edges = _edges(feature.edges)
+    at = edges.searchsorted(finite, side="right")
     at[finite == edges[-1]] = len(edges) - 1
     cells = np.bincount(at, minlength=len(edges) + 1)
     with np.errstate(over="ignore"):
-        total, squares = float(finite.sum()), float(np.square(finite).sum())
+        squares = float(finite.dot(finite))
     return FeatureCounts(
         bins=tuple(cells[1:-1].tolist()),
         under=int(cells[0]),
@@ -208,6 +214,11 @@ def count(feature: Feature, values: NDArray[np.float64], *, missing: int = 0) ->
         total=total,
         squares=squares,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _edges(edges: tuple[float, ...]) -> NDArray[np.float64]:
+    return np.asarray(edges)
 
 
 def count_batch(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,19 +20,10 @@ Tensors = Mapping[str, NDArray[Any]]
 _COPIED_BYTES = 2048
 
 
-class Noted(msgspec.Struct, frozen=True):
-    """One answered request, without its tensors.
-
-    Args:
-        at_s: When, on the steady clock.
-        draws: The rows that were chosen.
-    """
-
-    request_id: str
-    rows: int
-    latency_us: float
-    at_s: float
-    draws: Mapping[int, Draw]
+# One answered request, without its tensors: its id, rows, latency in microseconds, when on the steady clock, and the
+# draws of the rows that were chosen. A plain tuple: one is made for every request.
+Noted = tuple[str, int, float, float, Mapping[int, Draw]]
+NO_DRAWS: Mapping[int, Draw] = {}
 
 
 class Block:
@@ -55,7 +45,8 @@ class Block:
         numbers = all(spec.datatype is not Datatype.BYTES for spec in (*specs, *given))
         small = self._alike and numbers and sum(map(_row_bytes, (*specs, *given))) <= _COPIED_BYTES
         self._specs = (specs, given) if small else None
-        self._columns: tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]] = ({}, {})
+        self._given: list[tuple[str, NDArray[Any]]] = []
+        self._found: list[tuple[str, NDArray[Any]]] = []
         self.noted: list[Noted] = []
         self._held: list[tuple[Tensors | None, Tensors]] = []
         self.bytes = 0
@@ -76,26 +67,42 @@ class Block:
             inputs: As the application sent them; None where this request is not to be counted.
             outputs: All of the model's.
         """
-        if self._specs is not None and noted.rows == 1 and inputs is not None:
-            self._copy(len(self.noted), inputs, outputs)
-        else:
-            self._held.append((inputs, outputs))
-            if inputs is not None:
-                self.bytes += sum([array.nbytes for array in inputs.values()])
+        if self._specs is not None and noted[1] == 1 and inputs is not None:
+            if not self._found:
+                self._given, self._found = ([(spec.name, _column(spec)) for spec in side] for side in self._specs)
+            self.copy(noted, inputs, outputs)
+            return
+        self._held.append((inputs, outputs))
+        if inputs is not None:
+            self.bytes += sum([array.nbytes for array in inputs.values()])
         self.noted.append(noted)
+
+    def copy(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
+        """Note a request of one row, where :attr:`copies_on` says so; what nearly every request comes to."""
+        row = len(self.noted)
+        for name, column in self._given:
+            column[row] = inputs[name]
+        for name, column in self._found:
+            column[row] = outputs[name]
+        self.noted.append(noted)
+
+    @property
+    def copies_on(self) -> bool:
+        """Whether the block has rows that were copied, so that more of them may be."""
+        return self.copies and bool(self.noted) and not self._held
 
     def probabilities(self) -> list[NDArray[Any]]:
         """Those of all rows, in order, in one or several float[N, classes]."""
         if self._held:
             return [outputs[self._task] for _, outputs in self._held]
-        return [self._columns[1][self._task][: len(self.noted)]]
+        return [column[: len(self.noted)] for name, column in self._found if name == self._task]
 
     def batches(self) -> Iterator[tuple[Tensors, Tensors]]:
         """Inputs and outputs of the rows to count, those together that agree in all axes but the first."""
         if not self._held:
             rows = len(self.noted)
-            inputs, outputs = ({name: column[:rows] for name, column in side.items()} for side in self._columns)
-            yield inputs, outputs
+            given, found = ({name: column[:rows] for name, column in side} for side in (self._given, self._found))
+            yield given, found
             return
         counted = [(inputs, outputs) for inputs, outputs in self._held if inputs is not None]
         for group in [counted] if self._alike else _alike(counted):
@@ -118,22 +125,12 @@ class Block:
         """By row: the probability with which each chosen row was asked for a label."""
         asked: dict[int, float] = {}
         first = 0
-        for noted in self.noted:
-            if noted.draws:
-                for row, draw in noted.draws.items():
+        for _, rows, _, _, draws in self.noted:
+            if draws:
+                for row, draw in draws.items():
                     asked[first + row] = draw.label_probability
-            first += noted.rows
+            first += rows
         return asked
-
-    def _copy(self, row: int, inputs: Tensors, outputs: Tensors) -> None:
-        given, found = self._columns
-        if not found and self._specs is not None:
-            for side, specs in zip(self._columns, self._specs, strict=True):
-                side.update({spec.name: _column(spec) for spec in specs})
-        for name, column in given.items():
-            column[row] = inputs[name]
-        for name, column in found.items():
-            column[row] = outputs[name]
 
 
 def _row_bytes(spec: TensorSpec) -> int:

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from edge_agent.contract.messages import (
 )
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor.block import Noted
+from edge_agent.monitor.block import NO_DRAWS
 from edge_agent.monitor.machine import Machine
 from edge_agent.monitor.predictions import prediction, predictions
 from edge_agent.monitor.remembered import Remembered
@@ -48,7 +48,6 @@ REQUESTS_FILE = "requests.db"
 _WAITING_BYTES = 16 * 1024 * 1024
 # Newest packages of a model that stay known even while silent: a late label may be for one of them.
 _PACKAGES_WATCHED = 8
-_NO_DRAWS: Mapping[int, Draw] = {}
 
 
 class OutboxWriter(Protocol):
@@ -123,14 +122,20 @@ class Monitor:
         now = self._steady()
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
-            rows = len(outputs[watched.manifest.task.output])
+            rows = len(outputs[watched.task])
+            chance = self._uniform()
+            if rows == 1 and watched.copies and now < watched.ends_at and chance >= watched.sampler.chance:
+                # At a fast pace nearly every request comes this way: the fewest steps.
+                watched.copy((request_id, 1, latency_us, now, NO_DRAWS), inputs, outputs)
+                return False
             if watched.is_over(rows, now):
                 self._settle(watched, now)
                 watched.begin(rows, now)
-            draws: Mapping[int, Draw] = _NO_DRAWS
-            if rows > 1 or self._uniform() < watched.sampler.chance:
-                draws = self._choose(watched, request_id, inputs, outputs, now=now, group=group)
-            watched.note(Noted(request_id, rows, latency_us, now, draws), inputs, outputs)
+            draws: Mapping[int, Draw] = NO_DRAWS
+            if rows > 1 or chance < watched.sampler.chance:
+                chances = [chance] if rows == 1 else [self._uniform() for _ in range(rows)]
+                draws = self._choose(watched, request_id, inputs, outputs, chances, now=now, group=group)
+            watched.note((request_id, rows, latency_us, now, draws), inputs, outputs)
         return any(draw.label_wanted for draw in draws.values()) if draws else False
 
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules
@@ -226,15 +231,13 @@ class Monitor:
         request_id: str,
         inputs: Mapping[str, NDArray[Any]],
         outputs: Mapping[str, NDArray[Any]],
+        chances: Sequence[float],
         *,
         now: float,
         group: str,
     ) -> dict[int, Draw]:
-        """Draw among a request's rows, and keep those chosen as samples."""
-        probabilities, sampler = outputs[watched.manifest.task.output], watched.sampler
-        rows = len(probabilities)
-        # Of one row it is known that its chance is low enough: drawn anew below that, it is as likely as any other.
-        chances = [self._uniform() * sampler.chance] if rows == 1 else [self._uniform() for _ in range(rows)]
+        """Draw among a request's rows by a random number for each, and keep those chosen as samples."""
+        probabilities, sampler, rows = outputs[watched.task], watched.sampler, len(chances)
         together = predictions(probabilities) if rows > 1 else None
         draws: dict[int, Draw] = {}
         for row, chance in enumerate(chances):

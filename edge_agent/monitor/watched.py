@@ -39,12 +39,15 @@ class Watched:
     """A package under watch; not thread-safe. Holds no session: a replaced model's memory must come free.
 
     Args:
+        task: Name of the output with the probabilities.
         inputs, outputs: Names of the tensors whose values may leave the device.
         room: Rows that the current block still takes; ``ends_at``: when it ends at the latest.
+        copies: Of that room, what requests of one row may take with :meth:`copy`.
     """
 
     digest: str
     manifest: Manifest
+    task: str
     features: tuple[Feature, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -54,6 +57,7 @@ class Watched:
     uniform: Callable[[], float] = random.random
     window: Window = dataclasses.field(default_factory=Window)
     room: int = 0
+    copies: int = 0
     ends_at: float = 0.0
     _byte_rate: Rate = dataclasses.field(default_factory=Rate)
     _count_share: float = 1.0
@@ -65,6 +69,7 @@ class Watched:
         return cls(
             digest=loaded.digest,
             manifest=loaded.manifest,
+            task=task,
             features=features,
             inputs=travelling(signature.inputs),
             outputs=travelling(signature.outputs),
@@ -88,7 +93,13 @@ class Watched:
         block = self.block
         counts = self._count_share >= 1.0 or self.uniform() < self._count_share
         block.add(noted, inputs if counts else None, outputs)
-        self.room = self.room - noted.rows if block.bytes < _BLOCK_BYTES else 0
+        self.room = self.room - noted[1] if block.bytes < _BLOCK_BYTES else 0
+        self.copies = self.room if block.copies_on else 0
+
+    def copy(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
+        """As :meth:`note`, for a request of one row of which :attr:`copies` takes some more."""
+        self.block.copy(noted, inputs, outputs)
+        self.room = self.copies = self.copies - 1
 
     def is_over(self, rows: int, now_s: float) -> bool:
         """Whether the block ends before a request of so many rows."""
@@ -98,7 +109,7 @@ class Watched:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
         block = self.block
         noted = block.noted
-        self.room, self.ends_at = 0, 0.0
+        self.room, self.copies, self.ends_at = 0, 0, 0.0
         if not noted:
             return None
         found = predictions_of(block.probabilities())
@@ -106,22 +117,22 @@ class Watched:
         if not block.copies:
             per_minute = self._byte_rate.add(block.bytes * len(noted) / max(1, block.counted), now_s)
             self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
-        self.window.answered(len(found.best), [one.latency_us for one in noted])
+        self.window.answered(len(found.best), [latency_us for _, _, latency_us, _, _ in noted])
         for inputs, outputs in block.batches():
             self.window.count(self.features, inputs, outputs)
-        rows = AnsweredRows(
+        answered = AnsweredRows(
             package=self.digest,
             class_name=self.class_name,
             lifetime_ms=self.lifetime_ms,
-            requests=[(one.request_id, one.rows) for one in noted],
-            at_s=[one.at_s for one in noted],
+            requests=[(request_id, rows) for request_id, rows, _, _, _ in noted],
+            at_s=[at_s for _, _, _, at_s, _ in noted],
             now=(now_s, now_ms),
             best=found.best,
             confidence=found.confidence,
             asked=block.asked(),
         )
         block.clear()
-        return rows
+        return answered
 
     def class_name(self, index: int) -> str:
         """The class with this index; the index itself where the model gives more classes than the task names."""
