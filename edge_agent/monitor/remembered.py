@@ -6,7 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,6 @@ class AnsweredRows:
     def __len__(self) -> int:
         return len(self.best)
 
-    def ids(self) -> Iterable[str]:
-        """The rows' ids."""
-        return self._by_id()
-
     def find(self, row_id: str) -> Answered | None:
         """What is remembered of the row; of one id used twice the later one's."""
         place = self._by_id().get(row_id)
@@ -143,9 +139,6 @@ class Remembered:
             self._recent_rows += len(rows)
             while self._recent_rows - len(self._recent[0][1]) >= self._recent_limit:
                 self._recent_rows -= len(self._recent.popleft()[1])
-            if self._unwritten:
-                for row_id in rows.ids():
-                    self._unwritten.pop((model, row_id), None)
             for row_id, answered in rows.chosen():
                 self._unwritten[model, row_id] = answered
                 if len(self._unwritten) > self._limit:  # the disk has refused for long
