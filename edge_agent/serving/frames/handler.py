@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Coroutine
 from typing import Any
@@ -22,7 +23,7 @@ from edge_agent.contract.frame_messages import (
     ServedModel,
 )
 from edge_agent.contract.frames import Buffer
-from edge_agent.runtime.slots import Lease, LoadedModel, Slots
+from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.access import Access, App
 from edge_agent.serving.admission import Admission, HeldRoom
 from edge_agent.serving.frames.tensors import (
@@ -36,6 +37,7 @@ from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.labels import LabelSink, keep_label
 from edge_agent.serving.peer import Peer
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
+from edge_agent.serving.waking import lease_awake
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class FrameHandler:
         agent_version: str,
         max_rows: int,
     ) -> None:
-        self._slots, self._repository, self._inference = slots, repository, inference
+        self._slots, self._inference = slots, inference
+        self._lease_awake = functools.partial(lease_awake, slots, repository, inference)
         self._feedback, self._regions = feedback, regions
         self._access, self._admission = access, admission
         self._agent_version, self._max_rows = agent_version, max_rows
@@ -122,7 +125,7 @@ class FrameHandler:
 
     async def _infer_later(self, request: Infer) -> Parts:
         in_thread = self._inference.in_thread
-        with await self._lease(request.model, request.version or None) as loaded:
+        with await self._lease_awake(request.model, request.version or None) as loaded:
             if has_much_text(request):
                 decoded = await in_thread(self._decode, loaded, request)
             else:
@@ -143,19 +146,8 @@ class FrameHandler:
     def _encode(self, request: Infer, decoded: InferenceRequest, answer: InferenceAnswer) -> Parts:
         return answer_parts(request.id, decoded, answer, regions=self._regions)
 
-    async def _lease(self, model: str, version: str | None) -> Lease:
-        """A lease, of a model that may have to be woken first; a second time if it falls asleep again meanwhile."""
-        for _ in range(2):
-            try:
-                return self._slots.lease(model, version)
-            except ModelUnavailable as error:
-                if not error.asleep:
-                    raise
-            await self._inference.wake(self._repository, model, version)
-        return self._slots.lease(model, version)
-
     async def _take_feedback(self, request: Feedback) -> Parts:
-        with await self._lease(request.model, None) as loaded:
+        with await self._lease_awake(request.model) as loaded:
             await self._inference.in_thread(
                 keep_label,
                 self._feedback,
@@ -187,7 +179,7 @@ class FrameHandler:
             return self._wake_and_describe(request)
 
     async def _wake_and_describe(self, request: Describe) -> Parts:
-        with await self._lease(request.model, request.version or None) as loaded:
+        with await self._lease_awake(request.model, request.version or None) as loaded:
             return self._described(request, loaded)
 
     def _described(self, request: Describe, loaded: LoadedModel) -> Parts:

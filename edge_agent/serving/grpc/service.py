@@ -5,6 +5,7 @@ So a model's metadata, an index or a registration says the same over both, and t
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -18,7 +19,7 @@ from google.protobuf.message import Message
 
 from edge_agent.contract.errors import CallerError, ModelUnavailable, ShoalError, UnknownModel
 from edge_agent.runtime.repository import Repository
-from edge_agent.runtime.slots import Lease, LoadedModel, Slots
+from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.access import Access, App, is_loopback
 from edge_agent.serving.admission import Admission
 from edge_agent.serving.grpc import oip_pb2 as oip
@@ -34,6 +35,7 @@ from edge_agent.serving.inference import Inference
 from edge_agent.serving.peer import Peer, Transport
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.shared_memory import Regions
+from edge_agent.serving.waking import lease_awake
 
 SERVICE = "inference.GRPCInferenceService"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,7 +74,8 @@ class GrpcService:
         admission: Admission,
         max_rows: int,
     ) -> None:
-        self._routes, self._slots, self._repository, self._inference = routes, slots, repository, inference
+        self._routes, self._inference = routes, inference
+        self._lease_awake = functools.partial(lease_awake, slots, repository, inference)
         self._regions, self._access, self._admission, self._max_rows = regions, access, admission, max_rows
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -113,7 +116,7 @@ class GrpcService:
 
     async def _answer(self, message: oip.ModelInferRequest, app: App) -> oip.ModelInferResponse:
         self._access.enter(app, message.model_name)
-        with await self._lease(message.model_name, message.model_version or None) as loaded:
+        with await self._lease_awake(message.model_name, message.model_version or None) as loaded:
             if self._inference.inline(loaded) and not is_slow_to_read(message):
                 request = self._decode(loaded, message)
                 return self._encode(loaded, request, self._inference.answer(loaded, request))
@@ -142,17 +145,6 @@ class GrpcService:
         self, loaded: LoadedModel, request: InferenceRequest, answer: InferenceAnswer
     ) -> oip.ModelInferResponse:
         return inference_response(request, answer, loaded.signature, self._regions, task=loaded.manifest.task)
-
-    async def _lease(self, model: str, version: str | None) -> Lease:
-        """A lease, of a model that may have to be woken first; a second time if it falls asleep again meanwhile."""
-        for _ in range(2):
-            try:
-                return self._slots.lease(model, version)
-            except ModelUnavailable as error:
-                if not error.asleep:
-                    raise
-            await self._inference.wake(self._repository, model, version)
-        return self._slots.lease(model, version)
 
     def _identify(self, context: Context) -> App:
         return self._access.identify(_peer(context.peer()), _token(context))

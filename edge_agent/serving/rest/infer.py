@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from edge_agent.contract.errors import Busy, CallerError, MalformedRequest, ModelUnavailable
 from edge_agent.contract.tensors import Datatype
-from edge_agent.runtime.slots import Lease, LoadedModel, Slots
+from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.codec import decode_request, encode_response
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
 from edge_agent.serving.http.message import JSON, HttpRequest, HttpResponse
 from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.shared_memory import Regions
+from edge_agent.serving.waking import lease_awake
 
 Buffer = bytes | bytearray | memoryview
 
@@ -51,7 +53,8 @@ class InferRoute:
         max_rows: int,
         body_limit_bytes: int = BODY_LIMIT_BYTES,
     ) -> None:
-        self._slots, self._repository, self._inference, self._regions = slots, repository, inference, regions
+        self._slots, self._inference, self._regions = slots, inference, regions
+        self._lease_awake = functools.partial(lease_awake, slots, repository, inference)
         self._max_rows, self._body_limit_bytes = max_rows, body_limit_bytes
         self._unpacked = 0
 
@@ -100,7 +103,7 @@ class InferRoute:
     async def _unpacked_later(
         self, request: HttpRequest, body: Buffer, model: str, version: str | None
     ) -> HttpResponse:
-        with await self._lease(model, version) as loaded:
+        with await self._lease_awake(model, version) as loaded:
             if self._inference.inline(loaded):
                 parts, length = await self._inference.in_thread(self._whole, request, body, model, version)
             else:
@@ -114,17 +117,6 @@ class InferRoute:
         if encoding is None or sum(map(len, parts)) <= SMALLEST_BYTES:
             return _response(parts, length)
         return await self._packed(parts, length, encoding)
-
-    async def _lease(self, model: str, version: str | None) -> Lease:
-        """A lease, of a model that may have to be woken first; a second time if it falls asleep again meanwhile."""
-        for _ in range(2):
-            try:
-                return self._slots.lease(model, version)
-            except ModelUnavailable as error:
-                if not error.asleep:
-                    raise
-            await self._inference.wake(self._repository, model, version)
-        return self._slots.lease(model, version)
 
     def _whole(
         self, request: HttpRequest, body: Buffer, model: str, version: str | None
