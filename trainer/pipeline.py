@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import ManifestError, PackageError
 from edge_agent.contract.manifest import (
     CARD_FILE,
@@ -218,7 +219,7 @@ def _answers(
             elif known != [package.digest]:
                 raise PackageError(f"{package.folder}: two versions of '{package.manifest.name}' in one pipeline")
         draft = Package(folder=Path(), manifest=_manifest(declared, steps, tensors, {}), digest="0" * 64)
-        outputs = PipelineBackend(draft, slots).infer(inputs)
+        outputs = PipelineBackend(draft, slots).infer(InputCheck(tensors.signature)(inputs).inputs)
         return {name: np.array(array) for name, array in outputs.items()}
     finally:
         slots.close()

@@ -14,8 +14,11 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import msgspec
 from numpy.typing import NDArray
 
+from edge_agent.contract.checking import InputCheck
+from edge_agent.contract.constraint import Constraint, DateFormat, Encoding, NumberFormat
 from edge_agent.contract.errors import (
     CallerError,
     ModelFailed,
@@ -50,11 +53,13 @@ class _Plan:
 
     Args:
         inputs: Names in the model and in the pool; ``outputs`` likewise.
+        check: Of its inputs, as far as the pipeline's own check has not seen to them.
     """
 
     digest: str
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
+    check: InputCheck
 
 
 class PipelineBackend:
@@ -88,6 +93,8 @@ class PipelineBackend:
     def infer(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Run all steps; see :class:`edge_agent.runtime.backend.InferenceBackend`.
 
+        Args:
+            inputs: As the check against the pipeline's own signature has left them.
         Raises:
             SignatureMismatch: An input breaks the signature of the step that takes it.
             ModelUnavailable: A step's model is not loaded now, or its new version does not fit.
@@ -123,7 +130,7 @@ class PipelineBackend:
                 raise ModelUnavailable(str(error)) from error
         begin_ns = time.perf_counter_ns()
         try:
-            checked = loaded.check({name: pool[source] for name, source in plan.inputs})
+            checked = plan.check({name: pool[source] for name, source in plan.inputs})
             start_ns = time.perf_counter_ns()
             outputs = self._infer(loaded, checked.inputs, cancels)
         except SignatureMismatch as error:
@@ -195,7 +202,12 @@ class PipelineBackend:
             outputs = self._outputs_again(where, self._plans[index], signature, outputs)
         else:
             self._fill_pool(where, signature, outputs)
-        return _Plan(loaded.digest, inputs, outputs)
+        arriving = tuple(
+            _arriving(spec, self._pool[source]) if source in self._inputs else spec
+            for spec, (_, source) in zip(signature.inputs, inputs, strict=True)
+        )
+        check = InputCheck(msgspec.structs.replace(signature, inputs=arriving))
+        return _Plan(loaded.digest, inputs, outputs, check)
 
     def _fill_pool(self, where: str, signature: Signature, outputs: tuple[tuple[str, str], ...]) -> None:
         for spec, (_, target) in zip(signature.outputs, outputs, strict=True):
@@ -240,6 +252,25 @@ class PipelineBackend:
                     f"pipeline '{self._name}': no step gives output '{spec.name}'; there are: {sorted(self._pool)}"
                 )
             _compare(f"pipeline '{self._name}': output '{spec.name}'", spec, held)
+
+
+def _arriving(spec: TensorSpec, own: TensorSpec) -> TensorSpec:
+    """A step's input that the pipeline's ``own`` input feeds, as it is to be checked: by then that has been checked.
+
+    What the pipeline's check made of a value must not be made again: text is UTF-8 already, numbers and dates have
+    the form that models see, and a fill may lie outside of the range on purpose.
+    """
+    limits, done = spec.constraint, own.constraint
+    if limits == msgspec.structs.replace(done, sensitivity=limits.sensitivity, unit=limits.unit):
+        limits = Constraint(nullable=True, axes=limits.axes)
+    else:
+        limits = msgspec.structs.replace(
+            limits,
+            encoding=Encoding.UTF_8 if limits.encoding and done.text_encoding else limits.encoding,
+            number=NumberFormat() if limits.number and done.number else limits.number,
+            date=DateFormat() if limits.date and done.date else limits.date,
+        )
+    return msgspec.structs.replace(spec, constraint=limits)
 
 
 def _compare(where: str, wanted: TensorSpec, held: TensorSpec) -> None:

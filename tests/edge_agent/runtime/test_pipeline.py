@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_agent.contract.constraint import Constraint
+from edge_agent.contract.checking import InputCheck
+from edge_agent.contract.constraint import Constraint, Encoding, NumberFormat
 from edge_agent.contract.errors import ModelFailed, ModelLoadFailed, ModelUnavailable, SignatureMismatch
-from edge_agent.contract.manifest import PipelineStep
-from edge_agent.contract.signature import TensorSpec
+from edge_agent.contract.manifest import PipelineStep, digest_of
+from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.backend import RunCancelled
+from edge_agent.runtime.onnx import OnnxBackend
+from edge_agent.runtime.package import Package
 from edge_agent.runtime.pipeline import PipelineBackend
 from edge_agent.runtime.selftest import self_test
-from edge_agent.runtime.slots import Slots, load
+from edge_agent.runtime.slots import LoadedModel, Slots, load
 from tests.fakes.hanging_package import FOREVER, make_hanging_package
 from tests.fakes.packages import INPUT, OUTPUT, PIXELS, answer, make_package, model_weights, reference_images
 from tests.fakes.pipeline_package import (
@@ -29,6 +34,7 @@ from tests.fakes.pipeline_package import (
     make_pipeline_signature,
     make_scaler_package,
 )
+from tests.fakes.text_package import TEXT, make_text_package
 
 SCALER = PipelineStep(model="scaler")
 
@@ -123,6 +129,55 @@ def test_an_input_that_breaks_a_step_s_signature_is_named_as_the_application_sen
     )
     with pytest.raises(SignatureMismatch, match=r"input 'picture', row 1: range: .*step 1 'digits'"):
         PipelineBackend(package, slots).infer({"picture": np.array([[0.0] * PIXELS, [7.0] * PIXELS], np.float32)})
+
+
+def constrained(package: Package, limits: Constraint) -> Package:
+    """The package with other limits for its one input."""
+    signature = package.manifest.signature
+    given = msgspec.structs.replace(signature.inputs[0], constraint=limits)
+    signature = Signature(inputs=(given,), outputs=signature.outputs)
+    manifest = msgspec.structs.replace(package.manifest, signature=signature)
+    return dataclasses.replace(package, manifest=manifest, digest=digest_of(str(limits).encode()))
+
+
+def test_what_the_pipeline_s_own_check_has_filled_is_not_checked_again(tmp_path: Path, slots: Slots) -> None:
+    limits = Constraint(minimum=0.0, maximum=1.0, nullable=True, fill=-1.0)
+    digits = make_package(tmp_path / "digits2", version="2")
+    slots.install(load(constrained(digits, limits)))
+    spec = TensorSpec(name=INPUT, datatype=Datatype.FP32, shape=(None, PIXELS), constraint=limits)
+    package = make_pipeline_package(
+        tmp_path / "reader", steps=(PipelineStep(model="digits"),), signature=make_pipeline_signature(spec)
+    )
+    backend = PipelineBackend(package, slots)
+    images = reference_images(2)
+    images[0, 0] = np.nan
+    checked = InputCheck(package.manifest.signature)({INPUT: images}).inputs
+    seen = np.nan_to_num(images, nan=-1.0)
+    np.testing.assert_allclose(backend.infer(checked)[OUTPUT], answer(*model_weights(), seen), rtol=1e-4)
+    slots.install(load(constrained(digits, Constraint(minimum=0.0, maximum=0.95))))
+    with pytest.raises(SignatureMismatch, match=r"above the maximum 0\.95"):
+        backend.infer({INPUT: np.full((1, PIXELS), 0.99, np.float32)})
+
+
+@pytest.mark.parametrize("wider", [False, True], ids=["the same limits", "other limits"])
+def test_what_the_pipeline_s_own_check_has_written_anew_is_read_as_it_is_now(
+    tmp_path: Path, slots: Slots, *, wider: bool
+) -> None:
+    limits = Constraint(encoding=Encoding.LATIN_1, number=NumberFormat(decimal=",", grouping="."), maximum=5000.0)
+    package = constrained(make_text_package(tmp_path / "echo"), limits)
+    slots.install(LoadedModel(package=package, backend=OnnxBackend(package)))
+    pipeline_limits = msgspec.structs.replace(limits, maximum=9000.0) if wider else limits
+    signature = constrained(package, pipeline_limits).manifest.signature
+    manifest = msgspec.structs.replace(
+        package.manifest, name="reader", signature=signature, variants={}, pipeline=(PipelineStep(model="echo"),)
+    )
+    backend = PipelineBackend(Package(folder=tmp_path, manifest=manifest, digest="0" * 64), slots)
+    check = InputCheck(signature)
+    sent = np.array([[b"1.234,50"]], dtype=object)
+    assert backend.infer(check({TEXT: sent}).inputs)["echo"].tolist() == [[b"1234.50"]]
+    if wider:
+        with pytest.raises(SignatureMismatch, match="above the maximum 5000"):
+            backend.infer(check({TEXT: np.array([[b"6.000"]], dtype=object)}).inputs)
 
 
 @pytest.mark.parametrize(
