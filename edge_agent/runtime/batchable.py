@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.manifest import Manifest
-from edge_agent.runtime.backend import InferenceBackend
+from edge_agent.runtime.backend import InferenceBackend, RunCancelled
 from edge_agent.runtime.package import Golden
 
 _ROWS = 3
@@ -25,7 +25,7 @@ def check_batchable(backend: InferenceBackend, check: InputCheck, manifest: Mani
     else is in the batch, would give one application what belongs to another.
 
     Raises:
-        ManifestError: It names the output and what is wrong with it.
+        ManifestError: It names the output and what is wrong with it; or the run was broken off.
     """
     if manifest.batching is None:
         return
@@ -39,6 +39,12 @@ def check_batchable(backend: InferenceBackend, check: InputCheck, manifest: Mani
     try:
         together = backend.infer(check(_cut(golden, 0, rows)).inputs)
         alone = [backend.infer(check(_cut(golden, row, row + 1)).inputs) for row in range(rows)]
+    except RunCancelled as error:
+        # Never unproven: what a batch mixes up belongs to different applications.
+        raise ManifestError(
+            f"batching: whether rows are independent could not be seen within max_run_s, {manifest.max_run_s:g} s; "
+            "raise it, or take 'batching' out of the manifest"
+        ) from error
     except Exception:  # noqa: BLE001 - the self-test runs the same rows, and says what is wrong
         return
     for name, array in together.items():

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from edge_agent.contract.errors import ModelUnavailable
 from edge_agent.runtime.backend import InferenceBackend
 
 # A run that was broken off is followed by the next one of the same model, which most likely hangs too.
@@ -24,7 +25,11 @@ class RunGuard:
 
     @contextlib.contextmanager
     def within(self, backend: InferenceBackend, seconds: float) -> Iterator[None]:
-        """For the length of a ``with`` block: what runs after ``seconds`` is broken off, and what comes after it."""
+        """For the length of a ``with`` block: what runs after ``seconds`` is broken off, and what comes after it.
+
+        Raises:
+            ModelUnavailable: At its end: it was closed meanwhile; what went wrong in the block says nothing then.
+        """
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(backend, seconds, over), name="run-guard", daemon=True)
         watcher.start()
@@ -35,6 +40,8 @@ class RunGuard:
                 over.set()
                 self._changed.notify_all()
             watcher.join()
+            if self._closed:
+                raise ModelUnavailable("the agent stops: no model is loaded any more")
 
     def close(self) -> None:
         """Let everything end soon."""

@@ -200,17 +200,18 @@ def _numbers(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 def _median_us(loaded: LoadedModel, golden: Golden, *, runs: int = 15, budget_s: float = 0.5) -> float:
     """Median time of one inference of one row, after one to warm up."""
-    row = {name: array[:1] for name, array in golden.inputs.items()}
     times: list[float] = []
     until = time.monotonic() + budget_s
-    for _ in range(runs + 1):
-        begin = time.perf_counter()
-        try:
+    try:
+        # As the model sees it: golden rows are as an application sends them.
+        row = loaded.check({name: array[:1] for name, array in golden.inputs.items()}).inputs
+        for _ in range(runs + 1):
+            begin = time.perf_counter()
             loaded.backend.infer(row)
-        except Exception:  # noqa: BLE001 - the self-test says what is wrong; until then it is just not fast
-            return float("inf")
-        times.append((time.perf_counter() - begin) * 1e6)
-        if time.monotonic() > until:
-            break
+            times.append((time.perf_counter() - begin) * 1e6)
+            if time.monotonic() > until:
+                break
+    except Exception:  # noqa: BLE001 - the self-test says what is wrong; until then it is just not fast
+        return float("inf")
     measured = sorted(times[1:] or times)
     return measured[len(measured) // 2]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import InputCheck
-from edge_agent.contract.errors import SelfTestFailed, SignatureMismatch
+from edge_agent.contract.errors import ModelUnavailable, SelfTestFailed, SignatureMismatch
 from edge_agent.runtime.backend import InferenceBackend, RunCancelled
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.package import Golden
@@ -30,11 +30,14 @@ def self_test(
         guard: Breaks it off; one of its own where None.
     Raises:
         SelfTestFailed: The model fails on them, or hangs, or an output differs; it names output, row and difference.
+        ModelUnavailable: The agent stops, or a step of a pipeline is not loaded now: the package is not to blame.
     """
     try:
         inputs = InputCheck(backend.signature)(golden.inputs).inputs
         with (guard or RunGuard()).within(backend, max_run_s):
             outputs = backend.infer(inputs)
+    except ModelUnavailable:
+        raise
     except SignatureMismatch as error:
         raise SelfTestFailed(f"the golden samples break the model's own signature: {error}") from error
     except RunCancelled as error:
