@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edge_agent.contract.errors import UnknownRequest
-from edge_agent.runtime.slots import LoadedModel
+from edge_agent.contract.errors import MalformedRequest, UnknownRequest
+from edge_agent.runtime.slots import LoadedModel, Slots
 
 
 class LabelSink(Protocol):
@@ -21,6 +21,15 @@ class LabelSink(Protocol):
         """
 
 
+def asked_model(slots: Slots, model: str) -> LoadedModel:
+    """The model that earlier requests were answered by; a label may come when it is asleep, and need not wake it.
+
+    Raises:
+        UnknownModel, ModelUnavailable: None has served under this name.
+    """
+    return slots.last_served(model) or slots.get(model)
+
+
 def keep_label(
     sink: LabelSink, loaded: LoadedModel, request_id: str, label: str | int, *, source: str, row: int | None
 ) -> None:
@@ -31,6 +40,8 @@ def keep_label(
     Raises:
         UnknownRequest, MalformedRequest, StorageFull: See :class:`LabelSink`.
     """
+    if row is not None and row < 0:
+        raise MalformedRequest(f"the feedback's row is {row}: rows count from 0")
     if row is None:
         sink.feedback(loaded, request_id, label, source)
         return

@@ -17,15 +17,15 @@ from edge_agent.serving.frames.protocol import FrameLimits, FrameProtocol
 from edge_agent.serving.http.limits import HttpLimits
 from edge_agent.serving.http.protocol import HttpProtocol
 from edge_agent.serving.inference import Inference, Observer
+from edge_agent.serving.labels import LabelSink
 from edge_agent.serving.listen import address_of, listen_tcp, listen_unix
 from edge_agent.serving.peer import Transport
-from edge_agent.serving.rest.feedback import FeedbackSink
 from edge_agent.serving.rest.router import Router
 from edge_agent.serving.server import Listener, Server, Service
 from edge_agent.serving.shared_memory import Regions
 
 
-class Watcher(Observer, FeedbackSink, Protocol):
+class Watcher(Observer, LabelSink, Protocol):
     """Who is told of every request, and takes labels for them."""
 
 

@@ -34,7 +34,7 @@ from edge_agent.serving.frames.tensors import (
     inference_request,
 )
 from edge_agent.serving.inference import Inference, Waker
-from edge_agent.serving.labels import LabelSink, keep_label
+from edge_agent.serving.labels import LabelSink, asked_model, keep_label
 from edge_agent.serving.peer import Peer
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.waking import lease_awake
@@ -104,6 +104,7 @@ class FrameHandler:
             self._access.enter(app, request.model)
             return self._take_feedback(request)
         if isinstance(request, ListModels):
+            self._access.enter(app, None)
             return [self._models(request, app)]
         if isinstance(request, Describe):
             return self._metadata(request, app)
@@ -147,16 +148,16 @@ class FrameHandler:
         return answer_parts(request.id, decoded, answer, regions=self._regions)
 
     async def _take_feedback(self, request: Feedback) -> Parts:
-        with await self._lease_awake(request.model) as loaded:
-            await self._inference.in_thread(
-                keep_label,
-                self._feedback,
-                loaded,
-                request.request,
-                request.label,
-                source=request.source,
-                row=request.row,
-            )
+        loaded = asked_model(self._slots, request.model)
+        await self._inference.in_thread(
+            keep_label,
+            self._feedback,
+            loaded,
+            request.request,
+            request.label,
+            source=request.source,
+            row=request.row,
+        )
         return [frames.encode(Accepted(id=request.id, model=request.model, request=request.request))]
 
     def _models(self, request: ListModels, app: App) -> bytes:

@@ -33,8 +33,9 @@ from edge_agent.serving.admission import Admission, OpenRoom
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.message import HttpRequest, HttpResponse, Room
 from edge_agent.serving.inference import Inference
+from edge_agent.serving.labels import LabelSink
 from edge_agent.serving.rest.cors import Origins
-from edge_agent.serving.rest.feedback import FeedbackRoute, FeedbackSink
+from edge_agent.serving.rest.feedback import FeedbackRoute
 from edge_agent.serving.rest.infer import InferRoute
 from edge_agent.serving.rest.introspection import Introspection
 from edge_agent.serving.rest.metrics import Metrics
@@ -70,7 +71,7 @@ class Router:
         slots: Slots,
         repository: Repository,
         inference: Inference,
-        feedback: FeedbackSink,
+        feedback: LabelSink,
         regions: Regions,
         *,
         access: Access,

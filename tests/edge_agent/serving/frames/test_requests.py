@@ -108,6 +108,16 @@ def test_feedback_is_in_the_outbox_when_it_is_accepted(device: FramesDevice, con
     assert (refused.id, refused.status, refused.kind) == (5, 404, "UnknownRequest")
 
 
+def test_a_label_for_a_model_asleep_is_kept_without_waking_it(device: FramesDevice, connect: Connect) -> None:
+    raw = connect(device)
+    raw.infer(1, IMAGES[:1], request="one")
+    raw.answer()
+    device.slots.unload("digits", reason="idle", idle_since=device.slots.get("digits").last_used + 1)
+    raw.send_map(op="feedback", v=1, id=2, model="digits", request="one", label="7")
+    assert isinstance(raw.answer(), Accepted)
+    assert "digits" not in {loaded.name for loaded in device.slots.models()}
+
+
 def test_wrong_values_are_named_and_the_connection_goes_on(shared: FramesDevice, connect: Connect) -> None:
     raw = connect(shared)
     wrong = IMAGES.copy()
@@ -233,7 +243,7 @@ def test_a_model_that_sleeps_is_woken(device: FramesDevice, connect: Connect) ->
 
 
 def test_an_application_may_do_what_its_settings_say(tmp_path: Path, connect: Connect) -> None:
-    apps = (AppSettings(name="camera", uid=os.getuid(), models=("digits",), requests_per_s=0.001, burst=2),)
+    apps = (AppSettings(name="camera", uid=os.getuid(), models=("digits",), requests_per_s=0.001, burst=3),)
     with serving_frames(tmp_path, apps=apps) as device:
         raw = connect(device)
         raw.infer(1, IMAGES, model="slow")
@@ -249,6 +259,10 @@ def test_an_application_may_do_what_its_settings_say(tmp_path: Path, connect: Co
         refused = raw.failure()
         assert (refused.status, refused.kind) == (429, "QuotaExceeded")
         assert refused.retry_after_s > 1.0
+        raw.send_map(op="models", v=1, id=6)
+        assert raw.failure().status == 429, "the list takes work too"
+        raw.send_map(op="ping", v=1, id=7)
+        assert isinstance(raw.answer(), Pong)
 
 
 def test_who_is_no_application_is_told_so_and_sent_away(tmp_path: Path, connect: Connect) -> None:
