@@ -119,11 +119,14 @@ class PackageStore:
         return [path for path in self._folder.iterdir() if path.is_dir() and path != self._parts]
 
     def _known_files(self) -> dict[str, Path]:
+        """A file for each SHA-256 that some package here has."""
         known: dict[str, Path] = {}
         for folder in self._packages():
             with contextlib.suppress(PackageError):  # half a package: its manifest has not come yet
                 manifest = Package.open(folder, verify=False).manifest
-                known |= {entry.sha256: folder / name for name, entry in manifest.files.items()}
+                places = {entry.sha256: folder / name for name, entry in manifest.files.items()}
+                # A package that gathers here names files that it lacks, and must not hide who has them.
+                known |= {sha256: place for sha256, place in places.items() if place.is_file()}
         return known
 
     def _is_here(self, place: Path, entry: FileEntry) -> bool:

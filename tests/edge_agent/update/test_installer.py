@@ -62,9 +62,17 @@ def test_an_update_that_is_there_already_asks_the_server_nothing(
     assert server.line.requests == []
 
 
+@pytest.mark.parametrize("order", ["forwards", "backwards"])
 def test_files_that_another_package_has_are_linked_instead_of_downloaded(
-    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package
+    server: UpdateServer,
+    device: UpdatingDevice,
+    first: Package,
+    second: Package,
+    order: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    listed = Path.iterdir  # which lists in any order that the file system likes
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(listed(folder), reverse=order == "backwards")))
     shared = first.manifest.files.keys() & second.manifest.files.keys()
     same = [name for name in shared if first.manifest.files[name] == second.manifest.files[name]]
     assert same
