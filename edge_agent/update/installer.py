@@ -288,8 +288,14 @@ class Installer:
         self._store.stage(target.digest)
         self._step(model, slots_file.at(record, UpdateStep.STAGED))
         loaded = self._tested(target.digest)
-        self._step(model, slots_file.at(record, UpdateStep.SELF_TESTED))
-        self._swap(model, record, loaded)
+        try:
+            self._step(model, slots_file.at(record, UpdateStep.SELF_TESTED))
+            self._watched_since[model] = self._monotonic()
+            self._step(model, slots_file.swapped(record))
+        except BaseException:  # a full disk: else each try would hold the memory of one more
+            loaded.close()
+            raise
+        self._serve(loaded)
         return False
 
     def _download(self, model: str, record: SlotRecord, target: ResolvedTarget) -> None:
@@ -311,15 +317,10 @@ class Installer:
         loaded = self._load(self._store.open(digest, verify=False))
         try:
             self_test(loaded.backend, loaded.package.golden(), max_run_s=loaded.manifest.max_run_s)
-        except ShoalError:
+        except BaseException:
             loaded.close()
             raise
         return loaded
-
-    def _swap(self, model: str, record: SlotRecord, loaded: LoadedModel) -> None:
-        self._watched_since[model] = self._monotonic()
-        self._step(model, slots_file.swapped(record))
-        self._serve(loaded)
 
     def _between_chunks(self) -> None:
         """Neither an orderly stop nor another model's probation waits for a download."""

@@ -68,8 +68,9 @@ def test_files_that_another_package_has_are_linked_instead_of_downloaded(
     device: UpdatingDevice,
     first: Package,
     second: Package,
-    order: str,
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    order: str,
 ) -> None:
     listed = Path.iterdir  # which lists in any order that the file system likes
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(listed(folder), reverse=order == "backwards")))

@@ -228,6 +228,32 @@ def test_an_update_that_does_not_fit_is_not_held_against_the_package(
     assert device.slots.get("digits").version == "2"
 
 
+def test_an_update_that_cannot_be_written_down_gives_its_memory_back(
+    server: UpdateServer, tmp_path: Path, new_device: Callable[..., Device]
+) -> None:
+    first, second = _published_large(server, tmp_path / "built", "1", "2")
+    memory = MemoryBudget()
+    device = new_device(server.enrolment(), memory=memory)
+    device.update(server.assign(first))
+    before, obstacle = memory.used_bytes, device.state / ".slots.json.new"
+    assert before > 0
+
+    def spoil(_model: str, step: UpdateStep) -> None:
+        if step is UpdateStep.STAGED:
+            obstacle.mkdir()
+
+    device.installer._after_step = spoil
+    desired = server.assign(second)
+    for _ in range(2):
+        assert not device.installer.apply(desired)
+        obstacle.rmdir()
+    assert memory.used_bytes == before
+    assert device.slots.get("digits").version == "1"
+    device.installer._after_step = lambda _model, _step: None
+    device.update(desired)
+    assert device.slots.get("digits").version == "2"
+
+
 def test_installed_pipelines_start_after_their_steps_also_where_these_come_from_the_folder(
     tmp_path: Path, new_device: Callable[..., Device]
 ) -> None:
