@@ -45,6 +45,11 @@ class MemoryBudget:
         with self._lock:
             return sum(self._holding.values())
 
+    def models(self) -> list[LoadedModel]:
+        """What takes it: the models that serve, that are about to, and that close when their last request ends."""
+        with self._lock:
+            return list(self._holding)
+
     def check(self, package: Package, *, replaces: LoadedModel | None = None, variant: str = "fp32") -> None:
         """Refuse a package that will not fit.
 

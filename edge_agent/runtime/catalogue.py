@@ -126,10 +126,12 @@ def _may_be_package(folder: Path) -> bool:
 
 
 class Catalogue:
-    """All packages of this device. For one thread at a time.
+    """All packages of this device. :meth:`refresh` is for one thread at a time, what it found for any.
 
     Args:
         folder: Of further packages; None for none.
+    Attributes:
+        known: By name and version; never changed, but replaced by the next :meth:`refresh`. ``broken`` likewise.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -138,7 +138,8 @@ class Repository:
                 raise UnknownModel(f"model '{model}'{_of(version)} is not on this device{self._names()}")
             for entry in entries:
                 self._wanted.discard((model, entry.version))
-                if version is not None or entry.state is not ModelState.UNAVAILABLE:
+                # What is broken goes on saying why; a pipeline that waits for its steps waits no longer.
+                if version is not None or entry.state is not ModelState.UNAVAILABLE or self._is_pipeline(entry):
                     self._slots.unload(model, entry.version, reason=_BY_HAND)
 
     def wake(self, model: str, version: str | None = None) -> LoadedModel:
@@ -199,10 +200,7 @@ class Repository:
             for key, known in self._catalogue.known.items():
                 entry = before.get(key)
                 if entry is None or (key in self._broken and key not in broken):
-                    reason = _KEPT if known.installed and not known.active else _NOT_ASKED
-                    self._slots.mark(
-                        *key, known.package.digest, ModelState.UNLOADED, "" if self._serves(known) else reason
-                    )
+                    self._slots.mark(*key, known.package.digest, ModelState.UNLOADED, self._why_not(known))
                 elif entry.state is ModelState.UNLOADED and entry.digest != known.package.digest:
                     self._slots.mark(*key, known.package.digest, ModelState.UNLOADED, entry.reason)
             for key, reason in broken.items():
@@ -293,7 +291,7 @@ class Repository:
         loaded = self._prepare(package, old)
         try:
             self_test(loaded.backend, package.golden(), max_run_s=package.manifest.max_run_s, guard=self._guard)
-        except ShoalError:
+        except BaseException:
             loaded.close()
             raise
         return loaded
@@ -302,8 +300,8 @@ class Repository:
         if not is_refuge:
             self._memory.check(package, replaces=replaces)
         for step in package.manifest.pipeline:
-            # What is wrong with a step is said by load(), which looks for it.
-            with contextlib.suppress(UnknownModel, ModelUnavailable):
+            # What is wrong with a step is said by load(), which looks for it, and never blamed on this package.
+            with contextlib.suppress(ShoalError):
                 self.wake(step.model, step.version)
         loaded = load(package, threads=self._threads.per_model, cache=self._cache, slots=self._slots, guard=self._guard)
         try:
@@ -330,13 +328,15 @@ class Repository:
         progress = True
         while progress:
             progress = False
-            waiting = {
-                (entry.name, entry.version) for entry in self._slots.index() if entry.state is ModelState.UNAVAILABLE
-            }
-            for key in waiting & self._catalogue.known.keys():
-                known = self._catalogue.known[key]
+            packages = self._catalogue.known  # whoever looks at the disk meanwhile puts another in its place
+            waiting = [entry for entry in self._slots.index() if entry.state is ModelState.UNAVAILABLE]
+            for known in [packages[entry[:2]] for entry in waiting if entry[:2] in packages]:
                 if known.package.manifest.pipeline and self._has_steps(known.package):
                     progress = self._try(known) or progress
+
+    def _is_pipeline(self, entry: IndexEntry) -> bool:
+        known = self._catalogue.known.get((entry.name, entry.version))
+        return known is not None and bool(known.package.manifest.pipeline)
 
     def _has_steps(self, pipeline: Package) -> bool:
         steps = pipeline.manifest.pipeline
@@ -344,14 +344,19 @@ class Repository:
 
     def _collect(self) -> None:
         if self._cache is not None:
-            self._cache.collect([*self._catalogue.packages(), *(each.package for each in self._slots.models())])
+            self._cache.collect([*self._catalogue.packages(), *(each.package for each in self._in_memory())])
+
+    def _in_memory(self) -> set[LoadedModel]:
+        """What serves, and what is loaded and about to."""
+        return {*self._slots.models(), *self._memory.models()}
 
     def _idle_out(self, loaded: LoadedModel, idle_since: float) -> bool:
         """Unload a model for lack of requests, unless something needs it; whether it was."""
-        steps = {(step.model, step.version) for each in self._slots.models() for step in each.manifest.pipeline}
-        if (loaded.name, loaded.version) in steps | self._catalogue.watched() or (loaded.name, None) in steps:
-            return False
-        return self._slots.unload(loaded.name, loaded.version, reason=_IDLE, idle_since=idle_since) is not None
+        with self._loading:  # not between the moment when a pipeline wakes its steps and that when it is one itself
+            steps = {(step.model, step.version) for each in self._in_memory() for step in each.manifest.pipeline}
+            if (loaded.name, loaded.version) in steps | self._catalogue.watched() or (loaded.name, None) in steps:
+                return False
+            return self._slots.unload(loaded.name, loaded.version, reason=_IDLE, idle_since=idle_since) is not None
 
 
 def _highest(packages: Iterable[Known]) -> Known:

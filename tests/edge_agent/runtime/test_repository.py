@@ -366,6 +366,57 @@ def test_neither_steps_of_a_pipeline_nor_a_model_on_probation_go_to_sleep(
     assert set(device.states().values()) == {"READY"}
 
 
+def test_steps_stay_awake_while_their_pipeline_is_prepared_and_does_not_serve_yet(
+    new_device: NewDevice, tmp_path: Path
+) -> None:
+    device = new_device(idle_unload_s=3600.0)
+    make_scaler_package(device.models / "scaler")
+    device.add("1", seed=0)
+    device.repository.start()
+    reader = device.repository.prepare(make_pipeline_package(tmp_path / "reader"))
+    later = time.monotonic() + 1
+    assert not device.repository._idle_out(device.slots.get("scaler"), later)
+    reader.close()
+    assert device.repository._idle_out(device.slots.get("scaler"), later)
+
+
+def test_nothing_goes_to_sleep_while_a_model_is_loaded(device: Device) -> None:
+    device.add("1")
+    device.repository.start()
+    loaded, later = device.slots.get("digits"), time.monotonic() + 3600
+    unloaded: list[bool] = []
+    with device.repository._loading:  # as held by another thread that loads
+        idle = threading.Thread(target=lambda: unloaded.append(device.repository._idle_out(loaded, later)))
+        idle.start()
+        idle.join(0.2)
+        assert device.slots.get("digits") is loaded
+    idle.join(30)
+    assert unloaded == [True]
+
+
+def test_a_pipeline_is_not_blamed_for_a_step_that_cannot_be_woken(new_device: NewDevice, tmp_path: Path) -> None:
+    device = new_device()
+    make_scaler_package(device.models / "scaler")
+    device.add("1", seed=0)
+    device.repository.start()
+    _sleep(device, "scaler")
+    (device.models / "scaler" / "model.onnx").write_bytes(b"rotten")
+    with pytest.raises(ModelUnavailable, match="pipeline 'reader' needs its step 'scaler': .*expected sha256"):
+        device.repository.prepare(make_pipeline_package(tmp_path / "reader"))
+
+
+def test_a_pipeline_that_waits_for_its_steps_waits_no_longer_when_it_is_unloaded(device: Device) -> None:
+    make_pipeline_package(device.models / "reader")
+    make_scaler_package(device.models / "scaler")
+    device.repository.start()
+    device.repository.unload("reader")
+    device.add("1", seed=0)
+    device.repository.load("digits")
+    assert (device.entry("1", "reader").state, device.entry("1", "reader").reason) == (
+        ModelState.UNLOADED, "unloaded on request",
+    )  # fmt: skip
+
+
 def test_a_pipeline_whose_steps_are_missing_is_loaded_when_they_appear(device: Device) -> None:
     make_pipeline_package(device.models / "reader")
     make_scaler_package(device.models / "scaler")
