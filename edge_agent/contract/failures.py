@@ -53,15 +53,19 @@ KINDS: dict[str, type[ShoalError]] = {
 }
 
 
+def retry_after_s(error: ShoalError) -> float:
+    """Seconds after which it may help to ask again; 0 where it does not."""
+    if isinstance(error, QuotaExceeded):
+        return error.retry_after_s
+    return RETRY_AFTER_S if error.http_status == 503 else 0.0
+
+
 def failure_of(number: int, error: ShoalError) -> Failure:
     """The message that tells ``error`` to the client whose request had this ``id``."""
     failure = Failure(id=number, status=error.http_status, kind=type(error).__name__, error=str(error))
+    failure.retry_after_s = retry_after_s(error)
     if isinstance(error, SignatureMismatch):
         failure.tensor, failure.rule, failure.row = error.tensor, error.rule, error.row
-    elif isinstance(error, QuotaExceeded):
-        failure.retry_after_s = error.retry_after_s
-    elif error.http_status == 503:
-        failure.retry_after_s = RETRY_AFTER_S
     return failure
 
 

@@ -342,11 +342,11 @@ class Slots:
         slots = self._slots.get(model)
         if not slots:
             known = ", ".join(sorted(self._slots)) or "none yet"
-            raise UnknownModel(f"model '{model}' is not served here; served are: {known}")
+            raise UnknownModel(f"model '{model:.100}' is not served here; served are: {known}")
         wanted = self._defaults[model] if version is None else version
         if wanted not in slots:
             known = ", ".join(f"'{each}'" for each in sorted(slots, key=natural_order))
-            raise UnknownModel(f"model '{model}' has no version '{version}' here; it is at version {known}")
+            raise UnknownModel(f"model '{model}' has no version '{version:.100}' here; it is at version {known}")
         return wanted, slots[wanted]
 
     def _missing(self, model: str, version: str | None) -> ShoalError:

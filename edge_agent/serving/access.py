@@ -65,7 +65,7 @@ class App:
         if model is not None and self._models is not None and model not in self._models:
             self.forbidden += 1
             raise Forbidden(
-                f"application '{self.name}' may not ask model '{model}'; it may ask: "
+                f"application '{self.name}' may not ask model '{model:.100}'; it may ask: "
                 f"{', '.join(sorted(self._models)) or 'none'} (models under its [[api.apps]] in the agent's settings)"
             )
         if self._quota is not None:
@@ -234,6 +234,12 @@ def check_reach(host: str, *, unix_sockets: bool, apps: Sequence[AppSettings]) -
                 f"[[api.apps]] '{app.name}' is known by user or group only, which unix sockets tell, and there is "
                 "none: set unix_socket or frames_socket under [api], or give it a token_sha256"
             )
+
+
+def bearer_token(authorization: str) -> str | None:
+    """The token in credentials (RFC 6750, section 2.1); None where they are of another scheme: a proxy's own."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def is_loopback(host: str) -> bool:

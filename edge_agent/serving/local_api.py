@@ -183,6 +183,7 @@ class LocalApi:
             access=access,
             admission=admission,
             max_rows=settings.max_rows,
+            message_s=settings.body_timeout_s,
         )
         # A message has room for names and parameters beside the tensors that max_body_mib is about.
         server = functools.partial(

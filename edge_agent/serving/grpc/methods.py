@@ -15,7 +15,13 @@ from edge_agent.serving.grpc.messages import parameters
 
 
 class Method:
-    """One method: the messages it takes and gives, and the route that stands behind it."""
+    """One method: the messages it takes and gives, and the route that stands behind it.
+
+    Args:
+        route: Method, path and document of the route's request.
+        reshape: Makes of the route's document one with the response's members.
+        is_open: Whether anybody may ask; its request says nothing then, and is not read.
+    """
 
     def __init__(
         self,
@@ -23,8 +29,11 @@ class Method:
         response: type[Message],
         route: Callable[[Any], tuple[str, str, Any]],
         reshape: Callable[[Any], Any] = lambda document: document,
+        *,
+        is_open: bool = False,
     ) -> None:
         self.request, self.response, self.route, self._reshape = request, response, route, reshape
+        self.is_open = is_open
 
     def read(self, document: Any) -> Message:
         """The message that a route's document stands for; members that the message lacks are left out."""
@@ -76,19 +85,32 @@ def _by_name(regions: Any) -> Any:
     return {"regions": {region["name"]: region for region in regions}}
 
 
+def _metadata(document: Any) -> Any:
+    if "model_stats" in document:  # what the path stands for where there is no model of that name
+        raise UnknownModel("model 'stats' is not served here")
+    return document
+
+
 def _nothing(_: Any) -> Any:
     return {}
 
 
 METHODS: Mapping[str, Method] = {
-    "ServerLive": Method(oip.ServerLiveRequest, oip.ServerLiveResponse, lambda _: ("GET", "/v2/health/live", None)),
-    "ServerReady": Method(oip.ServerReadyRequest, oip.ServerReadyResponse, lambda _: ("GET", "/v2/health/ready", None)),
+    "ServerLive": Method(
+        oip.ServerLiveRequest, oip.ServerLiveResponse, lambda _: ("GET", "/v2/health/live", None), is_open=True
+    ),
+    "ServerReady": Method(
+        oip.ServerReadyRequest, oip.ServerReadyResponse, lambda _: ("GET", "/v2/health/ready", None), is_open=True
+    ),
     "ServerMetadata": Method(oip.ServerMetadataRequest, oip.ServerMetadataResponse, lambda _: ("GET", "/v2", None)),
     "ModelReady": Method(
         oip.ModelReadyRequest, oip.ModelReadyResponse, lambda message: ("GET", _model_path(message, "/ready"), None)
     ),
     "ModelMetadata": Method(
-        oip.ModelMetadataRequest, oip.ModelMetadataResponse, lambda message: ("GET", _model_path(message), None)
+        oip.ModelMetadataRequest,
+        oip.ModelMetadataResponse,
+        lambda message: ("GET", _model_path(message), None),
+        _metadata,
     ),
     "ModelConfig": Method(
         oip.ModelConfigRequest,

@@ -5,22 +5,32 @@ So a model's metadata, an index or a registration says the same over both, and t
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-import logging
+import ipaddress
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 import msgspec
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
-from edge_agent.contract.errors import CallerError, ModelUnavailable, ShoalError, UnknownModel
+from edge_agent.contract.errors import (
+    CallerError,
+    DeadlineExceeded,
+    MalformedRequest,
+    ModelUnavailable,
+    ShoalError,
+    UnknownModel,
+)
+from edge_agent.contract.failures import retry_after_s
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import LoadedModel, Slots
-from edge_agent.serving.access import Access, App, is_loopback
+from edge_agent.serving.access import Access, App, bearer_token
 from edge_agent.serving.admission import Admission
 from edge_agent.serving.grpc import oip_pb2 as oip
 from edge_agent.serving.grpc.messages import (
@@ -39,7 +49,7 @@ from edge_agent.serving.waking import lease_awake
 
 SERVICE = "inference.GRPCInferenceService"
 Context = grpc.aio.ServicerContext[Any, Any]
-log = logging.getLogger(__name__)
+M = TypeVar("M", bound=Message)
 
 _CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -60,6 +70,7 @@ class GrpcService:
     Args:
         routes: Of the REST API.
         max_rows: Rows that one request may hold.
+        message_s: Seconds in which the message of a call must arrive.
     """
 
     def __init__(
@@ -73,46 +84,69 @@ class GrpcService:
         access: Access,
         admission: Admission,
         max_rows: int,
+        message_s: float,
     ) -> None:
         self._routes, self._inference = routes, inference
         self._lease_awake = functools.partial(lease_awake, slots, repository, inference)
-        self._regions, self._access, self._admission, self._max_rows = regions, access, admission, max_rows
+        self._regions, self._access, self._admission = regions, access, admission
+        self._max_rows, self._message_s = max_rows, message_s
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """All methods, as a server takes them."""
+        # All of them as streams of requests, though most take one: so it is known who asks before a message is read.
         told = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._answered(method), method.request.FromString, method.response.SerializeToString
+            name: grpc.stream_unary_rpc_method_handler(
+                self._answered(method), response_serializer=method.response.SerializeToString
             )
             for name, method in METHODS.items()
         }
-        told["ModelInfer"] = grpc.unary_unary_rpc_method_handler(
-            self._infer, oip.ModelInferRequest.FromString, oip.ModelInferResponse.SerializeToString
+        told["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
+            self._infer, response_serializer=oip.ModelInferResponse.SerializeToString
         )
         told["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._infer_stream, oip.ModelInferRequest.FromString, oip.ModelStreamInferResponse.SerializeToString
+            self._infer_stream, response_serializer=oip.ModelStreamInferResponse.SerializeToString
         )
         return grpc.method_handlers_generic_handler(SERVICE, told)
 
-    async def _infer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
+    async def _infer(self, _: AsyncIterator[bytes], context: Context) -> oip.ModelInferResponse:
         try:
-            return await self._answer(request, self._identify(context))
+            app = self._identify(context)
+            return await self._answer(await self._read(oip.ModelInferRequest, context), app)
         except ShoalError as error:
             await _abort(context, error)
-            raise AssertionError("abort raises") from error
 
     async def _infer_stream(
-        self, requests: AsyncIterator[oip.ModelInferRequest], context: Context
+        self, messages: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
         """Each request's answer in turn; an error is the answer of its own request and ends nothing."""
-        async for request in requests:
+        try:
+            app = self._identify(context)
+        except ShoalError as error:
+            await _abort(context, error)
+        async for message in messages:
+            answer = oip.ModelStreamInferResponse()
             try:
-                answer = await self._answer(request, self._identify(context))
-                yield oip.ModelStreamInferResponse(infer_response=answer)
+                request = _parsed(oip.ModelInferRequest, message)
+                answer.infer_response.id = request.id
+                answer.infer_response.CopyFrom(await self._answer(request, app))
             except ShoalError as error:
-                yield oip.ModelStreamInferResponse(
-                    error_message=str(error), infer_response=oip.ModelInferResponse(id=request.id)
-                )
+                answer.error_message = str(error)
+            yield answer
+
+    async def _read(self, kind: type[M], context: Context) -> M:
+        """The one message of a call.
+
+        Raises:
+            MalformedRequest: There is none, or it is no such message.
+            DeadlineExceeded: It does not come.
+        """
+        try:
+            message = await asyncio.wait_for(context.read(), self._message_s)
+        except asyncio.TimeoutError as error:
+            raise DeadlineExceeded(f"the call's message did not arrive within {self._message_s:g} s") from error
+        if not isinstance(message, bytes):
+            raise MalformedRequest("the call ended before its message was whole")
+        return _parsed(kind, message)
 
     async def _answer(self, message: oip.ModelInferRequest, app: App) -> oip.ModelInferResponse:
         self._access.enter(app, message.model_name)
@@ -150,8 +184,13 @@ class GrpcService:
         return self._access.identify(_peer(context.peer()), _token(context))
 
     def _answered(self, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
-        async def answer(request: Any, context: Context) -> Message:
+        async def answer(_: AsyncIterator[bytes], context: Context) -> Message:
             try:
+                if method.is_open:
+                    request = method.request()
+                else:
+                    self._identify(context)
+                    request = await self._read(method.request, context)
                 return method.read(await self._ask(method, request, context))
             except (UnknownModel, ModelUnavailable) as error:
                 if method.response is not oip.ModelReadyResponse:
@@ -159,7 +198,6 @@ class GrpcService:
                 return oip.ModelReadyResponse(ready=False)  # an answer, not an error, to its clients
             except ShoalError as error:
                 await _abort(context, error)
-                raise AssertionError("abort raises") from error
 
         return answer
 
@@ -180,12 +218,18 @@ class GrpcService:
         return msgspec.json.decode(data if isinstance(data, bytes | bytearray | memoryview) else b"".join(data))
 
 
+def _parsed(kind: type[M], message: bytes) -> M:
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise MalformedRequest(f"the message's bytes are no {kind.DESCRIPTOR.name}") from error
+
+
 def _token(context: Context) -> str | None:
     """The bearer token that the call brings."""
     for key, value in context.invocation_metadata() or ():
         if key == "authorization" and isinstance(value, str):
-            scheme, _, token = value.partition(" ")
-            return token.strip() if scheme.lower() == "bearer" else ""
+            return bearer_token(value)
     return None
 
 
@@ -198,10 +242,14 @@ def _peer(text: str) -> Peer:
     if kind == "unix":
         return Peer(Transport.GRPC)
     host = unquote(rest).rpartition(":")[0].strip("[]")
-    return Peer(Transport.GRPC, address=host, loopback=is_loopback(host))
+    try:
+        loopback = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:  # whatever it is, it is not known to be this machine
+        loopback = False
+    return Peer(Transport.GRPC, address=host, loopback=loopback)
 
 
-async def _abort(context: Context, error: ShoalError) -> None:
-    headers = {name.decode(): value.decode() for name, value in error.http_headers}
-    trailing = [(name, value) for name, value in headers.items() if name == "retry-after"]
-    await context.abort(_CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error), tuple(trailing))
+async def _abort(context: Context, error: ShoalError) -> NoReturn:
+    wait_s = retry_after_s(error)
+    told = (("retry-after", str(math.ceil(wait_s))),) if wait_s else ()
+    await context.abort(_CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error), told)

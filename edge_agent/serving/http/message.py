@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from edge_agent.contract.errors import QuotaExceeded, ShoalError
+from edge_agent.contract.errors import ShoalError
+from edge_agent.contract.failures import retry_after_s
 from edge_agent.serving.peer import Peer
 
 Buffer = bytes | bytearray | memoryview
 JSON = b"application/json"
-RETRY_AFTER_S = 1
 
 
 @dataclasses.dataclass(slots=True)
@@ -84,12 +85,10 @@ class HttpHandler(Protocol):
 
 def failure(error: ShoalError) -> HttpResponse:
     """An error as all routes give it: clients of the protocol read exactly the member ``error``."""
-    headers = error.http_headers
-    if isinstance(error, QuotaExceeded):
-        headers += ((b"retry-after", b"%d" % max(1, round(error.retry_after_s))),)
-    elif error.http_status == 503:
-        headers += ((b"retry-after", b"%d" % RETRY_AFTER_S),)
-    elif error.http_status == 401:
+    headers, wait_s = error.http_headers, retry_after_s(error)
+    if wait_s:
+        headers += ((b"retry-after", b"%d" % math.ceil(wait_s)),)  # whole seconds: RFC 9110, section 10.2.3
+    if error.http_status == 401:
         headers += ((b"www-authenticate", b"Bearer"),)
     return HttpResponse(error.http_status, msgspec.json.encode({"error": str(error)}), headers=headers)
 

@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from edge_agent.contract.errors import ModelUnavailable, ShoalError
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
-from edge_agent.serving.access import Access, App
+from edge_agent.serving.access import Access, App, bearer_token
 from edge_agent.serving.admission import Admission, OpenRoom
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.message import HttpRequest, HttpResponse, Room
@@ -50,7 +50,6 @@ INLINE_BODY_BYTES = 64 * 1024
 # Paths are few; somebody who tries many makes the table start anew.
 _REMEMBERED_PATHS = 512
 _LONGEST_PATH = 512
-_BEARER = "bearer "
 
 
 class Router:
@@ -226,12 +225,8 @@ class Router:
 
 
 def _token(request: HttpRequest) -> str | None:
-    """The bearer token (RFC 6750, section 2.1), or None; other schemes are a proxy's own."""
     value = request.headers.get(b"authorization")
-    if value is None:
-        return None
-    text = value.decode("latin-1")
-    return text[len(_BEARER) :].strip() if text[: len(_BEARER)].lower() == _BEARER else None
+    return None if value is None else bearer_token(value.decode("latin-1"))
 
 
 def _bounded(length: int | None, limit_bytes: int) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
-import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,19 +13,16 @@ import tritonclient.grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from edge_agent.config import ApiSettings, AppSettings
-from edge_agent.contract.errors import AddressInUse, ConfigurationError
+from edge_agent.config import ApiSettings
 from edge_agent.contract.messages import SampleBatch
 from edge_agent.contract.topics import Stream
 from edge_agent.serving.grpc import oip_pb2 as oip
-from edge_agent.serving.listen import listen_unix
 from tests.edge_agent.serving.conftest import make_models
-from tests.fakes.packages import LABELS, answer, make_package, model_weights, reference_images
+from tests.edge_agent.serving.grpc.asking import IMAGES, ask, image_input, right
+from tests.fakes.packages import LABELS, answer, make_package, model_weights
 from tests.fakes.serving_device import Device, serving
 
-IMAGES = reference_images(3)
 EXPECTED = answer(*model_weights(), IMAGES)
-TOKEN = "a-token-of-the-tests"
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +41,6 @@ def client(device: Device, request: pytest.FixtureRequest) -> Iterator[Any]:
     client = tritonclient.grpc.InferenceServerClient(device.api.addresses[request.param])
     yield client
     client.close()
-
-
-def image_input(images: np.ndarray[Any, Any] = IMAGES) -> Any:
-    tensor = tritonclient.grpc.InferInput("image", list(images.shape), "FP32")
-    tensor.set_data_from_numpy(images)
-    return tensor
-
-
-def ask(device: Device, message: Any) -> Any:
-    """What ``message`` is answered, as a client sees it that builds its messages itself."""
-    with grpc.insecure_channel(device.api.addresses["grpc"]) as channel:
-        call = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=lambda request: request.SerializeToString(),
-            response_deserializer=service_pb2.ModelInferResponse.FromString,
-        )
-        return call(message, timeout=30)
 
 
 def test_every_field_has_the_number_and_type_that_other_clients_know() -> None:
@@ -126,6 +103,14 @@ def test_it_infers_and_is_told_package_and_request_id(client: Any, device: Devic
     device.monitor.flush()
     samples = [sample for batch in device.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
     assert "abc/2" in {sample.request_id for sample in samples}
+
+
+def test_a_model_called_as_a_path_is_named_is_still_no_model(client: Any) -> None:
+    for name in ("stats", "config", "digits/stats", "digits/versions/1"):
+        with pytest.raises(InferenceServerException) as unknown:
+            client.get_model_metadata(name)
+        assert unknown.value.status() == "StatusCode.NOT_FOUND"
+        assert f"model '{name}'" in unknown.value.message()
 
 
 def test_each_version_answers_for_itself(client: Any) -> None:
@@ -282,70 +267,13 @@ def test_a_message_over_the_limit_is_refused(device: Device) -> None:
 def test_bytes_that_are_no_message_hurt_nobody(device: Device) -> None:
     with grpc.insecure_channel(device.api.addresses["grpc"]) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", bytes, bytes)
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as wrong:
             call(b"\xff\xff\xff", timeout=30)
+        assert (wrong.value.code(), wrong.value.details()) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "the message's bytes are no ModelInferRequest",
+        )
         with pytest.raises(grpc.RpcError) as unknown:
             channel.unary_unary("/inference.GRPCInferenceService/Fly", bytes, bytes)(b"", timeout=30)
     assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert ask(device, _right()).model_name == "digits"
-
-
-def test_applications_are_known_by_their_token(tmp_path: Path) -> None:
-    make_models(tmp_path)
-    app = AppSettings(name="press", token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(), models=("digits",))
-    with serving(tmp_path, ApiSettings(port=0, grpc_port=0, apps=(app,))) as device:
-        client = tritonclient.grpc.InferenceServerClient(device.api.addresses["grpc"])
-        assert client.is_server_live()
-        with pytest.raises(InferenceServerException) as unknown:
-            client.infer("digits", [image_input()])
-        assert unknown.value.status() == "StatusCode.UNAUTHENTICATED"
-        headers = {"authorization": f"Bearer {TOKEN}"}
-        assert client.infer("digits", [image_input()], headers=headers).as_numpy("probabilities").shape == (3, 10)
-        with pytest.raises(InferenceServerException, match="may not ask model 'echo'") as forbidden:
-            client.get_model_metadata("echo", headers=headers)
-        assert forbidden.value.status() == "StatusCode.PERMISSION_DENIED"
-        with pytest.raises(InferenceServerException, match="control = true"):
-            client.unload_model("digits", headers=headers)
-        client.close()
-
-
-def test_a_taken_address_is_known_before_anything_starts(device: Device, tmp_path: Path) -> None:
-    port = int(device.api.addresses["grpc"].rpartition(":")[2])
-    with pytest.raises(AddressInUse), serving(tmp_path, ApiSettings(port=0, grpc_port=port)):
-        pass
-    path = device.api.addresses["grpc_unix"].removeprefix("unix:")
-    with pytest.raises(AddressInUse), serving(tmp_path / "b", ApiSettings(port=0, grpc_socket=path)):
-        pass
-    assert ask(device, _right()).model_name == "digits"
-    with pytest.raises(ConfigurationError, match="needs a host"):
-        serving(tmp_path / "c", ApiSettings(host="", unix_socket=str(tmp_path / "s"), grpc_port=0)).__enter__()
-
-
-def test_an_address_that_is_taken_before_it_starts_is_an_error_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
-    settings = ApiSettings(
-        port=0, unix_socket=str(tmp_path / "api.sock"), grpc_port=0, grpc_socket=str(tmp_path / "grpc.sock")
-    )
-    with serving(tmp_path, settings, start=False) as device:
-        port = int(device.api.addresses["grpc"].rpartition(":")[2])
-        with socket.create_server(("127.0.0.1", port)), pytest.raises(AddressInUse, match=f"127.0.0.1:{port}"):
-            device.api.start()
-        assert not list(tmp_path.glob("*.sock"))
-        anothers = listen_unix(settings.grpc_socket)
-    assert Path(settings.grpc_socket).exists()
-    anothers.close()
-
-
-def test_a_socket_that_cannot_be_gives_back_those_before_it(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
-    wrong = ApiSettings(port=0, unix_socket=str(tmp_path / "api.sock"), grpc_port=0, grpc_socket=str(tmp_path))
-    with pytest.raises(ConfigurationError, match="no socket"), serving(tmp_path, wrong):
-        pass
-    assert not list(tmp_path.glob("*.sock"))
-
-
-def _right() -> oip.ModelInferRequest:
-    message = oip.ModelInferRequest(model_name="digits", model_version="1")
-    message.inputs.add(name="image", datatype="FP32", shape=IMAGES.shape)
-    message.raw_input_contents.append(IMAGES.tobytes())
-    return message
+    assert ask(device, right()).model_name == "digits"
