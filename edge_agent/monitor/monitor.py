@@ -128,6 +128,9 @@ class Monitor:
                 # At a fast pace nearly every request comes this way: the fewest steps.
                 watched.copy((request_id, 1, latency_us, now, NO_DRAWS), inputs, outputs)
                 return False
+            if not rows:  # nothing to count, draw or label
+                watched.window.answered(0, [latency_us])
+                return False
             if watched.is_over(rows, now):
                 self._settle(watched, now)
                 watched.begin(rows, now)
@@ -257,7 +260,13 @@ class Monitor:
 
     def _settle(self, watched: Watched, now: float) -> None:
         """Look at the rows of a block that is over."""
-        rows = watched.settle(now, self._now_ms())
+        try:
+            rows = watched.settle(now, self._now_ms())
+        except Exception:
+            # A model may give anything. What of it cannot be counted must not keep the rest from being reported.
+            manifest = watched.manifest
+            log.exception("answers of model %s %s could not be counted", manifest.name, manifest.version)
+            return
         if rows is not None:
             self._remembered.add(watched.name, rows)
 

@@ -46,7 +46,7 @@ class Answered:
     expires_ms: int
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True, eq=False)
 class AnsweredRows:
     """Rows answered one after the other, kept as columns: few of them are ever asked for again.
 
@@ -76,6 +76,8 @@ class AnsweredRows:
 
     def find(self, row_id: str) -> Answered | None:
         """What is remembered of the row; of one id used twice the later one's."""
+        if len(self.requests) == 1 and self.requests[0][1] == 1:  # at a slow pace each row comes by itself
+            return self._answered(0, 0) if self.requests[0][0] == row_id else None
         place = self._by_id().get(row_id)
         return None if place is None else self._answered(*place)
 

@@ -107,11 +107,16 @@ class Watched:
 
     def settle(self, now_s: float, now_ms: int) -> AnsweredRows | None:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
-        block = self.block
-        noted = block.noted
         self.room, self.copies, self.ends_at = 0, 0, 0.0
-        if not noted:
+        if not self.block.noted:
             return None
+        try:
+            return self._counted(self.block, now_s, now_ms)
+        finally:  # also where a model has given what cannot be counted: the next block is another
+            self.block.clear()
+
+    def _counted(self, block: Block, now_s: float, now_ms: int) -> AnsweredRows:
+        noted = block.noted
         found = predictions_of(block.probabilities())
         self.sampler.settle(found.margin.tolist(), now_s)
         if not block.copies:
@@ -120,7 +125,7 @@ class Watched:
         self.window.answered(len(found.best), [latency_us for _, _, latency_us, _, _ in noted])
         for inputs, outputs in block.batches():
             self.window.count(self.features, inputs, outputs)
-        answered = AnsweredRows(
+        return AnsweredRows(
             package=self.digest,
             class_name=self.class_name,
             lifetime_ms=self.lifetime_ms,
@@ -131,8 +136,6 @@ class Watched:
             confidence=found.confidence,
             asked=block.asked(),
         )
-        block.clear()
-        return answered
 
     def class_name(self, index: int) -> str:
         """The class with this index; the index itself where the model gives more classes than the task names."""

@@ -248,6 +248,32 @@ def test_rows_too_short_for_a_feature_are_counted_as_missing_there(watching: Wat
     assert (profile.counts["image.mean"].missing, profile.counts["image.mean"].rows) == (0, 4)
 
 
+def test_an_answer_without_rows_is_a_request_and_nothing_more(watching: Watching, loaded: LoadedModel) -> None:
+    nothing = {INPUT: reference_images(1)}, {OUTPUT: np.empty((0, 10), np.float32)}
+    for _ in range(3):
+        assert not watching.monitor.observe(loaded, "r", *nothing, latency_us=100.0, group="")
+    watching.observe(loaded, reference_images(1))
+    watching.monitor.flush()
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    assert (report.models[0].requests, report.models[0].rows) == (4, 1)
+
+
+def test_an_answer_that_cannot_be_counted_keeps_no_other_from_being_reported(
+    watching: Watching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(block, "_COPIED_BYTES", 0)
+    silent = load(make_package(tmp_path / "silent", sampling=SamplingPolicy(samples_per_minute=0.0)))
+    other = load(make_package(tmp_path / "other", name="other"))
+    no_classes = {OUTPUT: np.empty((1, 0), np.float32)}
+    watching.monitor.observe(silent, "r", {INPUT: reference_images(1)}, no_classes, latency_us=100.0, group="")
+    watching.observe(other, reference_images(1))
+    watching.observe(silent, reference_images(2))
+    watching.monitor.flush()
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    assert {metrics.model: metrics.rows for metrics in report.models} == {"digits": 2, "other": 1}
+    assert caplog.text.count("answers of model digits 1 could not be counted") == 1
+
+
 def test_packages_replaced_long_ago_are_let_go_and_recent_ones_still_take_labels(
     watching: Watching, tmp_path: Path
 ) -> None:
