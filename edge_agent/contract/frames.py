@@ -142,15 +142,18 @@ def array_over(data: memoryview, datatype: Datatype, shape: tuple[int, ...]) -> 
     """
     if len(shape) > MAX_AXES or (shape and min(shape) < 0):
         raise MessageError(f"needs at most {MAX_AXES} axes, none negative, got {list(shape[: MAX_AXES + 1])}")
-    if datatype is Datatype.BYTES:
-        return unpack_bytes(data, math.prod(shape)).reshape(shape)
-    dtype = datatype.numpy
-    size = math.prod(shape) * dtype.itemsize  # of Python's integers: a product that overflows must not look small
-    if len(data) != size:
-        raise MessageError(f"{datatype.value} of shape {list(shape)} needs {size} bytes, got {len(data)}")
-    if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
-        return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
-    array: NDArray[Any] = np.ndarray(shape, dtype, data)
+    try:
+        if datatype is Datatype.BYTES:
+            return unpack_bytes(data, math.prod(shape)).reshape(shape)
+        dtype = datatype.numpy
+        size = math.prod(shape) * dtype.itemsize  # of Python's integers: a product that overflows must not look small
+        if len(data) != size:
+            raise MessageError(f"{datatype.value} of shape {list(shape)} needs {size} bytes, got {len(data)}")
+        if datatype is Datatype.BOOL:  # any byte but 0 is true; numpy's own bytes must be 0 or 1
+            return np.not_equal(np.frombuffer(data, dtype=np.uint8), 0).reshape(shape)
+        array: NDArray[Any] = np.ndarray(shape, dtype, data)
+    except (ValueError, OverflowError) as error:  # no elements, and other axes longer than numpy can hold
+        raise MessageError(f"{datatype.value} of shape {list(shape)}: {error}") from error
     return array if array.flags.aligned else array.copy()  # not every processor reads numbers at odd addresses
 
 

@@ -1,6 +1,6 @@
 """Format and size of an encoded image, off its header alone: what a decoder would be made to allocate. Pure.
 
-Reads at most a few hundred small steps into the bytes, whatever they are; they may be hostile.
+Takes at most a few hundred small steps into the bytes, whatever they are; they may be hostile.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from edge_agent.contract.constraint import ImageFormat, ImageLimits
 
-# A JPEG or GIF from a camera has some ten segments before its size; thousands are an attack on who walks them.
+# A JPEG or GIF has some ten segments before its size, a few hundred blocks where there is a long comment; thousands are
+# an attack on who walks them.
 _MOST_STEPS = 512
-_MOST_EXTENSIONS = 32
 # Start-of-frame markers (ITU T.81, table B.1), without DHT, JPG and DAC, which lie between them.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that stand alone, without a length: TEM, RST0 to RST7.
@@ -107,24 +107,21 @@ def _gif(data: bytes) -> tuple[int, int]:
     """The logical screen, or the first frame where it reaches beyond: decoders make room for both."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _gif_colours(flags)
-    for _ in range(_MOST_EXTENSIONS):
-        if data[at] == 0x2C:  # image descriptor
+    in_extension = False
+    for _ in range(_MOST_STEPS):
+        if in_extension:  # a chain of blocks, which an empty one ends
+            size = data[at]
+            in_extension = size > 0
+            at += 1 + size
+        elif data[at] == 0x21:
+            in_extension = True
+            at += 2
+        elif data[at] == 0x2C:  # image descriptor
             left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
             return max(width, left + frame_width), max(height, top + frame_height)
-        if data[at] != 0x21:  # neither is it an extension
+        else:
             break
-        at = _gif_after(data, at + 2)
     raise ValueError("no frame")
-
-
-def _gif_after(data: bytes, at: int) -> int:
-    """Where the chain of blocks that begins at ``at`` has ended; an empty block ends it."""
-    for _ in range(_MOST_STEPS):
-        size = data[at]
-        at += 1 + size
-        if not size:
-            return at
-    raise ValueError("an extension without end")
 
 
 def _gif_colours(flags: int) -> int:

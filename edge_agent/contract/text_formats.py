@@ -1,6 +1,7 @@
 """Numbers and points in time that applications write as text, and the one form in which models see them. Pure.
 
-The same text gives the same form on every Python from 3.10 on, in every locale.
+The same text gives the same form on every Python from 3.10 on. Names of months and days, in a pattern that has any, are
+those of the process's locale: English where nobody has set one, as in the agent.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _ISO = re.compile(
     r"(?P<offset>[Zz]|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
 )
 _DIRECTIVE = re.compile("%(.?)", re.DOTALL)
-# Those that mean the same in every locale and on every platform, and names of days and months.
+# Those that mean the same on every platform, and names of days and months.
 _DIRECTIVES = frozenset("YymdjHIMSfzpbBaA%")
 
 

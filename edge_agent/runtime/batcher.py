@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # Of requests that say nothing of their urgency: behind all that do.
 _LEAST_URGENT = 1 << 64
+# So many requests that have left may stay among the deadlines, however few wait.
+_FEW = 32
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -69,7 +71,7 @@ class Batcher(Generic[T]):
         self._preferred = frozenset(policy.preferred_rows)
         self._ranks: list[int] = []  # ascending
         self._queues: dict[int, collections.deque[Waiting[T]]] = {}
-        self._deadlines: list[tuple[int, int, Waiting[T]]] = []  # a heap; entries that left stay until they surface
+        self._deadlines: list[tuple[int, int, Waiting[T]]] = []  # a heap; entries that left stay a while
         self._numbers = itertools.count()
         self._size = 0
 
@@ -94,6 +96,9 @@ class Batcher(Generic[T]):
         entry.queued = True
         self._size += 1
         if entry.deadline_ns:
+            if len(self._deadlines) >= 2 * self._size + _FEW:  # else those that left would keep their tensors alive
+                self._deadlines = [each for each in self._deadlines if each[2].queued]
+                heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (entry.deadline_ns, next(self._numbers), entry))
         return dropped
 

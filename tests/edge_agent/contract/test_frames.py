@@ -173,6 +173,12 @@ def test_values_that_do_not_fill_their_shape_are_refused(shape: tuple[int, ...],
         frames.array_of(values)
 
 
+@pytest.mark.parametrize("datatype", [Datatype.FP32, Datatype.BYTES, Datatype.BOOL])
+def test_tensors_without_elements_and_with_axes_beyond_numpy_s_are_refused(datatype: Datatype) -> None:
+    with pytest.raises(MessageError, match=f"{datatype.value} of shape"):
+        frames.array_over(memoryview(b""), datatype, (2**63, 0))
+
+
 def test_a_tensor_that_no_datatype_fits_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(MessageError, match="complex64"):
         infer({"x": np.zeros(2, dtype=np.complex64)})

@@ -57,6 +57,8 @@ def test_headers_without_end_are_given_up() -> None:
     endless = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
     assert read_image_header(endless + b"\x21\xfe" + b"\x01a" * 1_000_000) is None
     assert read_image_header(endless + b"\x21\xfe\x00" * 1_000_000) is None
+    many = (b"\x21\xfe" + b"\x01a" * 400 + b"\x00") * 30  # no chain of blocks is long, all of them together are
+    assert read_image_header(endless + many + b"\x2c" + struct.pack("<HHHH", 0, 0, 1, 1)) is None
 
 
 @fast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -31,6 +32,24 @@ def filled(policy: Batching, *entries: Waiting[str]) -> Batcher[str]:
 
 def taken(batcher: Batcher[str], now_ns: int = 0, *, running: bool = False) -> list[str]:
     return [entry.work for entry in batcher.take(now_ns, running=running)]
+
+
+class Tensors:
+    """What a request holds of the memory."""
+
+
+def test_requests_that_have_run_are_forgotten_long_before_their_deadline() -> None:
+    """Though one that never gets its turn stands before them among the deadlines."""
+    batcher: Batcher[Tensors] = Batcher(Batching(max_rows=1), "digits")
+    batcher.add(Waiting(Tensors(), 1, "a", 0, 0, 10 * MS))
+    held: weakref.WeakSet[Tensors] = weakref.WeakSet()
+    for _ in range(1000):
+        tensors = Tensors()
+        held.add(tensors)
+        batcher.add(Waiting(tensors, 1, "a", 1, 0, 60_000 * MS))
+        assert [entry.work for entry in batcher.take(0, running=False)] == [tensors]
+    assert len(held) < 100
+    assert len(batcher.expired(10 * MS)) == 1
 
 
 def test_without_a_delay_what_waits_goes_together() -> None:

@@ -59,13 +59,14 @@ from edge_agent.runtime import cpus
 from edge_agent.runtime.loaded import load
 from edge_agent.runtime.package import Package
 loaded = load(Package.open(Path(sys.argv[1]), verify=True), threads=3)
-allowed = {
-    line.split()[1]
-    for task in Path("/proc/self/task").iterdir()
-    for line in (task / "status").read_text().splitlines()
-    if line.startswith("Cpus_allowed_list")
-}
-print(json.dumps({"cpus": cpus.available(), "threads": len(os.listdir("/proc/self/task")), "allowed": sorted(allowed)}))
+allowed = []
+for task in Path("/proc/self/task").iterdir():
+    try:
+        lines = (task / "status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        continue  # a thread that ended this moment
+    allowed += [line.split()[1] for line in lines if line.startswith("Cpus_allowed_list")]
+print(json.dumps({"cpus": cpus.available(), "threads": len(allowed), "allowed": sorted(set(allowed))}))
 """
 
 
