@@ -160,8 +160,8 @@ def test_who_never_reads_is_answered_no_further_and_takes_no_memory(
 
 
 @pytest.mark.parametrize("transport", _SOCKETS)
-def test_ten_thousand_requests_in_one_piece_are_all_answered(device: AttackedAgent, transport: str, count: int) -> None:
-    before, count = device.counts(), 10_000
+def test_thousands_of_requests_in_one_piece_are_all_answered(device: AttackedAgent, transport: str) -> None:
+    before, count = device.counts(), 10_000 if transport == "tcp" else 2_000
     data = whole_request(transport, Request())
     with device.connect(transport) as connection, connection.makefile("rb") as reader:
         sender = threading.Thread(target=connection.sendall, args=(data * count,))
