@@ -14,6 +14,8 @@ from edge_agent.contract.tensors import Datatype, pack_bytes, unpack_bytes
 
 Buffer = bytes | bytearray | memoryview
 
+MAX_AXES = 32
+
 
 def read_binary(name: str, datatype: Datatype, shape: tuple[int, ...], data: memoryview) -> NDArray[Any]:
     """The array in raw bytes: a view on them where it can be one, read-only or not as they are.
@@ -36,6 +38,25 @@ def read_binary(name: str, datatype: Datatype, shape: tuple[int, ...], data: mem
     if not flat.flags.aligned:  # not every processor reads floats at odd addresses; 30 us for 600 KB, flat as it is
         flat = flat.copy()
     return flat.reshape(shape)
+
+
+def check_axes(name: str, shape: tuple[int, ...], *, max_rows: int) -> None:
+    """Refuse a shape that no tensor of a request can have.
+
+    Args:
+        max_rows: Most rows, which axis 0 counts.
+    Raises:
+        SignatureMismatch: Too many axes, none, or an empty one.
+        MalformedRequest: Too many rows.
+    """
+    if not 0 < len(shape) <= MAX_AXES or min(shape) < 1:
+        detail = f"needs 1 to {MAX_AXES} axes, each at least 1, got {list(shape[: MAX_AXES + 1])}"
+        raise SignatureMismatch(name, rule="shape", detail=detail)
+    if shape[0] > max_rows:
+        raise MalformedRequest(
+            f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's settings): "
+            "send fewer rows per request"
+        )
 
 
 def check_size(name: str, datatype: Datatype, shape: tuple[int, ...], size: int) -> None:

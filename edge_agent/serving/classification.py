@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.manifest import Classification
+from edge_agent.contract.signature import Signature
+
 
 def classify(values: NDArray[Any], count: int, labels: Sequence[str] | None = None) -> NDArray[Any]:
     """The highest values of each row as ``value:index`` or ``value:index:label``.
@@ -40,3 +43,11 @@ def classify(values: NDArray[Any], count: int, labels: Sequence[str] | None = No
                 text = f"{text}:{labels[index]}"
             out[row, place] = text.encode()
     return out
+
+
+def class_labels(output: str, signature: Signature, task: Classification | None) -> Sequence[str] | None:
+    """The names of an output's classes, by index: the signature's, else the task's where it is about this output."""
+    for spec in signature.outputs:
+        if spec.name == output and spec.labels is not None:
+            return spec.labels
+    return task.labels if task is not None and task.output == output else None

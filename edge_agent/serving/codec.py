@@ -15,23 +15,38 @@ import msgspec
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import Violation, check_unit
-from edge_agent.contract.errors import CallerError, MalformedRequest, SignatureMismatch, Unsupported
+from edge_agent.contract.errors import MalformedRequest, SignatureMismatch
 from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from edge_agent.contract.text_encoding import as_sent
-from edge_agent.serving.binary_tensors import check_shape, check_size, read_binary, read_raw_body, write_binary
-from edge_agent.serving.classification import classify
-from edge_agent.serving.json_request import LARGE_BYTES, Head, Input, InputParameters, RequestParameters, read_head
+from edge_agent.serving.binary_tensors import (
+    MAX_AXES,
+    check_axes,
+    check_shape,
+    check_size,
+    read_binary,
+    read_raw_body,
+    write_binary,
+)
+from edge_agent.serving.classification import class_labels, classify
+from edge_agent.serving.json_request import (
+    LARGE_BYTES,
+    Head,
+    Input,
+    InputParameters,
+    RequestParameters,
+    read_head,
+    refuse_sequences,
+)
 from edge_agent.serving.json_tensors import read_json, read_values, write_json
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest, WantedOutput
 from edge_agent.serving.shared_memory import Regions
-from edge_agent.serving.wanted_outputs import read_outputs
+from edge_agent.serving.wanted_outputs import read_outputs, share
 
 Buffer = bytes | bytearray | memoryview
 
 MAX_ROWS: Final = 1024
-MAX_AXES: Final = 32
 # Joining so little costs less than another buffer to write.
 _JOINED_BYTES: Final = 16 * 1024
 _encode = msgspec.json.Encoder().encode
@@ -67,8 +82,7 @@ def decode_request(
     """
     if json_length == 0:
         spec, array = read_raw_body(body, signature)
-        if len(array) > max_rows:
-            raise _wrong_shape(spec.name, array.shape, max_rows)
+        check_axes(spec.name, array.shape, max_rows=max_rows)
         return InferenceRequest(id="", inputs={spec.name: array}, binary=True)
     if json_length is None:
         head, raw = read_head(body, signature), None
@@ -82,11 +96,8 @@ def decode_request(
     inputs = _read_inputs(head, raw, signature, max_rows, regions)
     flagged = _check_units(head, signature)
     told = head.parameters or _DEFAULTS
-    if told.sequence_id or told.sequence_start or told.sequence_end:
-        raise Unsupported(
-            "parameters: sequence_id, sequence_start and sequence_end ask for stateful sequences, which are not "
-            "offered here: send each row with all that the model needs"
-        )
+    if told is not _DEFAULTS:
+        refuse_sequences(told)
     outputs = None
     if head.outputs:
         outputs = read_outputs(head.outputs, signature, regions, inputs, binary=told.binary_data_output)
@@ -130,7 +141,7 @@ def encode_response(
         name = output.name
         array = answer.outputs[name]
         if output.classes:
-            array = classify(array, output.classes, _labels(name, signature, task))
+            array = classify(array, output.classes, class_labels(name, signature, task))
         datatype, datatype_name = _NAMED.get(array.dtype) or _named(array)
         tensor: dict[str, Any] = {"name": name, "datatype": datatype_name, "shape": array.shape}
         if output.region is not None:
@@ -144,7 +155,7 @@ def encode_response(
         described.append(tensor)
     parameters: dict[str, Any] = {"package": answer.package, "label_wanted": answer.label_wanted}
     if answer.violations:
-        parameters["violations"] = ";".join(f"{v.tensor}/{v.rule}/{v.policy}={v.rows}" for v in answer.violations)
+        parameters["violations"] = answer.violations_text
     head = _encode(
         {
             "model_name": answer.model,
@@ -170,8 +181,8 @@ def _read_inputs(
         name, shape = tensor.name, tensor.shape
         if name in inputs:
             raise SignatureMismatch(name, rule="name", detail="the request gives this input twice")
-        if not 0 < len(shape) <= MAX_AXES or min(shape) < 1 or shape[0] > max_rows:
-            raise _wrong_shape(name, shape, max_rows)
+        if not 0 < len(shape) <= MAX_AXES or min(shape) < 1 or shape[0] > max_rows:  # a call costs more than this
+            check_axes(name, shape, max_rows=max_rows)
         told = tensor.parameters
         if told is not None and (told.shared_memory_region is not None or told.binary_data_size is not None):
             array, size = _read_elsewhere(tensor, told, raw[at:] if raw is not None else _NOTHING, signature, regions)
@@ -237,37 +248,14 @@ def _check_units(head: Head[Any], signature: Signature) -> tuple[Violation, ...]
     return flagged
 
 
-def _wrong_shape(name: str, shape: tuple[int, ...], max_rows: int) -> CallerError:
-    if not 0 < len(shape) <= MAX_AXES or min(shape) < 1:
-        detail = f"needs 1 to {MAX_AXES} axes, each at least 1, got {list(shape[: MAX_AXES + 1])}"
-        return SignatureMismatch(name, rule="shape", detail=detail)
-    return MalformedRequest(
-        f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's settings): "
-        "send fewer rows per request"
-    )
-
-
 def _named(array: NDArray[Any]) -> tuple[Datatype, str]:
     datatype = Datatype.of(array.dtype)
     return datatype, datatype.value
 
 
-def _labels(name: str, signature: Signature, task: Classification | None) -> Sequence[str] | None:
-    for spec in signature.outputs:
-        if spec.name == name and spec.labels is not None:
-            return spec.labels
-    return task.labels if task is not None and task.output == name else None
-
-
 def _share(output: WantedOutput, data: Buffer, regions: Regions | None) -> dict[str, Any]:
     """Put an output into shared memory; the parameters that say so."""
-    if regions is None or output.region is None:
-        raise MalformedRequest(f"output '{output.name}': shared memory cannot be used here")
-    if len(data) > output.size:
-        raise MalformedRequest(
-            f"output '{output.name}': takes {len(data)} bytes, shared_memory_byte_size is {output.size}"
-        )
-    regions.write(output.region, output.offset, [data])
+    share(output, data, regions)
     parameters: dict[str, Any] = {
         "shared_memory_region": output.region,
         "shared_memory_byte_size": len(data),

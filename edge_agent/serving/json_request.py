@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from edge_agent.contract.errors import MalformedRequest
+from edge_agent.contract.errors import MalformedRequest, Unsupported
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from edge_agent.serving.request import MAX_ID_LENGTH
@@ -57,6 +57,19 @@ class RequestParameters(msgspec.Struct, gc=False):
     sequence_id: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
+
+
+def refuse_sequences(told: RequestParameters) -> None:
+    """Refuse a request that is part of a sequence.
+
+    Raises:
+        Unsupported: It is.
+    """
+    if told.sequence_id or told.sequence_start or told.sequence_end:
+        raise Unsupported(
+            "parameters: sequence_id, sequence_start and sequence_end ask for stateful sequences, which are not "
+            "offered here: send each row with all that the model needs"
+        )
 
 
 class Input(msgspec.Struct, Generic[D], gc=False):

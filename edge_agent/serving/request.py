@@ -78,6 +78,11 @@ class InferenceAnswer(NamedTuple):
     label_wanted: bool
     violations: tuple[Violation, ...]
 
+    @property
+    def violations_text(self) -> str:
+        """The violations as a parameter of the protocol carries them: ``image/range/clip=3;...``."""
+        return ";".join(f"{each.tensor}/{each.rule}/{each.policy}={each.rows}" for each in self.violations)
+
 
 def check_outputs(request: InferenceRequest, signature: Signature) -> None:
     """Refuse wanted outputs that the model does not have, before it runs.

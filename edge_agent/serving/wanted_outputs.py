@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
+from edge_agent.serving.binary_tensors import Buffer
 from edge_agent.serving.json_request import Output, OutputParameters
 from edge_agent.serving.request import WantedOutput
 from edge_agent.serving.shared_memory import Regions
@@ -59,6 +60,25 @@ def read_outputs(
     return tuple(wanted.values())
 
 
+def share(output: WantedOutput, data: Buffer, regions: Regions | None) -> None:
+    """Put the bytes of an output where the request wants them.
+
+    Raises:
+        MalformedRequest: They do not fit there.
+        UnknownRegion: Its shared memory is not registered any more.
+        StorageFull: No memory is left for it.
+    """
+    if regions is None or output.region is None:
+        raise MalformedRequest(f"output '{output.name}': shared memory cannot be used here")
+    if len(data) > output.size:
+        raise _too_small(output.name, len(data), output.size)
+    regions.write(output.region, output.offset, [data])
+
+
+def _too_small(name: str, needed: int, size: int) -> MalformedRequest:
+    return MalformedRequest(f"output '{name}': takes {needed} bytes, the request gives it {size} in shared memory")
+
+
 def _check_classes(spec: TensorSpec, told: OutputParameters) -> None:
     if spec.datatype in {Datatype.BYTES, Datatype.BOOL}:
         raise MalformedRequest(
@@ -78,7 +98,7 @@ def _shared(spec: TensorSpec, told: OutputParameters, regions: Regions | None, r
         raise MalformedRequest(f"output '{name}': shared memory cannot be used here")
     needed = _needed_bytes(spec, rows)
     if needed is not None and needed > size:
-        raise MalformedRequest(f"output '{name}': takes {needed} bytes, shared_memory_byte_size is {size}")
+        raise _too_small(name, needed, size)
     regions.check(region, told.shared_memory_offset, size)
     return WantedOutput(name, region=region, offset=told.shared_memory_offset, size=size)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -26,20 +25,13 @@ from edge_agent.contract.frames import Buffer
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.access import Access, App
 from edge_agent.serving.admission import Admission, HeldRoom
-from edge_agent.serving.frames.tensors import (
-    SharedMemory,
-    answer_parts,
-    gives_much_text,
-    has_much_text,
-    inference_request,
-)
+from edge_agent.serving.frames.tensors import answer_parts, gives_much_text, has_much_text, inference_request
 from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.labels import LabelSink, asked_model, keep_label
 from edge_agent.serving.peer import Peer
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
+from edge_agent.serving.shared_memory import Regions
 from edge_agent.serving.waking import lease_awake
-
-log = logging.getLogger(__name__)
 
 Parts = list[Buffer]
 Later = Coroutine[Any, Any, Parts]
@@ -62,7 +54,7 @@ class FrameHandler:
         repository: Waker,
         inference: Inference,
         feedback: LabelSink,
-        regions: SharedMemory,
+        regions: Regions,
         access: Access,
         admission: Admission,
         agent_version: str,

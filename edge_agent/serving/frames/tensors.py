@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -11,26 +11,16 @@ from edge_agent.contract.errors import MalformedRequest, MessageError, Signature
 from edge_agent.contract.frame_messages import Infer, Inferred, Values, Wanted
 from edge_agent.contract.frames import Buffer
 from edge_agent.contract.signature import Signature
-from edge_agent.contract.tensors import Datatype, pack_bytes
-from edge_agent.serving.binary_tensors import check_shape
+from edge_agent.contract.tensors import Datatype
+from edge_agent.serving.binary_tensors import check_axes, check_shape, write_binary
+from edge_agent.serving.json_request import Output, OutputParameters
 from edge_agent.serving.request import MAX_ID_LENGTH, InferenceAnswer, InferenceRequest, WantedOutput
+from edge_agent.serving.shared_memory import Regions
+from edge_agent.serving.wanted_outputs import read_outputs, share
 
 # Taking more text apart, or putting more of it together, takes longer than a hand-over to a thread.
 _LARGE_BYTES = 64 * 1024
 _LARGE_ELEMENTS = 8 * 1024
-
-
-class SharedMemory(Protocol):
-    """Registered shared memory; see :class:`edge_agent.serving.shared_memory.Regions`."""
-
-    def check(self, name: str, offset: int, size: int) -> None:
-        """Raise where ``size`` bytes at ``offset`` do not lie within a region."""
-
-    def read(self, name: str, offset: int, size: int) -> memoryview:
-        """A copy of bytes, aligned for every datatype."""
-
-    def write(self, name: str, offset: int, data: list[Buffer]) -> None:
-        """Put bytes there."""
 
 
 def has_much_text(frame: Infer) -> bool:
@@ -43,7 +33,7 @@ def gives_much_text(answer: InferenceAnswer) -> bool:
     return any(array.dtype.kind == "O" and array.size > _LARGE_ELEMENTS for array in answer.outputs.values())
 
 
-def inference_request(frame: Infer, signature: Signature, *, max_rows: int, regions: SharedMemory) -> InferenceRequest:
+def inference_request(frame: Infer, signature: Signature, *, max_rows: int, regions: Regions) -> InferenceRequest:
     """The request in a decoded frame, not yet checked against the model; its inputs are views on the frame.
 
     Args:
@@ -51,7 +41,7 @@ def inference_request(frame: Infer, signature: Signature, *, max_rows: int, regi
         max_rows: Rows that a request may hold.
         regions: Where inputs in shared memory are read.
     Raises:
-        MalformedRequest: A name is too long, too many rows, an output that is wanted twice.
+        MalformedRequest: A name is too long, too many rows, an output that cannot be given as it is wanted.
         SignatureMismatch: A tensor's values do not fill its own shape.
         UnknownRegion: Its shared memory is not registered.
     """
@@ -66,7 +56,7 @@ def inference_request(frame: Infer, signature: Signature, *, max_rows: int, regi
     return InferenceRequest(
         id=frame.request,
         inputs=inputs,
-        outputs=_wanted(frame.outputs, regions) if frame.outputs is not None else None,
+        outputs=_wanted(frame.outputs, signature, regions, inputs) if frame.outputs else None,
         binary=True,
         monitored=frame.monitor,
         group=frame.group,
@@ -75,9 +65,7 @@ def inference_request(frame: Infer, signature: Signature, *, max_rows: int, regi
     )
 
 
-def answer_parts(
-    number: int, request: InferenceRequest, answer: InferenceAnswer, *, regions: SharedMemory
-) -> list[Buffer]:
+def answer_parts(number: int, request: InferenceRequest, answer: InferenceAnswer, *, regions: Regions) -> list[Buffer]:
     """The frame of an answer, in parts; outputs that are wanted in shared memory are put there.
 
     Raises:
@@ -107,16 +95,9 @@ def _size(values: Values) -> int:
     return len(values.data) if isinstance(values.data, memoryview) else values.size
 
 
-def _input(values: Values, signature: Signature, max_rows: int, regions: SharedMemory) -> NDArray[Any]:
+def _input(values: Values, signature: Signature, max_rows: int, regions: Regions) -> NDArray[Any]:
     shape = values.shape
-    if len(shape) > frames.MAX_AXES or (shape and min(shape) < 1):
-        detail = f"needs 1 to {frames.MAX_AXES} axes, each at least 1, got {list(shape[: frames.MAX_AXES + 1])}"
-        raise SignatureMismatch(values.name, rule="shape", detail=detail)
-    if shape and shape[0] > max_rows:
-        raise MalformedRequest(
-            f"input '{values.name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's "
-            "settings): send fewer rows per request"
-        )
+    check_axes(values.name, shape, max_rows=max_rows)
     if _size(values) > _LARGE_BYTES:
         check_shape(values.name, shape, signature)
     try:
@@ -129,28 +110,28 @@ def _input(values: Values, signature: Signature, max_rows: int, regions: SharedM
         raise SignatureMismatch(values.name, rule="shape", detail=str(error)) from error
 
 
-def _wanted(outputs: list[Wanted], regions: SharedMemory) -> tuple[WantedOutput, ...] | None:
-    """The outputs wanted, their shared memory known to be there before the model runs; None for all."""
-    seen: dict[str, WantedOutput] = {}
-    for output in outputs:
-        if output.name in seen:
-            raise MalformedRequest(f"output '{output.name}': the request wants it twice")
-        if output.region:
-            regions.check(output.region, output.offset, output.size)
-        seen[output.name] = WantedOutput(
-            output.name, binary=True, region=output.region or None, offset=output.offset, size=output.size
+def _wanted(
+    outputs: list[Wanted], signature: Signature, regions: Regions, inputs: dict[str, NDArray[Any]]
+) -> tuple[WantedOutput, ...] | None:
+    """The outputs wanted; None for all."""
+    described = [
+        Output(
+            each.name,
+            OutputParameters(
+                shared_memory_region=each.region,
+                shared_memory_offset=each.offset,
+                shared_memory_byte_size=each.size,
+            )
+            if each.region
+            else None,
         )
-    return tuple(seen.values()) or None
+        for each in outputs
+    ]
+    return read_outputs(described, signature, regions, inputs, binary=True) or None
 
 
-def _into_region(wanted: WantedOutput, array: NDArray[Any], regions: SharedMemory) -> Values:
+def _into_region(wanted: WantedOutput, array: NDArray[Any], regions: Regions) -> Values:
     datatype = Datatype.of(array.dtype)
-    data: Buffer = pack_bytes(array) if datatype is Datatype.BYTES else array.tobytes()
-    if len(data) > wanted.size:
-        raise MalformedRequest(
-            f"output '{wanted.name}': takes {len(data)} bytes, the request gives it {wanted.size} in shared memory "
-            f"region '{wanted.region}'"
-        )
-    region = wanted.region or ""
-    regions.write(region, wanted.offset, [data])
-    return Values(wanted.name, datatype, array.shape, region=region, offset=wanted.offset, size=len(data))
+    data = write_binary(array, datatype)
+    share(wanted, data, regions)
+    return Values(wanted.name, datatype, array.shape, region=wanted.region or "", offset=wanted.offset, size=len(data))

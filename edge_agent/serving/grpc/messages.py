@@ -10,21 +10,27 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.errors import MalformedRequest, SignatureMismatch, Unsupported
+from edge_agent.contract.checking import Violation, check_unit
+from edge_agent.contract.errors import MalformedRequest, SignatureMismatch
 from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
-from edge_agent.serving.binary_tensors import check_shape, check_size, read_binary, write_binary
-from edge_agent.serving.classification import classify
+from edge_agent.serving.binary_tensors import check_axes, check_shape, check_size, read_binary, write_binary
+from edge_agent.serving.classification import class_labels, classify
 from edge_agent.serving.grpc import oip_pb2 as oip
-from edge_agent.serving.json_request import InputParameters, Output, OutputParameters, RequestParameters
+from edge_agent.serving.json_request import (
+    InputParameters,
+    Output,
+    OutputParameters,
+    RequestParameters,
+    refuse_sequences,
+)
 from edge_agent.serving.json_tensors import check_count
 from edge_agent.serving.request import MAX_ID_LENGTH, InferenceAnswer, InferenceRequest, WantedOutput
 from edge_agent.serving.shared_memory import Regions
-from edge_agent.serving.wanted_outputs import read_outputs
+from edge_agent.serving.wanted_outputs import read_outputs, share
 
 T = TypeVar("T")
-_MAX_AXES = 32
 # Making elements of more text or numbers takes longer than a hand-over to a thread.
 _LARGE_BYTES = 64 * 1024
 _LARGE_ELEMENTS = 8 * 1024
@@ -77,11 +83,8 @@ def inference_request(
     if len(message.id) > MAX_ID_LENGTH:
         raise MalformedRequest(f"id: at most {MAX_ID_LENGTH} characters, got {len(message.id)}")
     told = _told("parameters", message.parameters, RequestParameters)
-    if told.sequence_id or told.sequence_start or told.sequence_end:
-        raise Unsupported(
-            "parameters: sequence_id, sequence_start and sequence_end: stateful sequences are not offered"
-        )
-    inputs = _read_inputs(message, signature, max_rows, regions)
+    refuse_sequences(told)
+    inputs, flagged = _read_inputs(message, signature, max_rows, regions)
     outputs: tuple[WantedOutput, ...] | None = None
     if message.outputs:
         wanted = [
@@ -98,6 +101,7 @@ def inference_request(
         told.group,
         told.priority,
         told.timeout,
+        flagged,
     )
 
 
@@ -118,27 +122,18 @@ def inference_response(
     message.parameters["package"].string_param = answer.package
     message.parameters["label_wanted"].bool_param = answer.label_wanted
     if answer.violations:
-        message.parameters["violations"].string_param = ";".join(
-            f"{v.tensor}/{v.rule}/{v.policy}={v.rows}" for v in answer.violations
-        )
-    labels = {spec.name: spec.labels for spec in signature.outputs}
-    if task is not None:
-        labels[task.output] = labels.get(task.output) or task.labels
+        message.parameters["violations"].string_param = answer.violations_text
     for wanted in request.outputs or [WantedOutput(name) for name in answer.outputs]:
         array = answer.outputs[wanted.name]
         if wanted.classes:
-            array = classify(array, wanted.classes, labels.get(wanted.name))
+            array = classify(array, wanted.classes, class_labels(wanted.name, signature, task))
         datatype = Datatype.of(array.dtype)
         output = message.outputs.add(name=wanted.name, datatype=datatype.value, shape=array.shape)
         data = write_binary(array, datatype)
         if wanted.region is None:
             message.raw_output_contents.append(bytes(data))
             continue
-        if len(data) > wanted.size:
-            raise MalformedRequest(
-                f"output '{wanted.name}': takes {len(data)} bytes, shared_memory_byte_size is {wanted.size}"
-            )
-        regions.write(wanted.region, wanted.offset, [data])
+        share(wanted, data, regions)
         output.parameters["shared_memory_region"].string_param = wanted.region
         output.parameters["shared_memory_byte_size"].int64_param = len(data)
         if wanted.offset:
@@ -166,37 +161,36 @@ def _told(where: str, found: Mapping[str, Any], kind: type[T]) -> T:
 
 def _read_inputs(
     message: oip.ModelInferRequest, signature: Signature, max_rows: int, regions: Regions
-) -> dict[str, NDArray[Any]]:
+) -> tuple[dict[str, NDArray[Any]], tuple[Violation, ...]]:
+    """The inputs, and the units that differ and are let through."""
     inputs: dict[str, NDArray[Any]] = {}
+    flagged: tuple[Violation, ...] = ()
     raw = iter(message.raw_input_contents) if message.raw_input_contents else None
     for tensor in message.inputs:
         name, shape = tensor.name, tuple(tensor.shape)
         if name in inputs:
             raise SignatureMismatch(name, rule="name", detail="the request gives this input twice")
-        if not 0 < len(shape) <= _MAX_AXES or min(shape) < 1:
-            detail = f"needs 1 to {_MAX_AXES} axes, each at least 1, got {list(shape[: _MAX_AXES + 1])}"
-            raise SignatureMismatch(name, rule="shape", detail=detail)
-        if shape[0] > max_rows:
-            raise MalformedRequest(
-                f"input '{name}': {shape[0]} rows, the limit is {max_rows} (max_rows under [api] in the agent's "
-                "settings): send fewer rows per request"
-            )
+        check_axes(name, shape, max_rows=max_rows)
         if math.prod(shape) > _LARGE_ELEMENTS:
             check_shape(name, shape, signature)
-        inputs[name] = _read_input(tensor, shape, raw, regions)
+        told = _told(f"input '{name}': parameters", tensor.parameters, InputParameters) if tensor.parameters else None
+        inputs[name] = _read_input(tensor, told, shape, raw, regions)
+        if told is not None and told.unit is not None:
+            found = check_unit(signature.input(name), told.unit, rows=shape[0])
+            flagged += (found,) if found is not None else ()
     if raw is not None and next(raw, None) is not None:
         raise MalformedRequest("raw_input_contents: more entries than inputs outside of shared memory")
-    return inputs
+    return inputs, flagged
 
 
 def _read_input(
     tensor: oip.ModelInferRequest.InferInputTensor,
+    told: InputParameters | None,
     shape: tuple[int, ...],
     raw: Iterator[bytes] | None,
     regions: Regions,
 ) -> NDArray[Any]:
     name, datatype = tensor.name, _datatype(tensor)
-    told = _told(f"input '{name}': parameters", tensor.parameters, InputParameters) if tensor.parameters else None
     if told is not None and told.shared_memory_region is not None:
         size = told.shared_memory_byte_size
         if size is None:

@@ -170,7 +170,7 @@ def test_tritonclient_uses_shared_memory_both_ways(client: Any, region: tuple[st
     found = shm.get_contents_as_numpy(handle, np.float32, [4, 10], offset=4000)
     np.testing.assert_allclose(found, _expected(images), atol=1e-6)
     wanted.set_shared_memory("r", 159)
-    with pytest.raises(InferenceServerException, match="takes 160 bytes, shared_memory_byte_size is 159"):
+    with pytest.raises(InferenceServerException, match="takes 160 bytes, the request gives it 159 in shared memory"):
         client.infer("digits", [given], outputs=[wanted])
     given.set_shared_memory("r", images.nbytes, offset=8000)
     with pytest.raises(InferenceServerException, match="the region has 8192"):

@@ -302,7 +302,11 @@ def test_an_input_that_is_not_there_is_refused(
 @pytest.mark.parametrize(
     ("told", "error", "text"),
     [
-        ({"shared_memory_byte_size": 7}, MalformedRequest, "output 'y': takes 8 bytes, shared_memory_byte_size is 7"),
+        (
+            {"shared_memory_byte_size": 7},
+            MalformedRequest,
+            "output 'y': takes 8 bytes, the request gives it 7 in shared memory",
+        ),
         ({}, MalformedRequest, "output 'y': shared_memory_region needs a shared_memory_byte_size"),
         ({"shared_memory_byte_size": 101}, MalformedRequest, "reach to byte 101, the region has 100"),
         ({"shared_memory_byte_size": 8, "shared_memory_region": "s"}, UnknownRegion, "'s' is not registered"),
@@ -328,7 +332,7 @@ def test_an_output_of_unknown_size_is_refused_before_anything_is_written(regions
     asked = InferenceRequest("i", {}, (WantedOutput("y", region="r", size=10),))
     answer = InferenceAnswer("m", "1", "0", "i", {"y": np.array([b"seven b"], dtype=object)}, False, ())
     before = path.read_bytes()
-    with pytest.raises(MalformedRequest, match="output 'y': takes 11 bytes, shared_memory_byte_size is 10"):
+    with pytest.raises(MalformedRequest, match="output 'y': takes 11 bytes, the request gives it 10 in shared memory"):
         encode_response(asked, answer, signature(Datatype.BYTES, (None, None)), regions)
     assert path.read_bytes() == before
     regions.unregister("r")

@@ -96,7 +96,7 @@ def test_who_asks_too_often_is_told_when_to_ask_again(folder: Path) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             ask(device, right())
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert {pair.key: pair.value for pair in refused.value.trailing_metadata()}["retry-after"] == "4"
+        assert {pair.key: str(pair.value) for pair in refused.value.trailing_metadata()}["retry-after"] == "4"
 
 
 @contextlib.contextmanager
