@@ -73,7 +73,7 @@ class AsyncClient:
         """Close the connection; requests that are not answered fail, a later one opens another."""
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream.transport.close()
+            stream.transport.abort()  # not close(): that waits for an agent that reads no more
             await stream.closed
 
     async def infer(
@@ -221,8 +221,12 @@ class _Stream(asyncio.BufferedProtocol):
 
     async def ask(self, number: int, parts: Sequence[Buffer], timeout_s: float) -> frame_messages.Answer:
         """Send a request and wait for the answer with its number."""
+        until = self._loop.time() + timeout_s
         if not self._writable.is_set():
-            await self._writable.wait()
+            try:
+                await asyncio.wait_for(self._writable.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                raise DeadlineExceeded(f"{self._path}: the agent did not take a request in {timeout_s:g} s") from None
         if self.closed.done() or self.transport.is_closing():
             raise ConnectionEnded(f"{self._path}: the agent has closed the connection")
         future: asyncio.Future[frame_messages.Answer] = self._loop.create_future()
@@ -231,7 +235,7 @@ class _Stream(asyncio.BufferedProtocol):
             self.transport.write(parts[0])
         else:
             self.transport.writelines(parts)
-        timer = self._loop.call_later(timeout_s, self._give_up, future, timeout_s)
+        timer = self._loop.call_at(until, self._give_up, future, timeout_s)
         try:
             return await future
         finally:

@@ -295,6 +295,18 @@ async def test_the_asynchronous_client_connects_again_when_the_agent_has_restart
             await client.ping()
 
 
+async def test_the_asynchronous_client_gives_an_agent_up_that_does_not_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "mute.sock")
+    large = {"image": np.zeros((4000, 640), dtype=np.float32)}  # more than the kernel takes unread
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(path)
+        mute.listen()
+        async with AsyncClient(path, timeout_s=0.1) as client:
+            for why in ("no answer", "did not take a request"):
+                with pytest.raises(DeadlineExceeded, match=why):
+                    await client.infer("digits", large)
+
+
 async def test_the_asynchronous_client_tells_why_it_was_cut_off(shared: FramesDevice) -> None:
     async with AsyncClient(shared.path) as client:
         with pytest.raises((FrameTooLarge, NetworkError)):

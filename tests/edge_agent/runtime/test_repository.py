@@ -401,7 +401,7 @@ def test_a_pipeline_is_not_blamed_for_a_step_that_cannot_be_woken(new_device: Ne
     device.repository.start()
     _sleep(device, "scaler")
     (device.models / "scaler" / "model.onnx").write_bytes(b"rotten")
-    with pytest.raises(ModelUnavailable, match="pipeline 'reader' needs its step 'scaler': .*expected sha256"):
+    with pytest.raises(ModelUnavailable, match=r"pipeline 'reader' needs its step 'scaler': .*expected sha256"):
         device.repository.prepare(make_pipeline_package(tmp_path / "reader"))
 
 
