@@ -110,7 +110,9 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._work()
 
     def eof_received(self) -> bool:
-        """The client sends no more: the transport closes."""
+        """The client sends no more: the transport closes, once it has sent what is left."""
+        self._give_up()
+        self._blocked_at = self._loop.time()
         return False
 
     def pause_writing(self) -> None:

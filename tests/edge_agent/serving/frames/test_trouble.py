@@ -190,6 +190,25 @@ def test_a_client_that_does_not_read_its_answers_is_not_answered_further_and_the
         assert is_alive(device, connect)
 
 
+def test_a_client_that_half_closes_and_does_not_read_is_cut_off_as_soon_as_any(
+    tmp_path: Path, connect: Connect
+) -> None:
+    limits = FrameLimits(frame_bytes=1_000_000, frame_s=0.3, idle_s=600.0)
+    with serving_frames(tmp_path, limits=limits, sweep_s=0.02) as device:
+        clients = []
+        statistics = device.slots.get("echo").statistics
+        # Some of these answers leave more unsent than pauses the writing, others less.
+        for size in range(180_000, 400_000, 20_000):
+            raw = connect(device)
+            clients.append(raw)
+            text = {"text": np.array([["x" * size]], dtype=object)}
+            raw.send(b"".join(frames.encode_tensors(Infer(v=1, id=1, model="echo", inputs=[]), text)))
+            until(lambda: statistics.snapshot().success_count == len(clients))
+            raw.socket.shutdown(socket.SHUT_WR)
+        until(lambda: len(device.connections) == 0)
+        assert nothing_is_held(device)
+
+
 def test_a_client_that_reads_slowly_gets_every_answer(device: FramesDevice, connect: Connect) -> None:
     raw = connect(device)
     raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
