@@ -56,7 +56,7 @@ class _Slot:
 
     Args:
         loaded: What serves; ``earlier``: what did last, for its counts; ``leaving``: closed when its leases end.
-        asleep: Not loaded because nobody asked; the next request wakes it.
+        asleep: Not loaded because nobody asked; unless it is unavailable meanwhile, the next request wakes it.
     """
 
     digest: str
@@ -68,8 +68,12 @@ class _Slot:
     leaving: LoadedModel | None = None
 
     @property
+    def wakes(self) -> bool:
+        return self.asleep and self.state is not ModelState.UNAVAILABLE
+
+    @property
     def usable(self) -> bool:
-        return self.loaded is not None or self.asleep
+        return self.loaded is not None or self.wakes
 
 
 class Slots:
@@ -208,7 +212,6 @@ class Slots:
             slot.reason = reason
             if slot.loaded is None:
                 slot.state, slot.digest = state, digest
-                slot.asleep = slot.asleep and state is not ModelState.UNAVAILABLE
             if installed:
                 self._installed[model] = version
             self._settle(model)
@@ -358,11 +361,11 @@ class Slots:
                 return error
             if slot.loaded is not None:
                 return ModelUnavailable(f"model '{model}' was loaded this very moment: ask again", asleep=True)
-            cure = "the next request loads it" if slot.asleep else "load it, or ask for another version"
+            cure = "the next request loads it" if slot.wakes else "load it, or ask for another version"
             state = slot.state.value.lower()
             return ModelUnavailable(
                 f"model '{model}' version '{wanted}' is {state}: {slot.reason or 'not loaded'}; {cure}",
-                asleep=slot.asleep,
+                asleep=slot.wakes,
             )
 
     def _retire(self, old: LoadedModel) -> None:

@@ -274,6 +274,23 @@ def _sleep(device: Device, model: str = "digits") -> LoadedModel:
     return loaded
 
 
+def test_a_model_whose_package_breaks_and_mends_while_it_sleeps_sleeps_on(device: Device) -> None:
+    """As when somebody copies a folder in place while somebody else looks at the index."""
+    package = device.add("1")
+    device.repository.start()
+    _sleep(device)
+    manifest = (package.folder / "manifest.json").read_bytes()
+    (package.folder / "manifest.json").write_bytes(manifest[:100])
+    assert device.entry().state is ModelState.UNAVAILABLE
+    with pytest.raises(ModelUnavailable, match="manifest") as caught:
+        device.slots.get("digits")
+    assert not caught.value.asleep
+    (package.folder / "manifest.json").write_bytes(manifest)
+    assert device.entry().state is ModelState.UNLOADED
+    device.repository.wake("digits")
+    assert device.entry().state is ModelState.READY
+
+
 def test_many_who_wait_for_a_sleeping_model_wait_for_one_load(device: Device) -> None:
     device.add("1")
     device.repository.start()
