@@ -8,10 +8,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.serving.rows import Row
+from benchmarks.serving.rows import QUIET_PERCENT, Row
 from benchmarks.serving.verdicts import Verdict
 
-_QUIET_PERCENT = 5.0
 _HEAD = (
     f"{'target':<27}{'model':<7}{'transport':<15}{'conn':>5}{'req/s':>9}{'p50 us':>9}{'p99 us':>9}{'added us':>9}"
     f"{'cpu us':>8}{'% raw':>7}{'MB':>6}{'start s':>8}{'others %':>9}"
@@ -45,7 +44,7 @@ def print_table(rows: Sequence[Row], missing: Sequence[tuple[str, str]]) -> None
 def print_verdicts(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
     """Each goal, what was measured, and whether it is met; and whether the machine was quiet enough to say so."""
     others = statistics.median([row.others_percent for row in rows if row.cpu_us] or [0.0])
-    if others > _QUIET_PERCENT:
+    if others > QUIET_PERCENT:
         print(
             f"\nThis machine was not quiet: other programs took {others:.0f} % of the servers' core (median row).\n"
             "Latencies and rates are worse than the servers are; compare the processor time per request (cpu us)."
