@@ -32,7 +32,7 @@ class Row:
         cpu_us: Processor time of its processes per request: steadier than the rest on a busy machine.
         others_percent: Share of the servers' core that other programs took meanwhile: where it is not about 0, the
             machine was busy, and the figures are worse than the server is.
-        raw_per_s: Rate of the raw run measured beside it.
+        raw_per_s: The highest rate of the raw run so far.
     """
 
     target: str
@@ -122,7 +122,7 @@ def server_rows(peer: Peer, model: Model, raw: RawRuns, *, python: str, core: in
         yield Row(
             peer.target, model.name, transport, connections, figures.requests_per_s, figures.p50_us, figures.p99_us,
             figures.p50_us - beside["p50_us"], rss_mb, process.start_s, best.cpu_us, best.others_percent,
-            beside["requests_per_s"],
+            raw.best_per_s,
         )  # fmt: skip
 
 
