@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
-from edge_agent.contract.errors import Busy, CallerError, MalformedRequest, ModelUnavailable
+from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.codec import decode_request, encode_response
@@ -26,7 +27,8 @@ _SMALL_BYTES: Final = 64 * 1024
 _PACKED_HERE_BYTES: Final = 8 * 1024
 # Elements that are written as JSON, or sorted by class, in the event loop.
 _WRITTEN_HERE: Final = 8 * 1024
-# What a packed body unpacks to was not in the room that it was promised, so only so many are held at once.
+# What a packed body unpacks to was not in the room that it was promised: of large ones so many are held at once, and
+# the others wait as they came.
 _MAX_UNPACKED: Final = 4
 _LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
@@ -56,7 +58,7 @@ class InferRoute:
         self._slots, self._inference, self._regions = slots, inference, regions
         self._lease_awake = functools.partial(lease_awake, slots, repository, inference)
         self._max_rows, self._body_limit_bytes = max_rows, body_limit_bytes
-        self._unpacked = 0
+        self._unpacking = asyncio.Semaphore(_MAX_UNPACKED)
 
     def __call__(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse | Awaitable[HttpResponse]:
         """The answer at once for a small body and a quick model, else later.
@@ -88,17 +90,11 @@ class InferRoute:
         encoding = request_encoding(request.headers.get(_ENCODING))
         if encoding is None:
             return await self._unpacked_later(request, request.body, model, version)
-        if self._unpacked >= _MAX_UNPACKED:
-            raise Busy(
-                f"{self._unpacked} packed bodies are being worked on, the limit: ask again in a moment, or send it as "
-                "it is"
-            )
-        self._unpacked += 1
-        try:
+        async with self._unpacking:
             body = await self._inference.in_thread(unpack, request.body, encoding, limit_bytes=self._body_limit_bytes)
-            return await self._unpacked_later(request, body, model, version)
-        finally:
-            self._unpacked -= 1
+            if len(body) > _SMALL_BYTES:
+                return await self._unpacked_later(request, body, model, version)
+        return await self._unpacked_later(request, body, model, version)
 
     async def _unpacked_later(
         self, request: HttpRequest, body: Buffer, model: str, version: str | None

@@ -104,6 +104,14 @@ def test_a_bomb_is_a_413_and_damage_a_400(shared: Device) -> None:
     assert (status, "truncated" in json.loads(body)["error"]) == (400, True)
 
 
+@pytest.mark.parametrize("rows", [1, 100])  # 1 KB as JSON, and 130 KB
+def test_many_packed_bodies_at_once_are_all_answered(shared: Device, rows: int) -> None:
+    body = gzip.compress(json.dumps(_asking(rows)).encode())
+    with ThreadPoolExecutor(24) as threads:
+        asked = [threads.submit(shared.ask, "POST", INFER, body, {"Content-Encoding": "gzip"}) for _ in range(96)]
+    assert {answered.result()[0] for answered in asked} == {200}
+
+
 @pytest.mark.parametrize("rows", [1, 20, 1000])
 def test_a_raw_body_of_one_tensor_is_answered_in_binary(shared: Device, rows: int) -> None:
     images, _ = _images(rows)
