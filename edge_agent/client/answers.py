@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import frame_messages, frames
@@ -103,7 +104,7 @@ def infer_frame(message: Infer, inputs: Tensors) -> list[Buffer]:
     """The frame of a request, in parts; large ones are views on the arrays.
 
     Raises:
-        MessageError: An array has no datatype of the Open Inference Protocol.
+        MessageError: A tensor is no array, or has no datatype of the Open Inference Protocol.
     """
     return frames.encode_tensors(message, {name: _sent(name, tensor) for name, tensor in inputs.items()})
 
@@ -157,6 +158,11 @@ def _sent(name: str, tensor: NDArray[Any] | InSharedMemory) -> NDArray[Any] | Va
     if isinstance(tensor, InSharedMemory):
         place = tensor
         return Values(name, place.datatype, place.shape, region=place.region, offset=place.offset, size=place.size)
+    if not isinstance(tensor, np.ndarray):
+        raise MessageError(
+            f"input '{name}': expected a numpy array, got {type(tensor).__name__}: make one of the model's datatype, "
+            "such as np.asarray(values, dtype=np.float32)"
+        )
     return tensor
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from edge_agent.config import AppSettings
 from edge_agent.contract.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthenticated
 from edge_agent.contract.names import is_name
-from edge_agent.serving.peer import Peer
+from edge_agent.serving.peer import Peer, Transport
 
 LOCAL = "local"
 _EVERY_MODEL = "*"
@@ -179,10 +179,12 @@ class Access:
                 "nobody here has this token; token_sha256 under [[api.apps]] in the agent's settings says who has which"
             )
         if peer.uid is not None:
-            return (
+            known = (
                 f"user {peer.uid}, group {peer.gid} is no application here: name its uid or gid under [[api.apps]] in "
-                "the agent's settings, or send a token: Authorization: Bearer TOKEN"
+                "the agent's settings"
             )
+            has_tokens = peer.transport is not Transport.FRAMES
+            return f"{known}, or send a token: Authorization: Bearer TOKEN" if has_tokens else known
         if self._open:
             return "only programs on this machine may ask: the agent's settings name no application ([[api.apps]])"
         return (

@@ -136,7 +136,12 @@ class Scheduler:
         now_ns = time.perf_counter_ns()
         for entry in queue.batcher.expired(now_ns):
             waited_ms = (now_ns - entry.arrived_ns) / 1e6
-            late = DeadlineExceeded(f"model '{queue.loaded.name}': waited {waited_ms:.1f} ms for its turn; not run")
+            limit_ms = (entry.deadline_ns - entry.arrived_ns) / 1e6
+            whose = "the request" if entry.work.request.timeout_us else "batching.timeout_us in the package's manifest"
+            late = DeadlineExceeded(
+                f"model '{queue.loaded.name}': waited {waited_ms:.1f} ms for its turn, and {whose} allows "
+                f"{limit_ms:.3g} ms; not run"
+            )
             self._refuse(queue, entry.work, late)
         while self._free and len(queue.batcher):
             batch = queue.batcher.take(now_ns, running=queue.running > 0)

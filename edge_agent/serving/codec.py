@@ -221,8 +221,13 @@ def _read_elsewhere(
         raise MalformedRequest(f"input '{name}': has both {' and '.join(both)}")
     if size is not None:
         if size > len(left):
+            advice = (
+                "say where the JSON ends, in the header Inference-Header-Content-Length"
+                if left is _NOTHING
+                else "truncated?"
+            )
             raise MalformedRequest(
-                f"input '{name}': binary_data_size is {size}, but {len(left)} bytes are left: truncated?"
+                f"input '{name}': binary_data_size is {size}, but {len(left)} bytes are left: {advice}"
             )
         if size > LARGE_BYTES:
             check_shape(name, tensor.shape, signature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Generic, TypeVar
 
@@ -106,6 +107,9 @@ class _LargeInput(msgspec.Struct, gc=False):
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_BAD_BYTE: Final = re.compile(r"\(byte (\d+)\)")
+# As Python's json and numpy write them; the decoder stops within the first letters.
+_NO_NUMBER: Final = re.compile(rb"(?i)[\s\[,:+-](nan|inf|infinity)\b")
 _any_data = msgspec.json.Decoder(Head[msgspec.Raw])
 # What nearly every request sends: flat lists of the model's kind of data, decoded in one pass with the rest.
 _integers: Final = msgspec.json.Decoder(Head[list[int]])
@@ -146,7 +150,9 @@ def read_head(data: Buffer, signature: Signature) -> Head[Any]:
                 return _any_data.decode(data)
         return head
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedRequest(f"the request's JSON: {error}{_hint(error)}") from error
+        if not data:
+            raise MalformedRequest("the body is empty: a request is JSON, or JSON followed by tensors") from error
+        raise MalformedRequest(f"the request's JSON: {error}{_hint(error, data)}") from error
 
 
 def _read_large(data: Buffer, signature: Signature) -> Head[Any]:
@@ -196,9 +202,17 @@ def _bounded(inputs: int, outputs: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(msgspec.defstruct("BoundedHead", fields))
 
 
-def _hint(error: Exception) -> str:
-    """What else to send, where a datatype is not ours."""
+def _hint(error: Exception, data: Buffer) -> str:
+    """What to send instead, where somebody is likely to have meant something."""
     text = str(error)
+    place = _BAD_BYTE.search(text)
+    if place is not None:
+        around = bytes(data[max(0, int(place[1]) - 6) : int(place[1]) + 16])
+        if _NO_NUMBER.search(around):
+            return "; JSON has no NaN and no infinities: send null for NaN, or the tensor in binary"
+        if text.startswith("JSON is malformed: trailing") and b"binary_data_size" in bytes(data[: int(place[1])]):
+            return "; bytes after the JSON need the header Inference-Header-Content-Length, which says where it ends"
+        return ""
     if "enum value" not in text:
         return ""
     if "'BF16'" in text:

@@ -78,6 +78,12 @@ def _refusal(listener: socket.socket, shown: str, error: OSError) -> AddressInUs
     listener.close()
     if error.errno == errno.EADDRINUSE:
         return AddressInUse(f"{shown}: already in use: stop the other program, or choose another address")
+    if error.errno == errno.ENOENT:
+        folder = Path(shown).parent
+        return ConfigurationError(
+            f"{shown}: the folder {folder} is not there: make it (under systemd, RuntimeDirectory={folder.name} makes "
+            f"/run/{folder.name} at each start)"
+        )
     return ConfigurationError(f"{shown}: cannot listen there: {error}")
 
 

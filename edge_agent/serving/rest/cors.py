@@ -75,10 +75,7 @@ class Origins:
         if origin is None or request.method in ("GET", "HEAD") or self.permits(origin):
             return
         if not _same_host(origin, headers.get(b"host", b"")):
-            raise Forbidden(
-                f"pages of {_shown(origin)} may not ask this device: name the origin in cors_origins under [api] in "
-                "the agent's settings"
-            )
+            raise _not_allowed(origin)
 
     def answer_headers(self, request: HttpRequest) -> Headers:
         """What an answer says to the browser; nothing where no origin is allowed, or the request names none."""
@@ -95,12 +92,17 @@ class Origins:
         """The answer to a preflight (Fetch standard, 3.2.2), or None where the request is none.
 
         It lacks what every answer to a page says: :meth:`answer_headers`.
+
+        Raises:
+            Forbidden: It asks for an origin that is not allowed.
         """
         if request.method != "OPTIONS" or b"access-control-request-method" not in request.headers:
             return None
         origin = request.headers.get(b"origin")
-        if origin is None or not self.permits(origin):
+        if origin is None:
             return None
+        if not self.permits(origin):
+            raise _not_allowed(origin)
         granted = (
             (b"access-control-allow-methods", _METHODS),
             (b"access-control-allow-headers", _HEADERS),
@@ -119,6 +121,13 @@ class Origins:
     def _names_this_machine(self, host: bytes) -> bool:
         name = _hostname(host.decode("latin-1"))
         return name in self._named or "." not in name or name.endswith(_PRIVATE) or _is_address(name)
+
+
+def _not_allowed(origin: bytes) -> Forbidden:
+    return Forbidden(
+        f"pages of {_shown(origin)} may not ask this device: name the origin in cors_origins under [api] in the "
+        "agent's settings"
+    )
 
 
 def _hostname(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 from edge_agent.serving.access import App
@@ -16,6 +17,7 @@ from edge_agent.serving.rest.repository_routes import RepositoryRoutes
 from edge_agent.serving.rest.route import Needs, NoSuchPath, Route, Target
 from edge_agent.serving.shared_memory import Regions
 
+_V1 = re.compile(r"v1(?:/models(?:/([\w.-]{1,100})(?::[a-z]+)?)?)?")
 RegionAnswer = Callable[[HttpRequest, Regions, "str | None"], HttpResponse]
 
 
@@ -85,6 +87,10 @@ class Paths:
             return Target(self._fixed[plain])
         parts = plain.split("/")
         target = self._of_models(parts) or self._of_others(parts)
+        if target is None and (v1 := _V1.fullmatch(plain)) is not None:
+            raise NoSuchPath(
+                f"{path:.200}: the V1 protocol is not spoken here, V2 is: POST /v2/models/{v1[1] or 'MODEL'}/infer"
+            )
         if target is None:
             raise NoSuchPath(f"no such path: {path:.200}; the API begins at /v2, and /docs shows it")
         return target

@@ -73,6 +73,8 @@ def test_who_is_named_nowhere_is_told_what_is_known_of_him() -> None:
     access = Access((AppSettings(name="camera", uid=1001),))
     with pytest.raises(Unauthenticated, match="user 7, group 8 is no application here"):
         access.identify(_user(7, 8), None)
+    with pytest.raises(Unauthenticated, match=r"in the agent's settings$"):  # frames carry no token
+        access.identify(_user(7, 8)._replace(transport=Transport.FRAMES), None)
     with pytest.raises(Unauthenticated, match="needs a token"):
         access.identify(_HERE, None)
     assert access.needs_token

@@ -29,6 +29,14 @@ def _body(pixels: float | None = None, **changes: Any) -> dict[str, Any]:
     return {"inputs": [{**tensor, **changes}]}
 
 
+def _body_text(data: str) -> bytes:
+    return b'{"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": %b}]}' % data.encode()
+
+
+_SENT_APART = {"name": "image", "shape": [1, 64], "datatype": "FP32", "parameters": {"binary_data_size": 256}}
+_BINARY = json.dumps({"inputs": [_SENT_APART]}).encode()
+
+
 def test_an_inference_answers_with_package_and_request_id(device: Device) -> None:
     status, body = device.ask_json("POST", f"{_INFER}?x=1", {**_body(), "id": "mine"})
     assert status == 200
@@ -70,7 +78,17 @@ def test_a_request_that_breaks_the_signature_gets_a_precise_400(
 @pytest.mark.parametrize(
     ("body", "headers", "text"),
     [
-        (b"", {}, "the request's JSON"),
+        (b"", {}, "the body is empty"),
+        (_body_text("[NaN, 1]"), {}, "JSON has no NaN and no infinities: send null for NaN"),
+        (_body_text("[1, -Infinity]"), {}, "send null for NaN, or the tensor in binary"),
+        (_body_text("[[nan]]"), {}, "send null for NaN, or the tensor in binary"),
+        (_BINARY, {}, "binary_data_size is 256, but 0 bytes are left: say where the JSON ends, in the header"),
+        (_BINARY + bytes(256), {}, "bytes after the JSON need the header Inference-Header-Content-Length"),
+        (
+            _BINARY + bytes(8),
+            {"Inference-Header-Content-Length": str(len(_BINARY))},
+            "but 8 bytes are left: tru",
+        ),
         (b'{"inputs": [', {}, "the request's JSON"),
         (json.dumps(_body()).encode()[:200], {}, "the request's JSON"),
         (b"{}", {}, "missing required field `inputs`"),

@@ -158,6 +158,11 @@ def test_a_server_that_never_ran_gives_its_addresses_back(tmp_path: Path) -> Non
     listen_unix(path).close()  # left behind, as by a killed agent
 
 
+def test_a_socket_in_a_folder_that_is_not_there_says_who_makes_folders(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"the folder .*/shoal is not there: make it .*RuntimeDirectory=shoal"):
+        listen_unix(str(tmp_path / "shoal" / "api.sock"))
+
+
 class _Service:
     """Listens for nothing; may fail to begin."""
 

@@ -56,7 +56,10 @@ def test_no_page_may_read_or_send_by_default(closed: Device) -> None:
     assert _cors(headers) == set()
     status, headers, _ = closed.ask("GET", "/v2/models/digits", None, {"Origin": _PAGE})
     assert (status, _cors(headers)) == (200, set())  # a browser keeps it from the page
-    assert closed.ask("OPTIONS", INFER, None, _PREFLIGHT)[0] == 405
+    status, _, body = closed.ask("OPTIONS", INFER, None, _PREFLIGHT)
+    assert status == 403
+    assert "name the origin in cors_origins under [api]" in json.loads(body)["error"]
+    assert closed.ask("OPTIONS", INFER)[0] == 405
     assert closed.slots.get("digits").requests == 0
     assert closed.ask("POST", INFER, image(), {"Origin": "null"})[0] == 403
 
@@ -105,7 +108,7 @@ def test_a_preflight_of_an_allowed_origin_is_granted_for_any_path(opened: Device
         assert {"authorization", "content-type"} <= set(headers["access-control-allow-headers"].split(", "))
         assert headers["vary"] == "Origin"
         assert "access-control-allow-credentials" not in headers
-    assert opened.ask("OPTIONS", INFER, None, {**_PREFLIGHT, "Origin": "https://evil.example"})[0] == 405
+    assert opened.ask("OPTIONS", INFER, None, {**_PREFLIGHT, "Origin": "https://evil.example"})[0] == 403
 
 
 def test_an_allowed_page_sends_and_reads_answers_and_errors(opened: Device) -> None:

@@ -78,6 +78,8 @@ def test_versions_side_by_side_are_all_listed_and_each_answers_for_itself(device
     ("method", "path", "status", "text"),
     [
         ("GET", "/v3/models", 404, "no such path: /v3/models; the API begins at /v2"),
+        ("POST", "/v1/models/digits:predict", 404, "V2 is: POST /v2/models/digits/infer"),
+        ("GET", "/v1/models", 404, "the V1 protocol is not spoken here, V2 is: POST /v2/models/MODEL/infer"),
         ("GET", "/v2/models", 404, "no such path"),
         ("GET", "/v2/models/", 404, "no such path"),
         ("GET", "/v2/models/digits/config/x", 404, "no such path"),
@@ -173,6 +175,7 @@ def test_statistics_count_requests_rows_runs_and_what_was_refused(device: Device
         assert stats["inference_stats"]["fail"]["count"] == 1
         assert stats["refused"] == {"count": 1, "rules": {"range": 1}}
         assert [(one["batch_size"], one["compute_infer"]["count"]) for one in stats["batch_stats"]] == [(1, 1), (2, 1)]
+        assert all(set(one) == {"batch_size", "compute_infer"} for one in stats["batch_stats"])
     every = device.ask_json("GET", "/v2/models/stats")[1]["model_stats"]
     assert [one["name"] for one in every] == ["digits", "echo", "sensor-guard"]
 
