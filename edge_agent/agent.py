@@ -14,7 +14,6 @@ from edge_agent import __version__
 from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import DeviceError
-from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Desired, Event, EventKind, Reported
 from edge_agent.contract.topics import Stream
 from edge_agent.durable import write_durably
@@ -25,10 +24,8 @@ from edge_agent.reporter import Reporter
 from edge_agent.runtime import cpus
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
 from edge_agent.runtime.catalogue import Catalogue
-from edge_agent.runtime.loaded import load
 from edge_agent.runtime.memory import give_back
 from edge_agent.runtime.optimised import OptimisedModels
-from edge_agent.runtime.package import Package
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.local_api import LocalApi
@@ -180,30 +177,6 @@ class Agent:
     def _publish(self, reported: Reported) -> None:
         if self._link is not None:
             self._link.report(reported)
-
-
-def preinstall(config: AgentConfig, folder: Path) -> Manifest:
-    """Install the package in ``folder`` on this device while no agent runs, as a factory image does.
-
-    Returns:
-        The manifest of the package that is active for the model afterwards.
-    Raises:
-        PackageError, DigestMismatch: The package is wrong, or fails its self-test.
-        ConfigurationError: An agent runs on this state folder.
-    """
-    state = Path(config.state)
-    lock = lock_state(state)
-    slots = Slots()
-    installer = Installer(state, None, slots, lambda event: _log.info("%s", event), load)
-    try:
-        installer.preinstall(folder)
-        name = Package.open(folder, verify=False).manifest.name
-        installer.start()
-        return slots.get(name).manifest
-    finally:
-        slots.close()
-        installer.close()
-        lock.close()
 
 
 def _repository(config: AgentConfig, slots: Slots, threads: ThreadBudget) -> Repository:

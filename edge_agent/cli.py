@@ -125,15 +125,41 @@ def run_command(
 def install_command(config_path: Path | None, state: Path | None, package: Path) -> None:
     """Put the model PACKAGE (a folder) on this device by hand, as a factory image does.
 
-    Every digest is verified and the golden samples are answered before it becomes active. Run it while the agent is
-    stopped.
+    Every digest is verified and the golden samples are answered before it becomes active. It takes the place of the
+    package of that model that is active, which is kept and served again should the new one not start. Run it while the
+    agent is stopped. What the fleet decides about is changed there.
     """
-    from edge_agent.agent import preinstall
+    from edge_agent.by_hand import install
 
     config = _settings(config_path, state)
     prepare_state(Path(config.state))
-    manifest = preinstall(config, package)
-    click.echo(f"{manifest.name} {manifest.version} is active. Next: shoal-agent run --state {config.state}")
+    done = install(Path(config.state), package)
+    name, version = done.manifest.name, done.manifest.version
+    if done.is_same:
+        said = f"{name} {version} was active already, this very package."
+    elif done.before:
+        said = f"{name} {version} is active; {name} {done.before} was, and is kept to go back to."
+    else:
+        said = f"{name} {version} is active."
+    click.echo(f"{said} Next: shoal-agent run --state {config.state}")
+
+
+@main.command("remove")
+@_config_option
+@_state_option
+@click.argument("model")
+def remove_command(config_path: Path | None, state: Path | None, model: str) -> None:
+    """Take MODEL off this device, with its packages. Run it while the agent is stopped.
+
+    Only what was installed by hand: what the fleet decides about is taken away there, what lies in the folder
+    runtime.models by removing its folder.
+    """
+    from edge_agent.by_hand import remove
+
+    config = _settings(config_path, state)
+    prepare_state(Path(config.state))
+    remove(Path(config.state), model)
+    click.echo(f"{model} is no longer installed on this device.")
 
 
 @main.command("status")

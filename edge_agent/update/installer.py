@@ -17,7 +17,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +27,7 @@ import psutil
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import (
     BudgetExceeded,
+    ConfigurationError,
     DeviceError,
     DigestMismatch,
     ManifestError,
@@ -112,6 +113,7 @@ class Installer:
         self._resolver: Resolver | None = None
         self._watched_since: dict[str, float] = {}
         self._next_watch = 0.0
+        self._has_started = False
 
     @property
     def bytes_down(self) -> int:
@@ -122,8 +124,8 @@ class Installer:
         """Load each model's active package, or its last known good one. Needs no network and no fresh metadata."""
         for model in sorted(self._journal.models(), key=self._is_pipeline):  # whose steps must be there before it
             self._start(model)
-        if not self._journal_is_new:  # else the packages on disk spare a download when the server names them again
-            self._store.collect(self._journal.packages())
+        self._has_started = True
+        self._collect()
 
     def apply(self, desired: Desired) -> bool:
         """Bring each model to what is signed for this device.
@@ -149,24 +151,48 @@ class Installer:
                 self._watch(model, record, now)
 
     def preinstall(self, folder: Path) -> str:
-        """Install a package that came with the machine; a model that is installed already is left alone.
+        """Install a package by hand, in place of the one that is active, which is kept as the last known good one.
 
         Returns:
-            The digest of the package that is active for the model afterwards.
+            The digest of the package that was active for the model before; empty where none was.
         Raises:
-            PackageError, DigestMismatch: The package is wrong, or fails its self-test.
+            PackageError, DigestMismatch: The package is wrong, or fails its self-test; what was active stays so.
+            ModelUnavailable: It is a pipeline, and a step is not installed.
+            ConfigurationError: The fleet decides about this model.
             StorageFull, StorageNotWritable: The disk refuses.
         """
         package = Package.open(folder, verify=True)
         model = package.manifest.name
         record = self._journal.get(model)
-        if record.active:
-            return record.active
-        self._store.add(package)
+        if package.digest != record.active:
+            self._refuse_fleets(model, record, "release the package there instead")
+        if not self._is_whole(package.digest):
+            self._store.add(package)
         loaded = self._tested(package.digest)
-        self._put(model, slots_file.committed(msgspec.structs.replace(record, active=package.digest)))
+        try:
+            self._put(model, slots_file.installed(record, package.digest))
+        except BaseException:
+            loaded.close()
+            raise
         self._serve(loaded)
-        return package.digest
+        self._collect()
+        return record.active
+
+    def remove(self, model: str) -> None:
+        """Forget a model that was installed by hand, and remove its packages from the disk.
+
+        Raises:
+            ConfigurationError: No such model is installed, or the fleet decides about it.
+            StorageFull, StorageNotWritable: The disk refuses.
+        """
+        models = self._journal.models()
+        if model not in models:
+            names = ", ".join(sorted(models)) or "none"
+            raise ConfigurationError(f"no model '{model}' is installed here; installed are: {names}")
+        self._refuse_fleets(model, models[model], "take it from this device there")
+        with self._writing():
+            self._journal.remove(model)
+        self._collect()
 
     def reported(self) -> dict[str, ReportedModel]:
         """What each model is, for the twin; safe from any thread."""
@@ -190,8 +216,9 @@ class Installer:
 
     def close(self) -> None:
         """An orderly stop; no package is blamed for it."""
-        for model, record in self._journal.models().items():
-            self._note(model, slots_file.stopped(record))
+        if self._has_started:
+            for model, record in self._journal.models().items():
+                self._note(model, slots_file.stopped(record))
         self._files.close()
 
     def _read_journal(self, path: Path) -> SlotsFile:
@@ -236,6 +263,25 @@ class Installer:
             self._roll_back(model, record, f"could not start: {error}", self._earlier(record), refuse=False)
         else:
             self._watched_since[model] = self._monotonic()
+
+    def _collect(self) -> None:
+        if not self._journal_is_new:  # else the packages on disk spare a download when the server names them again
+            self._store.collect(self._journal.packages())
+
+    def _refuse_fleets(self, model: str, record: SlotRecord, instead: str) -> None:
+        """Refuse to change by hand what the fleet would change back."""
+        if self._enrolment is not None and (record.release or record.announced):
+            raise ConfigurationError(
+                f"model '{model}' on this device is the business of fleet '{self._enrolment.fleet}' "
+                f"({self._enrolment.server}): {instead}"
+            )
+
+    def _is_whole(self, digest: str) -> bool:
+        try:
+            self._store.open(digest, verify=True)
+        except ShoalError:
+            return False
+        return True
 
     def _is_pipeline(self, model: str) -> bool:
         try:
@@ -400,8 +446,13 @@ class Installer:
         self._after_step(model, record.step)
 
     def _put(self, model: str, record: SlotRecord) -> None:
-        try:
+        with self._writing():
             self._journal.put(model, record)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             path = str(self._state / SLOTS_FILE)
             raise storage_error(error, path) or DeviceError(f"{path}: {error.strerror}") from error

@@ -22,7 +22,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Args:
         active: Digest of the package that serves; empty where none does.
-        last_known_good: Digest of the newest package that got through its probation.
+        last_known_good: Digest of what is gone back to: the newest package that got through its probation, or what
+            served before a person put another in its place.
         step: Where the latest update is; ``target``: the package it is about; ``reason``: why it failed or waits.
         release: Highest release that the director signed for this model here; a lower one is a rollback.
         announced: Release of the latest hint, which nobody signed; only reported.
@@ -75,10 +76,15 @@ class SlotsFile:
         Raises:
             OSError: The disk refuses; memory and disk keep the old record.
         """
-        records = {**self._records, model: record}
-        data = msgspec.json.format(msgspec.json.encode(_Slots(models=records)), indent=1)
-        write_durably(self._path, data)
-        self._records = records
+        self._write({**self._records, model: record})
+
+    def remove(self, model: str) -> None:
+        """Know nothing of a model any more.
+
+        Raises:
+            OSError: The disk refuses; memory and disk keep the record.
+        """
+        self._write({name: record for name, record in self._records.items() if name != model})
 
     def keep_in_memory(self, model: str, record: SlotRecord) -> None:
         """Remember a failure that the disk has no room for; after a restart the step before it counts."""
@@ -92,6 +98,11 @@ class SlotsFile:
             if record.step is not UpdateStep.FAILED:
                 keep.add(record.target)
         return keep - {""}
+
+    def _write(self, records: dict[str, SlotRecord]) -> None:
+        data = msgspec.json.format(msgspec.json.encode(_Slots(models=records)), indent=1)
+        write_durably(self._path, data)
+        self._records = records
 
 
 def begun(record: SlotRecord, target: str, *, release: int, rollout: str) -> SlotRecord:
@@ -108,8 +119,23 @@ def at(record: SlotRecord, step: UpdateStep) -> SlotRecord:
 
 
 def swapped(record: SlotRecord) -> SlotRecord:
-    """The target is about to serve; the last known good one stays what it was until the probation is over."""
-    return msgspec.structs.replace(record, step=UpdateStep.PROBATION, active=record.target, crashes=0, reason="")
+    """The target is about to serve; until its probation is over, what serves now can be gone back to."""
+    return msgspec.structs.replace(
+        record, step=UpdateStep.PROBATION, active=record.target, last_known_good=_good(record), crashes=0, reason="",
+    )  # fmt: skip
+
+
+def installed(record: SlotRecord, package: str) -> SlotRecord:
+    """A person has installed ``package``; what served before it is kept, to go back to."""
+    on_probation = record.step is UpdateStep.PROBATION or record.active == package
+    good = record.last_known_good if on_probation else _good(record)
+    after = committed(msgspec.structs.replace(record, active=package))
+    return msgspec.structs.replace(after, last_known_good=good or package)
+
+
+def _good(record: SlotRecord) -> str:
+    """What serves, unless it failed on probation and serves on for want of another."""
+    return record.active if record.active and record.active not in record.refused else record.last_known_good
 
 
 def committed(record: SlotRecord) -> SlotRecord:

@@ -15,6 +15,7 @@ import pytest
 from edge_agent.contract.manifest import MANIFEST_FILE
 from tests.e2e.running_agent import Agent, agent, shoal_agent
 from tests.fakes.packages import make_package
+from tests.fakes.pipeline_package import make_pipeline_package, make_scaler_package
 from tests.fakes.small_disk import run_on_full_disk
 
 
@@ -106,6 +107,36 @@ def test_a_package_is_installed_by_hand_and_shown(tmp_path: Path, device: Agent)
     shown = shoal_agent("status", "--config", device.settings).stdout
     assert "not enrolled" in shown
     assert package.digest[:12] in shown
+
+
+def test_a_package_installed_by_hand_takes_the_place_of_the_one_before_and_can_be_removed(
+    tmp_path: Path, device: Agent
+) -> None:
+    first, second = (make_package(tmp_path / version, version=version, seed=int(version)) for version in ("1", "2"))
+    for package, said in (
+        (first, "digits 1 is active."),
+        (second, "digits 2 is active; digits 1 was, and is kept to go back to."),
+        (second, "digits 2 was active already, this very package."),
+    ):
+        done = shoal_agent("install", "--config", device.settings, package.folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert said in done.stdout
+    assert device.slots["active"] == second.digest
+    assert device.slots["last_known_good"] == first.digest
+    assert "installed are: digits" in fails("remove", "--config", device.settings, "reader", code=2)
+    assert "digits is no longer installed" in shoal_agent("remove", "--config", device.settings, "digits").stdout
+    assert device.slots == {}
+
+
+def test_a_pipeline_is_installed_by_hand_after_its_steps(tmp_path: Path, device: Agent) -> None:
+    pipeline = make_pipeline_package(tmp_path / "reader")
+    line = fails("install", "--config", device.settings, pipeline.folder, code=2)
+    assert "Install the steps of 'reader' first" in line
+    assert "runtime.models" in line
+    for package in (make_package(tmp_path / "digits"), make_scaler_package(tmp_path / "scaler"), pipeline):
+        assert shoal_agent("install", "--config", device.settings, package.folder).returncode == 0
+    device.start()
+    assert "reader 1" in device.log
 
 
 def test_a_tampered_package_is_refused_by_hand_too(tmp_path: Path, device: Agent) -> None:

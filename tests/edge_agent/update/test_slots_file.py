@@ -31,7 +31,8 @@ def test_beginning_and_failing_never_touch_what_serves(record: SlotRecord, targe
 def test_a_swap_that_is_rolled_back_ends_at_the_last_known_good(record: SlotRecord, target: str) -> None:
     swapped = slots_file.swapped(slots_file.begun(record, target, release=1, rollout=""))
     back = slots_file.rolled_back(swapped, "why", refuse=True)
-    assert back.active == (record.last_known_good if record.last_known_good != target else "")
+    good = record.active or record.last_known_good
+    assert back.active == (good if good != target else "")
     assert back.refused[target] == 1
     assert slots_file.is_settled(back, target, 1)
     assert not slots_file.is_settled(back, target, 2)
@@ -42,6 +43,24 @@ def test_committing_makes_the_active_package_the_last_known_good(record: SlotRec
     after = slots_file.committed(record)
     assert after.last_known_good == after.active == record.active
     assert after.active not in after.refused
+
+
+@given(records, digests.filter(bool))
+def test_what_is_installed_by_hand_keeps_what_it_replaces_to_go_back_to(record: SlotRecord, package: str) -> None:
+    after = slots_file.installed(record, package)
+    assert (after.active, after.step) == (package, UpdateStep.COMMITTED)
+    assert package not in after.refused
+    if record.step is UpdateStep.PROBATION or package == record.active:
+        assert after.last_known_good == (record.last_known_good or package)
+    elif record.active:
+        assert after.last_known_good == record.active
+
+
+def test_what_failed_on_probation_and_served_on_is_nothing_to_go_back_to() -> None:
+    bad, good = "a" * 64, "b" * 64
+    record = SlotRecord(active=bad, step=UpdateStep.FAILED, refused={bad: 1})
+    assert slots_file.installed(record, good).last_known_good == good
+    assert slots_file.swapped(slots_file.begun(record, good, release=2, rollout="")).last_known_good == ""
 
 
 @given(records)
