@@ -53,6 +53,11 @@ class Broken(NamedTuple):
     version: str
     error: ShoalError
 
+    @property
+    def reason(self) -> str:
+        """The error as text that every message can hold, whatever the folder is called."""
+        return str(self.error).encode(errors="replace").decode()
+
 
 class FleetPackages(Protocol):
     """Who knows what the fleet has installed; may be asked from any thread."""
@@ -89,7 +94,7 @@ class ModelsFolder:
                     raise DeviceError(f"{folder}: {same.package.folder} holds the same model and version; remove one")
             except ShoalError as error:
                 _, was = before.get(folder, (None, None))
-                name, version = (was.manifest.name, was.manifest.version) if was is not None else (folder.name, "")
+                name, version = (was.manifest.name, was.manifest.version) if was is not None else (_named(folder), "")
                 broken.append(Broken(name, version, error))
                 self._seen.pop(folder, None)
                 if was is not None:  # what it held is still what its state is about
@@ -115,6 +120,11 @@ class ModelsFolder:
         package = seen[1] if seen is not None and seen[0] == stamp else Package.open(folder, verify=False)
         self._seen[folder] = (stamp, package)
         return package
+
+
+def _named(folder: Path) -> str:
+    """A folder's name as text: not every name of a file is UTF-8."""
+    return folder.name.encode(errors="replace").decode()
 
 
 def _may_be_package(folder: Path) -> bool:

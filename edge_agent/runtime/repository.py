@@ -196,7 +196,7 @@ class Repository:
         with self._looking:
             self._catalogue.refresh()
             before = {(entry.name, entry.version): entry for entry in self._slots.index()}
-            broken = {(each.name, each.version): str(each.error) for each in self._catalogue.broken}
+            broken = {(each.name, each.version): each.reason for each in self._catalogue.broken}
             for key, known in self._catalogue.known.items():
                 entry = before.get(key)
                 if entry is None or (key in self._broken and key not in broken):

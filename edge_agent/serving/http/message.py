@@ -90,7 +90,9 @@ def failure(error: ShoalError) -> HttpResponse:
         headers += ((b"retry-after", b"%d" % math.ceil(wait_s)),)  # whole seconds: RFC 9110, section 10.2.3
     if error.http_status == 401:
         headers += ((b"www-authenticate", b"Bearer"),)
-    return HttpResponse(error.http_status, msgspec.json.encode({"error": str(error)}), headers=headers)
+    # Where a file's name is no UTF-8, its path holds what no JSON can.
+    text = str(error).encode(errors="replace").decode()
+    return HttpResponse(error.http_status, msgspec.json.encode({"error": text}), headers=headers)
 
 
 def document(value: Any, status: int = 200) -> HttpResponse:

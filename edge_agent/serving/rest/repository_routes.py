@@ -128,12 +128,20 @@ class RepositoryRoutes:
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         doing = self._threads.submit(work)
+        waiting = asyncio.wrap_future(doing)
+        waiting.add_done_callback(_take_note)
         try:
             # Shielded: an application that hangs up leaves no half-loaded model behind.
-            return await asyncio.shield(asyncio.wrap_future(doing))
+            return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             doing.cancel()  # where it has not begun: else whoever asks and hangs up keeps all others waiting
             raise
+
+
+def _take_note(done: asyncio.Future[Any]) -> None:
+    """Where the application has gone, nobody else asks how it went; the index knows."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], request: HttpRequest) -> Any:
