@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,10 +35,14 @@ def until(true: Callable[[], T], what: str) -> T:
 
 
 class Agent:
-    """One device: its state folder, and the process that works on it now."""
+    """One device: its state folder, and the process that works on it now.
 
-    def __init__(self, state: Path) -> None:
-        self.state = state
+    Args:
+        within: A command that runs the agent, such as one that gives it another view of the disk.
+    """
+
+    def __init__(self, state: Path, *, within: Sequence[str] = ()) -> None:
+        self.state, self._within = state, within
         self.settings = state.with_suffix(".toml")
         self.settings.write_text(f'state = "{state}"\n[api]\nport = 0\n[report]\ninterval_s = 0.5\n')
         self._process: subprocess.Popen[str] | None = None
@@ -57,8 +61,10 @@ class Agent:
         """Start the process, and wait until it listens."""
         (self.state / "agent.json").unlink(missing_ok=True)  # what a killed one left behind
         with self._log.open("a") as log:
-            command = [*_AGENT, "run", "--config", str(self.settings)]
+            command = [*self._within, *_AGENT, "run", "--config", str(self.settings)]
             self._process = subprocess.Popen(command, stderr=log, text=True)
+        if self._within:
+            self.state = Path(f"/proc/{self._process.pid}/root{self.state}")
         until(self._listens, f"the agent to listen; it said: {self.log}")
 
     @property
@@ -99,9 +105,9 @@ class Agent:
 
 
 @contextmanager
-def agent(state: Path) -> Iterator[Agent]:
+def agent(state: Path, *, within: Sequence[str] = ()) -> Iterator[Agent]:
     """A device, stopped in the end; not started yet."""
-    one = Agent(state)
+    one = Agent(state, within=within)
     try:
         yield one
     finally:

@@ -32,7 +32,12 @@ FOREVER = 1e9
 
 
 def make_hanging_package(
-    folder: Path, *, name: str = "sleeper", batching: Batching | None = None, max_run_s: float = 30.0
+    folder: Path,
+    *,
+    name: str = "sleeper",
+    batching: Batching | None = None,
+    max_run_s: float = 30.0,
+    golden_hangs: bool = False,
 ) -> Package:
     """Make a package in ``folder``.
 
@@ -42,10 +47,13 @@ def make_hanging_package(
     weights, bias = model_weights()
     images = images_of_rows(64)
     outputs = answer(weights, bias, images)
+    golden = images[:8].copy()
+    if golden_hangs:
+        golden[:, 0] = FOREVER
     files: dict[str, bytes | Path] = {
         "model.onnx": _graph(),
         REFERENCE_FILE: encode_profile(make_profile(images, outputs)),
-        GOLDEN_FILE: encode_golden(Golden(inputs={INPUT: images[:8]}, outputs={OUTPUT: outputs[:8]})),
+        GOLDEN_FILE: encode_golden(Golden(inputs={INPUT: golden}, outputs={OUTPUT: outputs[:8]})),
     }
 
     def manifest(entries: dict[str, FileEntry]) -> Manifest:

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +213,9 @@ class AttackedAgent:
         with contextlib.closing(http.client.HTTPConnection("localhost", timeout=self._patience_s)) as connection:
             connection.sock = self.connect(transport)
             connection.request(method, path, body, dict(headers))
-            found = connection.getresponse()
-            length = found.headers.get("inference-header-content-length")
-            return found.status, found.read(), int(length) if length is not None else None
+            with connection.getresponse() as found:
+                length = found.headers.get("inference-header-content-length")
+                return found.status, found.read(), int(length) if length is not None else None
 
     def _over_http(self, transport: str, request: Request) -> Outcome:
         head, raw = http_body(request)
@@ -232,10 +232,9 @@ class AttackedAgent:
         return Outcome(200, outputs=read_http_answer(body, length))
 
     def _over_frames(self, request: Request) -> Outcome:
-        with self.connect("frames") as connection:
+        with self.connect("frames") as connection, connection.makefile("rb") as reader:
             with contextlib.suppress(BrokenPipeError):  # what is too large is refused before it is read
                 connection.sendall(frame_of(request))
-            reader = connection.makefile("rb")
             size = reader.read(4)
             told = decode_answer(size + reader.read(int.from_bytes(size, "little")))
         if isinstance(told, Inferred):
@@ -278,19 +277,19 @@ def make_models(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def attacked(folder: Path, *, api: str = "", runtime: str = "", start: bool = True) -> Iterator[AttackedAgent]:
+def attacked(folder: Path, *, api: str = "", runtime: str = "", within: Sequence[str] = ()) -> Iterator[AttackedAgent]:
     """An agent that serves :func:`make_models` on every way in.
 
     Args:
         api, runtime: Further lines of these sections of its settings.
+        within: A command that runs it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "models").exists():
         make_models(folder / "models")
-    with agent(folder / "device") as device:
+    with agent(folder / "device", within=within) as device:
         settings = _SETTINGS.format(state=device.state, folder=folder, api=api, runtime=runtime)
         device.settings.write_text(settings)
         one = AttackedAgent(folder, device)
-        if start:
-            one.start()
+        one.start()
         yield one
