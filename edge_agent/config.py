@@ -11,6 +11,7 @@ import msgspec
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import ConfigurationError, storage_error
 from edge_agent.contract.quantities import Name
+from edge_agent.setting_errors import explained
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -148,7 +149,9 @@ def read_config(path: Path | None) -> AgentConfig:
         return msgspec.convert(tomllib.loads(path.read_text()), AgentConfig)
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}; give an existing file to --config") from error
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{path}: {explained(error, AgentConfig)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
 

@@ -27,7 +27,14 @@ def test_a_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("[api]\nprot = 1\n", "prot"),
+        ("[api]\nprot = 1\n", "no such key at $.api: prot; did you mean port?"),
+        ("[[api.apps]]\nname = 'a'\ntoken = 'b'\n", "no such key at $.api.apps[0]: token; did you mean token_sha256?"),
+        ("[report]\nevery_s = 5\n", "no such key at $.report: every_s; there may be: interval_s, outbox_limit_mib"),
+        ("prot = 1\n", "no such key at the top of the file: prot; there may be: state, api, report, runtime"),
+        ("[runtime]\nload = 'newest'\n", "'newest' - at `$.runtime.load`: it takes 'all', 'latest', 'none'"),
+        ("[[api.apps]]\nname = 'a'\ntoken_sha256 = 'secret'\n", "first word of `printf %s TOKEN | sha256sum`"),
+        ("[[api.apps]]\nname = 'A b'\n", "$.api.apps[0].name: must be 1 to 63 of a-z"),
+        ("[api]\nsocket_mode = '99'\n", 'permissions in octal, such as "660"'),
         ('[api]\nport = "many"\n', "$.api.port"),
         ("[api]\nport = 70000\n", "$.api.port"),
         ("[api]\nmax_rows = 0\n", "$.api.max_rows"),
