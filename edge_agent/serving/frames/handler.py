@@ -114,6 +114,8 @@ class FrameHandler:
             if not self._inference.inline(loaded) or has_much_text(request):
                 return self._infer_later(request)
             decoded = self._decode(loaded, request)
+            if self._inference.is_long(loaded, decoded):
+                return self._infer_later(request)
             return self._encode(request, decoded, self._inference.answer(loaded, decoded))
 
     async def _infer_later(self, request: Infer) -> Parts:

@@ -153,7 +153,8 @@ class GrpcService:
         with await self._lease_awake(message.model_name, message.model_version or None) as loaded:
             if self._inference.inline(loaded) and not is_slow_to_read(message):
                 request = self._decode(loaded, message)
-                return self._encode(loaded, request, self._inference.answer(loaded, request))
+                if not self._inference.is_long(loaded, request):
+                    return self._encode(loaded, request, self._inference.answer(loaded, request))
             with self._admission.admit(message.ByteSize()):
                 return await self._answer_later(loaded, message)
 

@@ -61,7 +61,7 @@ class InferRoute:
         self._unpacking = asyncio.Semaphore(_MAX_UNPACKED)
 
     def __call__(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse | Awaitable[HttpResponse]:
-        """The answer at once for a small body and a quick model, else later.
+        """The answer at once for a small body, a quick model and few rows, else later.
 
         Raises:
             ShoalError: The request is refused, or failed; the awaitable may raise it too.
@@ -78,6 +78,8 @@ class InferRoute:
             if not self._inference.inline(loaded):
                 return self._later(request, model, version)
             decoded = self._decode(loaded, request, request.body)
+            if self._inference.is_long(loaded, decoded):
+                return self._later(request, model, version)
             answer = self._inference.answer(loaded, decoded)
             parts, length = self._encode(loaded, decoded, answer)
         if _ACCEPT in request.headers and sum(map(len, parts)) > SMALLEST_BYTES:
