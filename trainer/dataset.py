@@ -124,7 +124,7 @@ def read_dataset(
         raise DatasetError(
             f"{lake}: '{recipe.name}' has {len(sampled)} samples and {len(labelled)} labels, but no pair"
         )
-    everything, asked = _decode(recipe, sampled, decoded.inputs, joined)
+    everything, asked = _decode(recipe, sampled, decoded, joined)
     with_label = everything.targets >= 0
     rows = replace(everything.take(with_label), probability=asked[with_label])
     holdout, validation = _split(recipe, rows)
@@ -180,7 +180,7 @@ def _refuse_bad(recipe: Recipe, lake: str, sampled: pa.Table, decoded: DecodedIn
 
 
 def _decode(
-    recipe: Recipe, sampled: pa.Table, inputs: dict[str, NDArray[Any]], joined: pa.Table
+    recipe: Recipe, sampled: pa.Table, decoded: DecodedInputs, joined: pa.Table
 ) -> tuple[Rows, NDArray[np.float64]]:
     """All samples in memory, the oldest first, with the class index of those that have a label.
 
@@ -209,7 +209,8 @@ def _decode(
     alone = text["group"] == ""
     groups = np.where(alone, text["device"] + "/" + text["request_id"], text["group"])
     rows = Rows(
-        inputs=inputs,
+        inputs=decoded.inputs,
+        sent=decoded.sent,
         targets=targets,
         devices=text["device"],
         groups=groups,

@@ -133,15 +133,15 @@ def _manifest(recipe: Recipe, identity: Identity, entries: dict[str, FileEntry])
 
 
 def _golden(dataset: Dataset, backend: InferenceBackend) -> Golden:
-    """A few held-out rows, each class in turn, and what the packaged model itself answers."""
+    """A few held-out rows as applications send them, each class in turn, and what the packaged model itself answers."""
     rows = dataset.rows.take(dataset.holdout)
     rank = np.zeros(len(rows), dtype=np.int64)
     for target in set(rows.targets.tolist()):
         same = np.flatnonzero(rows.targets == target)
         rank[same] = np.arange(len(same))
     chosen: NDArray[np.int64] = np.lexsort((rows.targets, rank))[:_GOLDEN_ROWS]
-    inputs = rows.take(chosen).inputs
-    return Golden(inputs=inputs, outputs=backend.infer(inputs))
+    taken = rows.take(chosen)
+    return Golden(inputs=taken.sent, outputs=backend.infer(taken.inputs))
 
 
 def _card(recipe: Recipe, identity: Identity, judged: Mapping[str, Any]) -> str:

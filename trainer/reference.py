@@ -67,8 +67,9 @@ def build_reference(recipe: Recipe, dataset: Dataset, backend: InferenceBackend)
     rows, unseen, from_field = _rows(dataset)
     outputs = predict(backend, rows.inputs)
     known = unseen if int(unseen.sum()) >= _MIN_UNSEEN_ROWS else np.ones_like(unseen)
-    features = _features(recipe, rows.inputs, _take(outputs, known))
-    counts = _count(features, rows.inputs, outputs, known)
+    # Inputs are counted as devices count them: as they were sent, before anything was filled or clipped.
+    features = _features(recipe, rows, _take(outputs, known))
+    counts = _count(features, rows.sent, outputs, known)
     devices = _count_devices(features, rows, outputs, unseen) if from_field else {}
     top = np.sort(outputs[recipe.task.output][known], axis=1)
     judged = dataset.holdout & dataset.current
@@ -128,15 +129,15 @@ def _count_devices(
         own = rows.devices == device
         surprised = own & unseen
         known = features if int(surprised.sum()) >= _MIN_ROWS else _of(features, "input")
-        devices[device] = _count(known, _take(rows.inputs, own), _take(outputs, own), surprised[own])
+        devices[device] = _count(known, _take(rows.sent, own), _take(outputs, own), surprised[own])
     return devices
 
 
-def _features(recipe: Recipe, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> tuple[Feature, ...]:
+def _features(recipe: Recipe, rows: Rows, outputs: dict[str, NDArray[Any]]) -> tuple[Feature, ...]:
     """The watched numbers with bins that share the reference rows out evenly."""
     features = []
     for watched in recipe.file.monitoring.features:
-        side = "input" if watched.tensor in inputs else "output"
+        side = "input" if watched.tensor in rows.sent else "output"
         probe = Feature(
             name=watched.name or f"{watched.tensor}.{watched.projection.value}",
             tensor=watched.tensor,
@@ -145,11 +146,14 @@ def _features(recipe: Recipe, inputs: dict[str, NDArray[Any]], outputs: dict[str
             index=watched.index,
             edges=(0.0, 1.0),
         )
-        tensor = (inputs if side == "input" else outputs)[watched.tensor]
+        tensor = (rows.sent if side == "input" else outputs)[watched.tensor]
         if watched.projection in _UNIT_BINS:
             edges = tuple(float(at) - 0.5 for at in range(tensor.shape[-1] + 1))
         else:
-            edges = quantile_edges(project(probe, tensor))
+            values = project(probe, tensor)
+            if side == "input" and not np.isfinite(values).any():  # always missing: bins for when it no longer is
+                values = project(probe, rows.inputs[watched.tensor])
+            edges = quantile_edges(values)
         features.append(msgspec.structs.replace(probe, edges=edges))
     return tuple(features)
 

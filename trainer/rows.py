@@ -17,13 +17,17 @@ from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Tensor
 from trainer.errors import DatasetError
 
+# An input of one row as the model sees it, and as it was sent: the same array where nothing was changed.
+_Cell = tuple[NDArray[Any], NDArray[Any]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Rows in columns of equal length N.
 
     Args:
-        inputs: By name; axis 0 is N.
+        inputs: By name, as the model sees them; axis 0 is N.
+        sent: As applications send them, missing values missing; the same arrays where nothing was filled or clipped.
         targets: Class index, int64[N]; -1 where no label is known.
         devices, groups, packages, predictions: object[N] of ``str``; a prediction is what the device's model answered.
         at_ms: When the device was asked, int64[N].
@@ -32,6 +36,7 @@ class Rows:
     """
 
     inputs: dict[str, NDArray[Any]]
+    sent: dict[str, NDArray[Any]]
     targets: NDArray[np.int64]
     devices: NDArray[Any]
     groups: NDArray[Any]
@@ -46,8 +51,11 @@ class Rows:
 
     def take(self, mask: NDArray[Any]) -> Rows:
         """The rows that a boolean mask or an index array chooses."""
-        columns = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "inputs"}
-        return Rows(inputs={name: array[mask] for name, array in self.inputs.items()}, **columns)
+        plain = [field.name for field in fields(self) if field.name not in {"inputs", "sent"}]
+        columns = {name: getattr(self, name)[mask] for name in plain}
+        inputs = {name: array[mask] for name, array in self.inputs.items()}
+        sent = {name: inputs[name] if array is self.inputs[name] else array[mask] for name, array in self.sent.items()}
+        return Rows(inputs=inputs, sent=sent, **columns)
 
     def weights(self, *, largest: float = 5.0) -> NDArray[np.float64]:
         """Inverse inclusion probabilities (Hajek 1971) of mean 1, float64[N]; clipped, so that no single row rules."""
@@ -63,12 +71,14 @@ class DecodedInputs:
     """Inputs of sampled rows.
 
     Args:
-        inputs: By name, of the rows that fit the signature alone; axis 0 is their number.
+        inputs: By name, of the rows that fit the signature alone; axis 0 is their number. As the model sees them;
+            ``sent`` as applications send them: the same arrays where nothing was filled or clipped.
         fits: bool[N]: which of the N rows those are.
         complaint: What is wrong with the first row that does not fit; empty where all do.
     """
 
     inputs: dict[str, NDArray[Any]]
+    sent: dict[str, NDArray[Any]]
     fits: NDArray[np.bool_]
     complaint: str
 
@@ -80,9 +90,9 @@ def decode_inputs(blobs: list[bytes], signature: Signature) -> DecodedInputs:
         blobs: msgpack of ``dict[str, Tensor]``, each one row, with or without its batch axis of 1.
     """
     check = InputCheck(signature)
-    columns: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in signature.inputs}
+    columns: dict[str, list[_Cell]] = {spec.name: [] for spec in signature.inputs}
     fits, complaint = np.zeros(len(blobs), dtype=bool), ""
-    first: dict[str, NDArray[Any]] | None = None
+    first: dict[str, _Cell] | None = None
     for at, blob in enumerate(blobs):
         try:
             row = _decode_row(blob, signature, check, first)
@@ -91,28 +101,21 @@ def decode_inputs(blobs: list[bytes], signature: Signature) -> DecodedInputs:
             continue
         first = first or row
         fits[at] = True
-        for name, array in row.items():
-            columns[name].append(array)
-    stacked = {spec.name: np.concatenate(columns[spec.name]) if first else _empty(spec) for spec in signature.inputs}
-    return DecodedInputs(stacked, fits, complaint)
+        for name, cell in row.items():
+            columns[name].append(cell)
+    inputs: dict[str, NDArray[Any]] = {}
+    sent: dict[str, NDArray[Any]] = {}
+    for spec in signature.inputs:
+        cells = columns[spec.name]
+        inputs[spec.name] = np.concatenate([seen for seen, _ in cells]) if cells else _empty(spec)
+        changed = any(seen is not given for seen, given in cells)
+        sent[spec.name] = np.concatenate([given for _, given in cells]) if changed else inputs[spec.name]
+    return DecodedInputs(inputs, sent, fits, complaint)
 
 
 def hash_share(text: str, salt: str) -> float:
     """A number in 0..1 that depends on the text alone: the same group falls on the same side on every machine."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{text}".encode()).digest()[:8], "big") / 2**64
-
-
-def concatenate(parts: list[Rows]) -> Rows:
-    """All rows one after another."""
-    first = parts[0]
-    columns = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        for field in fields(first)
-        if field.name != "inputs"
-    }
-    return Rows(
-        inputs={name: np.concatenate([part.inputs[name] for part in parts]) for name in first.inputs}, **columns
-    )
 
 
 def encode_row(inputs: Mapping[str, NDArray[Any]], row: int) -> bytes:
@@ -121,8 +124,8 @@ def encode_row(inputs: Mapping[str, NDArray[Any]], row: int) -> bytes:
 
 
 def _decode_row(
-    blob: bytes, signature: Signature, check: InputCheck, first: dict[str, NDArray[Any]] | None
-) -> dict[str, NDArray[Any]]:
+    blob: bytes, signature: Signature, check: InputCheck, first: dict[str, _Cell] | None
+) -> dict[str, _Cell]:
     """One row by input name, with a batch axis of 1, checked, clipped and filled as a device would."""
     tensors = msgspec.msgpack.decode(blob, type=dict[str, Tensor])
     row = {}
@@ -133,9 +136,9 @@ def _decode_row(
         row[spec.name] = _unfilled(spec, array if array.ndim == len(spec.shape) else array[None])
     checked = check(row).inputs
     for name, array in checked.items():
-        if len(array) != 1 or (first is not None and array.shape != first[name].shape):
+        if len(array) != 1 or (first is not None and array.shape != first[name][0].shape):
             raise DatasetError(f"input '{name}' has the shape {list(array.shape)}, unlike the first row's")
-    return checked
+    return {name: (array, row[name]) for name, array in checked.items()}
 
 
 def _unfilled(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
