@@ -72,6 +72,8 @@ def test_the_page_shows_every_model_and_its_contract_without_a_complaint(view: B
         "one of 1, 2, 4",
         "range: clip",
         "from 3 to 12 characters",
+        "version 1",
+        "default",
         "curl -s ",
     ):
         assert words in text
@@ -79,6 +81,8 @@ def test_the_page_shows_every_model_and_its_contract_without_a_complaint(view: B
     view.look(width=390, height=800, dark=True)
     view.run("for (const part of document.querySelectorAll('details')) part.open = true")
     assert view.run("return document.documentElement.scrollWidth <= innerWidth") is True
+    hidden = "return [...document.querySelectorAll('td, .scroll')].filter(one => one.scrollWidth > one.clientWidth || "
+    assert view.run(f"{hidden} one.getBoundingClientRect().right > innerWidth).length") == 0, "a phone shows every cell"
     view.look(width=1100, height=900)
     assert view.console() == []  # of the security policy too
 

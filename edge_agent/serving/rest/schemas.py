@@ -16,6 +16,8 @@ from edge_agent.contract.constraint import Constraint, Policy, Rule
 from edge_agent.contract.signature import TensorSpec
 from edge_agent.contract.tensors import Datatype
 
+# Of ratios and counts, in the Unified Code for Units of Measure.
+_DIMENSIONLESS = "1"
 Schema = dict[str, Any]
 # The formats of OpenAPI's registry; generators choose the width of a number by them.
 _FORMATS: Mapping[Datatype, str] = {
@@ -189,7 +191,7 @@ def _described(spec: TensorSpec) -> str:
         parts.append(f"text in {limits.text_encoding.value}")
     parts += [f"axis {one.axis} {_from_to(one.minimum, one.maximum)} long" for one in limits.axes]
     if limits.unit is not None:
-        parts.append(f"in {limits.unit}")
+        parts.append("no unit" if limits.unit == _DIMENSIONLESS else f"in {limits.unit}")
     if limits.nullable:
         parts.append("may be missing" + ("" if limits.fill is None else f" (then {limits.fill})"))
     if limits.date is not None:
@@ -197,10 +199,14 @@ def _described(spec: TensorSpec) -> str:
     if limits.image is not None:
         parts.append("encoded images: " + ", ".join(form.value for form in limits.image.formats))
     lenient = {rule: policy for rule, policy in limits.policies.items() if policy is not Policy.REJECT}
-    parts += [f"{rule.value}: {policy.value}" for rule, policy in lenient.items()]
+    parts += [f"{rule.value}: {_policy_words(policy, limits)}" for rule, policy in lenient.items()]
     if spec.labels is not None:
         parts.append("classes " + ", ".join(spec.labels[:20]) + (" and more" if len(spec.labels) > 20 else ""))
     return "; ".join(parts)
+
+
+def _policy_words(policy: Policy, limits: Constraint) -> str:
+    return f"fill with {limits.fill}" if policy is Policy.FILL else policy.value
 
 
 def _from_to(low: float | None, high: float | None) -> str:

@@ -107,6 +107,11 @@ def test_units_labels_and_bounds_are_told(described: dict[str, Any]) -> None:
     temperature = schemas["SensorGuardInputTemperature"]
     assert temperature["x-unit"] == "Cel"
     assert temperature["description"] == "FP32 [-1, 3]; from -40 to 85; in Cel; may be missing (then 20.0)"
+    share = Constraint(maximum=1.0, unit="1", fill=0.5, policies={Rule.RANGE: Policy.FILL})
+    told = tensor_schema(
+        TensorSpec(name="share", datatype=Datatype.FP32, shape=(None,), constraint=share), "Share", request=True
+    )
+    assert told["description"] == "FP32 [-1]; to 1; no unit; range: fill with 0.5"
     element = temperature["properties"]["data"]["items"]
     assert element == {"type": ["number", "null"], "format": "float", "minimum": -40.0, "maximum": 85.0}
     assert temperature["properties"]["data"]["minItems"] == 3
