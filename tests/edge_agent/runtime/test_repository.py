@@ -243,10 +243,11 @@ def test_one_broken_package_keeps_no_other_from_starting(device: Device, caplog:
     device.add("2", folder="twin", name="other", seed=8)
     device.repository.start()
     assert device.states() == {
-        "digits 1": "UNAVAILABLE", "other 2": "READY", "rotten ": "UNAVAILABLE", "twin ": "UNAVAILABLE",
+        "digits 1": "UNAVAILABLE", "other 2": "READY", "rotten ": "UNAVAILABLE",
     }  # fmt: skip
     assert "digits 1 is not loaded" in caplog.text
-    assert "holds the same model and version" in device.entry("", "twin").reason
+    assert "rotten is not served: manifest.json" in caplog.text
+    assert device.repository.load("other").package.folder.name == "other-2"
     with pytest.raises(ManifestError):
         device.repository.load("rotten")
     shutil.rmtree(device.models / "rotten")
