@@ -11,13 +11,14 @@ import contextlib
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_agent.contract.errors import MalformedRequest, StorageFull, UnknownRegion, storage_error
+from edge_agent.contract.errors import Busy, MalformedRequest, StorageFull, UnknownRegion, storage_error
 
 Buffer = bytes | bytearray | memoryview
 
@@ -26,6 +27,10 @@ MAX_REGIONS = 64
 MAX_REGISTERED_BYTES = 1024 * 1024 * 1024
 MAX_TENSOR_BYTES = 16 * 1024 * 1024
 _MAX_NAME = 128
+# Larger copies count: of these there may be so many times the longest tensor at once. A request that only names a
+# region is tiny, so the room that requests are promised by their size says nothing of it.
+_COUNTED_BYTES = 64 * 1024
+_COPIES = 4
 # O_NOFOLLOW: a link in there must not lead to another file. O_NONBLOCK: a pipe in there must not hold us up.
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -74,7 +79,9 @@ class Regions:
         self._folder = folder
         self._max_regions, self._max_bytes, self._max_tensor_bytes = max_regions, max_bytes, max_tensor_bytes
         self._regions: dict[str, _Region] = {}
-        self._lock = threading.Lock()
+        self._copied_bytes = 0
+        # Reentrant: a copy may be given up while this very thread holds it, in the garbage collector.
+        self._lock = threading.RLock()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Let requests use ``byte_size`` bytes from ``offset`` on of the shared memory object ``key``.
@@ -144,6 +151,7 @@ class Regions:
         Raises:
             UnknownRegion: There is none of this name.
             MalformedRequest: They are not within it, or its owner has truncated it.
+            Busy: Requests in progress hold as many copies as there may be.
         """
         if size > self._max_tensor_bytes:
             raise MalformedRequest(
@@ -152,7 +160,7 @@ class Regions:
             )
         with self._using(name) as region:
             at = region.at(offset, size)
-            copy = np.empty(size, dtype=np.uint8).data
+            copy = self._room(size)
             done = 0
             while done < size:
                 count = os.preadv(region.fd, [copy[done:]], at + done)
@@ -183,6 +191,25 @@ class Regions:
             except OSError as error:
                 full = storage_error(error, f"shared memory region '{name}'")
                 raise full or StorageFull(f"shared memory region '{name}': {error.strerror}") from error
+
+    def _room(self, size: int) -> memoryview:
+        """Memory for a copy, counted as long as anybody uses it."""
+        copy = np.empty(size, dtype=np.uint8)
+        if size > _COUNTED_BYTES:
+            limit = _COPIES * self._max_tensor_bytes
+            with self._lock:
+                if self._copied_bytes + size > limit:
+                    raise Busy(
+                        f"requests in progress hold {self._copied_bytes} bytes of shared memory, with this one more "
+                        f"than the limit of {limit} ({_COPIES} times max_body_mib under [api]): ask again in a moment"
+                    )
+                self._copied_bytes += size
+            weakref.finalize(copy, self._give_back, size)
+        return copy.data
+
+    def _give_back(self, size: int) -> None:
+        with self._lock:
+            self._copied_bytes -= size
 
     def _open(self, name: str, key: str) -> int:
         """Open the object behind a key; nothing but a file right inside the folder."""

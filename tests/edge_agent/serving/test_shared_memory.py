@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tritonclient.http._utils import _get_inference_request
 
-from edge_agent.contract.errors import MalformedRequest, SignatureMismatch, StorageFull, UnknownRegion
+from edge_agent.contract.errors import Busy, MalformedRequest, SignatureMismatch, StorageFull, UnknownRegion
 from edge_agent.contract.tensors import Datatype, pack_bytes
 from edge_agent.serving.codec import decode_request, encode_response
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest, WantedOutput
@@ -96,6 +96,27 @@ def test_what_was_read_is_a_copy_of_its_own(real: tuple[Regions, Any, str]) -> N
     shm.set_shared_memory_region(handle, [np.zeros(10, np.uint8)])
     assert bytes(found) == b"\7" * 10
     assert np.frombuffer(regions.read("r", 1, 800), np.float64).flags.aligned
+
+
+def test_copies_are_counted_until_nobody_uses_them_and_there_are_only_so_many(tmp_path: Path) -> None:
+    _object(tmp_path, 200_000)
+    regions = Regions(folder=tmp_path, max_tensor_bytes=100_000)
+    regions.register("r", "x", 0, 200_000)
+    held = [np.frombuffer(regions.read("r", 0, 80_000), np.float32)[5:] for _ in range(5)]  # 400,000 bytes: the limit
+    small = regions.read("r", 0, 60_000)
+    with pytest.raises(Busy, match=r"hold 400000 bytes of shared memory, with this one more than the limit of 400000"):
+        regions.read("r", 0, 80_000)
+    held.pop()
+    assert len(regions.read("r", 0, 80_000)) == 80_000
+    assert len(small) == 60_000
+    regions.unregister()
+    del held
+    regions.register("r", "x", 0, 200_000)
+    os.truncate(tmp_path / "x", 1000)
+    for _ in range(10):  # what failed is not counted on
+        with pytest.raises(MalformedRequest, match="truncated"):
+            regions.read("r", 0, 100_000)
+    regions.close()
 
 
 def test_status_tells_what_was_registered_and_unregister_forgets_it(regions: Regions, tmp_path: Path) -> None:
