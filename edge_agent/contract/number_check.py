@@ -1,7 +1,7 @@
 """One tensor of numbers against its constraint.
 
-Two reductions settle the usual case, in which nothing is wrong: their results are compared in an order in which a NaN
-fails too. Masks are made only for what failed.
+Its smallest and its largest element settle the usual case, in which nothing is wrong: they are compared in an order in
+which a NaN fails too. Masks are made only for what failed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from edge_agent.contract.signature import TensorSpec
 from edge_agent.contract.violations import Findings, Violation, listed, range_fault
 
 _lowest, _highest = np.minimum.reduce, np.maximum.reduce
+# Up to so many elements to ask where the extreme is, and for that element, takes a third of a reduction's time.
+_SMALL = 16_384
 # Up to so many elements a set of Python's numbers is faster than numpy's sorting (1.5 us against 15 us).
 _FEW = 128
 
@@ -38,9 +40,9 @@ class NumberCheck:
         self._float = self._dtype.kind == "f"
         if self._float and low is None and high is None:
             low = -np.inf  # below every number, and not below NaN, which the comparison is to find
-        # As the datatype's own scalars: comparing two of a kind is the fastest, and rounds nothing.
-        self._low = None if low is None else self._dtype.type(low)
-        self._high = None if high is None else self._dtype.type(high)
+        # As the datatype holds them: 0.1 in FP32 is within a maximum of 0.1, though a little above.
+        self._low = None if low is None else self._dtype.type(low).item()
+        self._high = None if high is None else self._dtype.type(high).item()
         allowed = spec.constraint.allowed
         self._allowed = np.array(allowed or (), dtype=self._dtype)
         self._allowed_set = None if allowed is None else frozenset(self._allowed.tolist())
@@ -57,11 +59,16 @@ class NumberCheck:
         shape = array.shape
         if array.dtype is not self._dtype or shape[1:] != self._tail or not shape[0]:
             array = self._form.conform(array)
-        if (
-            (self._low is None or self._low <= _lowest(array, None))
-            and (self._high is None or _highest(array, None) <= self._high)
-            and (self._allowed_set is None or self._all_allowed(array, self._allowed_set))
-        ):
+        low, high = self._low, self._high
+        if array.size <= _SMALL:  # both find a NaN where there is one
+            within = (low is None or low <= array.item(array.argmin())) and (
+                high is None or array.item(array.argmax()) <= high
+            )
+        else:
+            within = (low is None or low <= _lowest(array, None).item()) and (
+                high is None or _highest(array, None).item() <= high
+            )
+        if within and (self._allowed_set is None or self._all_allowed(array, self._allowed_set)):
             return array
         with np.errstate(all="ignore"):  # comparing a signalling NaN is no accident here
             return self._judge(array, found)

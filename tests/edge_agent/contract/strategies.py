@@ -64,10 +64,17 @@ def envelopes(draw: st.DrawFn) -> Envelope:
 
 
 @st.composite
-def arrays(draw: st.DrawFn, datatype: Datatype | None = None) -> NDArray[Any]:
-    """An array of any datatype and shape, every bit pattern included, in either byte order."""
-    kind = datatype or draw(st.sampled_from(Datatype))
-    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
+def arrays(
+    draw: st.DrawFn, datatype: Datatype | st.SearchStrategy[Datatype] | None = None, *, filled: bool = False
+) -> NDArray[Any]:
+    """An array of any datatype and shape, every bit pattern included, in either byte order.
+
+    Args:
+        filled: Whether it has at least one axis and one element.
+    """
+    kinds = st.sampled_from(Datatype) if datatype is None else datatype
+    kind = kinds if isinstance(kinds, Datatype) else draw(kinds)
+    shape = tuple(draw(st.lists(st.integers(int(filled), 4), min_size=int(filled), max_size=4)))
     count = int(np.prod(shape, dtype=np.int64))
     if kind is Datatype.BYTES:
         out = np.empty(count, dtype=object)

@@ -188,10 +188,10 @@ def test_nothing_but_a_mismatch_is_ever_raised_and_nothing_sent_is_changed(
 
 
 @fast
-@given(arrays(), st.booleans())
+@given(arrays(filled=True), st.booleans())
 def test_an_input_in_which_nothing_changes_is_the_same_array(array: NDArray[Any], bounded: bool) -> None:
     datatype = Datatype.of(array.dtype)
-    assume(array.ndim and array.size and array.dtype.byteorder != ">")
+    assume(array.dtype.byteorder != ">")
     policies = {Rule.RANGE: Policy.FLAG} if bounded and datatype not in {Datatype.BYTES, Datatype.BOOL} else {}
     one = spec(
         datatype,
