@@ -87,7 +87,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Objectives(msgspec.Struct, frozen=True, kw_only=True):
-    """The service level a device holds the model to (SLO).
+    """The service level that the model's makers promise (SLO). Devices report latencies to hold against it.
 
     Args:
         p99_ms: Inference time that 99 % of the requests stay under; None sets no limit.
