@@ -53,7 +53,7 @@ class TextCheck:
         if array.dtype is not _OBJECT or shape[1:] != self._tail or not shape[0]:
             array = self._form.conform(array)
         elements = array.ravel().tolist()
-        if self._passes(elements):
+        if array.dtype is _OBJECT and self._passes(elements):
             return array
         return _Case(self._spec, self._format, array, elements, found).judge()
 

@@ -41,6 +41,11 @@ def test_enumerations_of_text_compare_whole_words_in_every_form_numpy_has_for_te
     )
 
 
+def test_text_comes_out_as_an_object_array_also_where_no_rule_looks_at_it() -> None:
+    checked = check(np.array([[b"day", b"nacht"]]), spec(Datatype.BYTES))
+    assert (checked.dtype, checked.tolist()) == (np.dtype(object), [[b"day", b"nacht"]])
+
+
 def test_empty_text_is_missing_only_where_something_says_so() -> None:
     empty = text([b"", b"a"])
     assert check(empty, spec(Datatype.BYTES)) is empty
