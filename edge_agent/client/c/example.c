@@ -1,12 +1,15 @@
 /* Asks a model about one row of zeros, tells its best class, and gives feedback.
  *
  *     cc -std=c99 -o example example.c shoal.c shoal_frames.c shoal_msgpack.c
- *     ./example /run/shoal/frames.sock digits image 64
+ *     ./example /run/shoal/frames.sock digits image 1 8 8
  */
 #include "shoal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+
+#define MOST_AXES 8
+#define MOST_NUMBERS 16777216
 
 static int report(const shoal_client *client)
 {
@@ -21,22 +24,31 @@ int main(int count, char **arguments)
     shoal_request request = {0};
     shoal_tensor input;
     shoal_answer answer;
-    uint64_t shape[2] = {1, 0};
+    uint64_t shape[MOST_AXES] = {1};
     float *row;
-    uint64_t index, best = 0;
-    int result;
+    uint64_t index, numbers = 1, best = 0;
+    int axis, axes, result;
 
-    if (count != 5) {
-        fprintf(stderr, "usage: %s SOCKET MODEL INPUT NUMBERS\n", arguments[0]);
+    if (count < 5 || count > 3 + MOST_AXES) {
+        fprintf(stderr, "usage: %s SOCKET MODEL INPUT AXIS...\n", arguments[0]);
         return 2;
     }
-    shape[1] = strtoull(arguments[4], NULL, 10);
-    row = calloc(shape[1] ? (size_t)shape[1] : 1, sizeof *row);
+    axes = count - 3; /* a row's, and axis 0 before them: one row */
+    for (axis = 1; axis < axes; axis++) {
+        shape[axis] = strtoull(arguments[3 + axis], NULL, 10);
+        if (shape[axis] == 0 || shape[axis] > MOST_NUMBERS / numbers) {
+            fprintf(stderr, "%s: an axis must be at least 1, and a row have at most %d numbers\n", arguments[3 + axis],
+                    MOST_NUMBERS);
+            return 2;
+        }
+        numbers *= shape[axis];
+    }
+    row = calloc((size_t)numbers, sizeof *row);
     client = shoal_connect(arguments[1], 10000);
     if (!row || !client)
         return 1;
 
-    input = shoal_tensor_of(arguments[3], SHOAL_FP32, 2, shape, row, (size_t)shape[1] * sizeof *row);
+    input = shoal_tensor_of(arguments[3], SHOAL_FP32, (uint32_t)axes, shape, row, (size_t)numbers * sizeof *row);
     request.model = arguments[2];
     request.inputs = &input;
     request.input_count = 1;

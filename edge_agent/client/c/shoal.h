@@ -3,7 +3,7 @@
  * Compile shoal.c, shoal_frames.c and shoal_msgpack.c with the program.
  *
  *     shoal_client *client = shoal_connect("/run/shoal/frames.sock", 30000);
- *     shoal_tensor image = shoal_tensor_of("image", SHOAL_FP32, 2, (uint64_t[]){1, 64}, pixels, sizeof pixels);
+ *     shoal_tensor image = shoal_tensor_of("image", SHOAL_FP32, 4, (uint64_t[]){1, 1, 8, 8}, pixels, sizeof pixels);
  *     shoal_answer answer;
  *     if (shoal_infer(client, &(shoal_request){.model = "digits", .inputs = &image, .input_count = 1}, &answer) == 0)
  *         use((const float *)answer.outputs[0].data);

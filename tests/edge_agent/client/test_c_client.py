@@ -101,11 +101,17 @@ def test_where_nobody_listens_it_says_what_to_look_at(driver: Path, tmp_path: Pa
 
 def test_the_example_of_the_documentation_works(shared: FramesDevice, repository: Path, tmp_path: Path) -> None:
     example = compiled(repository, tmp_path, repository / SOURCES / "example.c", "example")
-    done = subprocess.run(
-        [example, shared.path, "digits", "image", "64"], capture_output=True, text=True, check=False, timeout=60
-    )
+
+    def said(*axes: str) -> subprocess.CompletedProcess[str]:
+        command = [str(example), shared.path, "digits", "image", *axes]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    done = said("64")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("digits 1, request ")
+    done = said("1", "8", "8")  # of another model; the axes arrive as they were given
+    assert (done.returncode, "expected [-1, 64], got [1, 1, 8, 8]" in done.stderr) == (1, True), done.stderr
+    assert said("0").returncode == said("4096", "4097").returncode == said().returncode == 2
 
 
 def test_answers_that_are_broken_in_any_place_do_no_harm(driver: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,9 +11,9 @@ import pytest
 
 from edge_agent.contract import failures, frame_messages
 from edge_agent.contract.tensors import Datatype
+from tests.docs.digits_package import make_digits_package
 from tests.edge_agent.contract.golden_frames import golden_frames
-from tests.fakes.frames_device import FramesDevice
-from tests.fakes.packages import make_package
+from tests.fakes.frames_device import FramesDevice, serving_frames
 
 MESSAGES = [
     kind
@@ -25,6 +26,15 @@ LINE = re.compile(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2} )*[0-9a-f]{2}) {2,}.{1,16}$"
 @pytest.fixture(scope="module")
 def page(repository: Path) -> str:
     return (repository / "docs" / "frames.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def device_of_the_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FramesDevice]:
+    """Serves the model that the examples ask: what the recipe of that name takes and gives."""
+    folder = tmp_path_factory.mktemp("page")
+    make_digits_package(folder / "digits")
+    with serving_frames(folder) as device:
+        yield device
 
 
 def test_the_dumps_are_the_golden_frames(page: str) -> None:
@@ -54,9 +64,9 @@ def test_every_datatype_and_every_kind_of_error_is_on_the_page(page: str) -> Non
 
 @pytest.mark.parametrize("index", range(3))
 def test_the_python_examples_run(
-    page: str, index: int, shared: FramesDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, index: int, device_of_the_page: FramesDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[index]
-    make_package(tmp_path / "packages" / "digits")
+    make_digits_package(tmp_path / "packages" / "digits")
     monkeypatch.chdir(tmp_path)
-    exec(compile(example.replace("/run/shoal/frames.sock", shared.path), "docs/frames.md", "exec"), {})  # noqa: S102
+    exec(compile(example.replace("/run/shoal/frames.sock", device_of_the_page.path), "docs/frames.md", "exec"), {})  # noqa: S102
