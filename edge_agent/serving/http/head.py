@@ -20,6 +20,9 @@ from edge_agent.serving.http.refusals import ExpectationFailed, HeadTooLarge, No
 HEAD_END = b"\r\n\r\n"
 MAX_HEADERS = 100
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+# Not decoded in a path: a slash that is part of a name (decoded, it would name another path than the one that a proxy
+# in front has let through), and what breaks the lines of a log.
+_KEPT = re.compile(rb"%(2f|[01][0-9a-f]|7f)", re.IGNORECASE)
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _ONCE = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect"))
 _SHOWN = 60  # of what somebody sent, in an error's text
@@ -29,7 +32,7 @@ class Head(NamedTuple):
     """Request line and headers.
 
     Args:
-        path: Percent-decoded, without the query.
+        path: Percent-decoded (but for slashes and control characters), without the query.
         headers: Names in lowercase; values of repeated headers are joined by ``, ``.
         length: Bytes of the body that follows; 0 for none; None where it comes in chunks.
         keep_alive: Whether the connection stays open after the answer.
@@ -115,7 +118,7 @@ def _request_line(line: bytes) -> tuple[str, str, str, bool]:
         )
     method, target, major, minor = match.groups()
     if major != b"1" or minor not in b"01":
-        raise VersionNotSupported(f"HTTP/{_shown(major + b'.' + minor)} is not spoken here: use HTTP/1.1")
+        raise VersionNotSupported(f"HTTP/{int(major)}.{int(minor)} is not spoken here: use HTTP/1.1")
     if method == b"CONNECT":
         raise NotImplementedHere("CONNECT is for proxies, and this is none")
     path, query = _target(target)
@@ -170,7 +173,7 @@ def _target(target: bytes) -> tuple[str, str]:
         raise MalformedRequest(f"request target {_shown(target)}: a fragment (#) is for browsers: leave it out")
     raw, _, query = target.partition(b"?")
     if b"%" in raw:
-        raw = unquote_to_bytes(raw)
+        raw = unquote_to_bytes(_KEPT.sub(rb"%25\1", raw))
     try:
         return raw.decode("utf-8"), query.decode("ascii")
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ class HttpRequest:
     """One request.
 
     Args:
-        path: Percent-decoded, without the query.
+        path: Percent-decoded (but for slashes and control characters), without the query.
         query: What follows the question mark, as it came.
         headers: Names in lowercase; values of repeated headers are joined by ``, ``.
         body: Whole; empty while only the head has arrived. A memoryview stays valid as long as somebody holds it.
