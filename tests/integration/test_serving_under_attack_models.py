@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import shared_memory
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,53 +24,13 @@ from tests.fakes.hanging_package import FOREVER, make_hanging_package
 from tests.fakes.large_package import make_large_package
 from tests.fakes.packages import OUTPUT, answer, make_package, model_weights
 from tests.fakes.small_disk import fill, on_small_disk
+from tests.integration.applications import Applications
 from tests.integration.attacked_agent import TRANSPORTS, AttackedAgent, attacked
 from tests.integration.hostile_requests import EXPECTED, IMAGES, Request, Tensor
 
 _SECONDS = 2.0
 _LOAD = "/v2/repository/models/{}/load"
 _UNLOAD = "/v2/repository/models/{}/unload"
-
-
-class Applications:
-    """Ask for models on every way in until told to stop, and keep what they were answered."""
-
-    def __init__(self, device: AttackedAgent, models: tuple[str, ...], *, pause_s: float = 0.0) -> None:
-        self.statuses: collections.Counter[tuple[str, int]] = collections.Counter()
-        self.wrong: list[Any] = []
-        self._device, self._over, self._pause_s = device, threading.Event(), pause_s
-        self._threads = [
-            threading.Thread(target=self._ask, args=(transport, model)) for transport in TRANSPORTS for model in models
-        ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, transport: str, model: str) -> None:
-        while not self._over.wait(random.random() * self._pause_s):
-            try:
-                outcome = self._device.ask(transport, Request(model=model))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-                self.wrong.append((transport, model, repr(error)))
-                continue
-            self.statuses[transport, outcome.status] += 1
-            right = outcome.status == 503
-            if outcome.status == 200:
-                right = np.allclose(outcome.outputs[OUTPUT], EXPECTED, rtol=1e-4, atol=1e-6)
-            if not right:
-                self.wrong.append((transport, model, outcome))
-
-    @property
-    def refused(self) -> int:
-        """How many were told that the model is not there now."""
-        return sum(count for (_, status), count in self.statuses.items() if status != 200)
 
 
 def post(device: AttackedAgent, path: str, body: bytes = b"") -> tuple[int, Any]:
