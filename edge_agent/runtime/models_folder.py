@@ -129,10 +129,10 @@ class ModelsFolder:
                 why = "is a copy"
             else:
                 why = "differs"
+            what = f"{chosen.manifest.name} {chosen.manifest.version}"
             self._wrong.append(
-                f"{_text(other.folder)} is not used: it {why}, and {_text(chosen.folder)} holds the same model "
-                f"and version, {chosen.manifest.name} {chosen.manifest.version}; remove one of them, or give it another "
-                "version"
+                f"{_text(other.folder)} is not used: it {why}, and {_text(chosen.folder)} holds the same model and "
+                f"version, {what}; remove one of them, or give it another version"
             )
         return chosen
 

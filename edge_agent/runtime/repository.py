@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable
 from typing import Literal
 
 from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
+from edge_agent.contract.manifest import PipelineStep
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget
 from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known
 from edge_agent.runtime.guard import RunGuard
@@ -87,6 +88,7 @@ class Repository:
             self._refresh()
             wanted = [known for known in self._chosen() if not self._serves(known)]
             for known in sorted(wanted, key=_pipelines_last):
+                self._load_steps(known)
                 self._try(known)
             self._load_waiting()
             self._collect()
@@ -100,7 +102,7 @@ class Repository:
             self._idle.close()
 
     def load(self, model: str, version: str | None = None) -> LoadedModel:
-        """Load a package of this device, or load it again as it now lies on the disk.
+        """Load a package of this device, or load it again as it now lies on the disk; of a pipeline, its steps first.
 
         Args:
             version: None takes the version that the fleet wants, else the highest there is; one that was loaded so
@@ -112,6 +114,7 @@ class Repository:
         with self._loading:
             self._refresh()
             known = self._find(model, version)
+            self._load_steps(known)
             loaded = self._load(known)
             if version is not None:
                 self._wanted.add((model, version))
@@ -139,8 +142,10 @@ class Repository:
             for entry in entries:
                 self._wanted.discard((model, entry.version))
                 # What is broken goes on saying why; a pipeline that waits for its steps waits no longer.
-                if version is not None or entry.state is not ModelState.UNAVAILABLE or self._is_pipeline(entry):
-                    self._slots.unload(model, entry.version, reason=_BY_HAND)
+                was_broken = entry.state is ModelState.UNAVAILABLE and not self._is_pipeline(entry)
+                reason = f"{_BY_HAND}; before, {entry.reason}" if was_broken else _BY_HAND
+                again = entry.state is ModelState.UNLOADED and entry.reason.startswith(_BY_HAND)
+                self._slots.unload(model, entry.version, reason=entry.reason if again else reason)
 
     def wake(self, model: str, version: str | None = None) -> LoadedModel:
         """Load what was unloaded because nobody asked for it; many who wait here wait for one load.
@@ -210,13 +215,16 @@ class Repository:
             self._broken = broken.keys()
 
     def _chosen(self) -> Iterable[Known]:
-        """Of the folder's packages those that are loaded at the start."""
-        folder = [known for known in self._catalogue.known.values() if not known.installed]
+        """Of the folder's packages those that are loaded at the start, and pipelines of the fleet that lacked steps."""
         if self._policy == "none":
             return []
+        everything = self._catalogue.known.values()
+        folder = [known for known in everything if not known.installed]
+        waiting = [known for known in everything if known.installed and known.active and _pipelines_last(known)]
         if self._policy == "all":
-            return folder
-        return [_highest(known for known in folder if known.name == name) for name in {each.name for each in folder}]
+            return [*folder, *waiting]
+        names = {each.name for each in folder}
+        return [*(_highest(known for known in folder if known.name == name) for name in names), *waiting]
 
     def _find(self, model: str, version: str | None) -> Known:
         """The package that a request to load means."""
@@ -247,6 +255,25 @@ class Repository:
         if self._serves(known):
             return ""
         return _KEPT if known.installed and not known.active else _NOT_ASKED
+
+    def _load_steps(self, pipeline: Known) -> None:
+        """Load the steps of a pipeline that are not loaded; nothing where it is none."""
+        for step in pipeline.package.manifest.pipeline:
+            if self._answers(step):
+                continue
+            # What is wrong with a step is said by load(), which looks for it, and never blamed on the pipeline.
+            with contextlib.suppress(ShoalError):
+                self._try(self._find(step.model, step.version))
+
+    def _answers(self, step: PipelineStep) -> bool:
+        """Whether a step is loaded, or would be by its next request."""
+        try:
+            self._slots.get(step.model, step.version)
+        except UnknownModel:
+            return False
+        except ModelUnavailable as error:
+            return error.asleep
+        return True
 
     def _try(self, known: Known) -> bool:
         try:
@@ -313,6 +340,7 @@ class Repository:
 
     def _unload_others(self, latest: Known, loaded: LoadedModel) -> None:
         """Versions that were loaded as the latest, and are not any more; those whose package is gone."""
+        pinned = {(step.model, step.version) for each in self._in_memory() for step in each.manifest.pipeline}
         for each in self._slots.models():
             key = (each.name, each.version)
             if each.name != loaded.name or each is loaded:
@@ -320,7 +348,12 @@ class Repository:
             known = self._catalogue.known.get(key)
             if known is None:
                 self._slots.remove(*key)
-            elif self._policy != "all" and key not in self._wanted and known.installed == latest.installed:
+            elif (
+                self._policy != "all"
+                and key not in self._wanted
+                and key not in pinned
+                and known.installed == latest.installed
+            ):
                 self._slots.unload(*key, reason=f"version {loaded.version} took its place")
 
     def _load_waiting(self) -> None:

@@ -362,11 +362,10 @@ class Slots:
             if slot.loaded is not None:
                 return ModelUnavailable(f"model '{model}' was loaded this very moment: ask again", asleep=True)
             cure = "the next request loads it" if slot.wakes else "load it, or ask for another version"
-            state = slot.state.value.lower()
-            return ModelUnavailable(
-                f"model '{model}' version '{wanted}' is {state}: {slot.reason or 'not loaded'}; {cure}",
-                asleep=slot.wakes,
-            )
+            state, reason = slot.state.value.lower(), slot.reason or "not loaded"
+            if not reason.endswith(cure):  # that of a pipeline may end with its step's
+                reason = f"{reason}; {cure}"
+            return ModelUnavailable(f"model '{model}' version '{wanted}' is {state}: {reason}", asleep=slot.wakes)
 
     def _retire(self, old: LoadedModel) -> None:
         old.retired = True

@@ -21,6 +21,7 @@ from edge_agent.contract.errors import (
     SelfTestFailed,
     UnknownModel,
 )
+from edge_agent.contract.manifest import PipelineStep
 from edge_agent.runtime.budget import MemoryBudget
 from edge_agent.runtime.catalogue import Catalogue, Known
 from edge_agent.runtime.package import Package
@@ -28,7 +29,7 @@ from edge_agent.runtime.repository import Policy, Repository
 from edge_agent.runtime.slots import IndexEntry, LoadedModel, ModelState, Slots
 from tests.fakes.large_package import MIB, make_large_package
 from tests.fakes.packages import INPUT, make_package, reference_images
-from tests.fakes.pipeline_package import RAW, make_pipeline_package, make_scaler_package
+from tests.fakes.pipeline_package import RAW, SCALED, make_pipeline_package, make_scaler_package
 
 
 @dataclasses.dataclass
@@ -433,6 +434,55 @@ def test_a_pipeline_that_waits_for_its_steps_waits_no_longer_when_it_is_unloaded
     assert (device.entry("1", "reader").state, device.entry("1", "reader").reason) == (
         ModelState.UNLOADED, "unloaded on request",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_pipeline_is_loaded_with_its_steps_those_of_an_older_version_too(device: Device, at_start: bool) -> None:
+    if not at_start:
+        device.repository.start()
+    make_scaler_package(device.models / "scaler")
+    device.add("1", seed=0)
+    device.add("2")
+    steps = (PipelineStep(model="scaler"), PipelineStep(model="digits", version="1", inputs={INPUT: SCALED}))
+    make_pipeline_package(device.models / "reader", steps=steps)
+    if at_start:
+        device.repository.start()
+    else:
+        device.repository.load("reader")
+    assert {name for name, state in device.states().items() if state == "READY"} == {
+        "digits 1", "reader 1", "scaler 1", *(["digits 2"] if at_start else []),
+    }  # fmt: skip
+    assert device.repository.load("digits").version == "2"
+    assert device.slots.versions("digits") == ["1", "2"], "a loaded pipeline needs the older one"
+    device.repository.unload("digits", "1")
+    device.repository.load("reader")
+    with device.slots.lease("reader") as reader:
+        reader.backend.infer({RAW: reference_images(2)})
+
+
+def test_a_pipeline_with_a_broken_step_says_so_once_with_one_advice(device: Device) -> None:
+    make_scaler_package(device.models / "scaler")
+    device.add("1", golden_is_wrong=True)
+    make_pipeline_package(device.models / "reader")
+    for name, other in (("hen", "egg"), ("egg", "hen")):
+        make_pipeline_package(device.models / name, name=name, steps=(PipelineStep(model=other),))
+    device.repository.start()
+    assert device.states()["scaler 1"] == "READY"
+    assert device.states()["hen 1"] == device.states()["egg 1"] == "UNAVAILABLE"
+    with pytest.raises(ModelUnavailable) as caught:
+        device.slots.get("reader")
+    assert "needs its step 'digits'" in str(caught.value)
+    assert "output 'probabilities', row 3" in str(caught.value)
+    assert str(caught.value).count("load it, or ask for another version") == 1
+
+
+def test_what_cannot_be_loaded_is_unloaded_when_that_is_asked_for_and_goes_on_saying_why(device: Device) -> None:
+    device.add("1", golden_is_wrong=True)
+    device.repository.start()
+    for _ in range(2):
+        device.repository.unload("digits")
+        assert device.entry().state is ModelState.UNLOADED
+        assert device.entry().reason.startswith("unloaded on request; before, output 'probabilities'")
 
 
 def test_a_pipeline_whose_steps_are_missing_is_loaded_when_they_appear(device: Device) -> None:
