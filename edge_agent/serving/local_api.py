@@ -172,7 +172,8 @@ class LocalApi:
             from edge_agent.serving.grpc.service import GrpcService
         except ImportError as error:
             raise ConfigurationError(
-                f"[api] grpc_port and grpc_socket need the extra grpc ({error}): pip install 'shoal-agent[grpc]'"
+                f"[api] grpc_port and grpc_socket need the extra grpc ({error}): install the agent's wheel with it, "
+                "pip install 'shoal_agent-VERSION-py3-none-any.whl[grpc]'"
             ) from error
         service = GrpcService(
             self._router,
