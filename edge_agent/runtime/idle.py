@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from edge_agent.contract.errors import UnknownModel
 from edge_agent.runtime.loaded import LoadedModel
 from edge_agent.runtime.slots import Slots
 
@@ -49,6 +50,16 @@ class IdleUnloader:
             left_s = loaded.last_used + self._idle_s - now
             if left_s > 0:
                 wait_s = min(wait_s, left_s)
-            elif self._unload(loaded, now - self._idle_s):
+            elif self._goes(loaded, now - self._idle_s):
                 _log.info("model %s %s unloaded: idle for %.0f s", loaded.name, loaded.version, self._idle_s)
         return wait_s
+
+    def _goes(self, loaded: LoadedModel, idle_since: float) -> bool:
+        """Whether a model was unloaded; whatever is wrong with one, the others' memory must come back."""
+        try:
+            return self._unload(loaded, idle_since)
+        except UnknownModel:  # another version has taken its place this very moment
+            return False
+        except Exception:  # noqa: BLE001 - it is told, and tried again
+            _log.exception("model %s %s could not be unloaded", loaded.name, loaded.version)
+            return False
