@@ -6,14 +6,16 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Sequence
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import LoadedModel, Slots
-from edge_agent.serving.codec import decode_request, encode_response
+from edge_agent.serving.codec import encode_response
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
 from edge_agent.serving.http.message import JSON, HttpRequest, HttpResponse
 from edge_agent.serving.inference import Inference, Waker
+from edge_agent.serving.plans import Plans
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.shared_memory import Regions
 from edge_agent.serving.waking import lease_awake
@@ -58,6 +60,8 @@ class InferRoute:
         self._slots, self._inference, self._regions = slots, inference, regions
         self._lease_awake = functools.partial(lease_awake, slots, repository, inference)
         self._max_rows, self._body_limit_bytes = max_rows, body_limit_bytes
+        # They go with their model.
+        self._plans: WeakKeyDictionary[LoadedModel, Plans] = WeakKeyDictionary()
         self._unpacking = asyncio.Semaphore(_MAX_UNPACKED)
 
     def __call__(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse | Awaitable[HttpResponse]:
@@ -131,16 +135,16 @@ class InferRoute:
 
     def _decode(self, loaded: LoadedModel, request: HttpRequest, body: Buffer) -> InferenceRequest:
         try:
-            return decode_request(
-                body,
-                _json_length(request),
-                loaded.signature,
-                max_rows=self._max_rows,
-                regions=self._regions,
-            )
+            return self._plans_of(loaded).decode(body, _json_length(request))
         except CallerError as error:
             self._inference.refused(loaded, error)
             raise
+
+    def _plans_of(self, loaded: LoadedModel) -> Plans:
+        plans = self._plans.get(loaded)
+        if plans is None:
+            plans = self._plans[loaded] = Plans(loaded.signature, max_rows=self._max_rows, regions=self._regions)
+        return plans
 
     def _encode(
         self, loaded: LoadedModel, decoded: InferenceRequest, answer: InferenceAnswer
