@@ -149,18 +149,16 @@ def test_stopping_answers_what_is_in_flight_and_refuses_what_comes_later(tmp_pat
 
 
 def test_a_server_that_never_ran_gives_its_addresses_back(tmp_path: Path) -> None:
-    path = str(tmp_path / "api.sock")
+    path = tmp_path / "api.sock"
     for _ in range(2):
-        server = Server([], Connections(1))
-        server.start()
+        listener = listen_unix(str(path))
+        accepted = Listener(listener, lambda: pytest.fail("nobody is let in"), address_of(listener), str(path))
+        server = Server([accepted], Connections(1))
         server.stop()
-    listen_unix(path).close()
-    listen_unix(path).close()  # left behind, as by a killed agent
-
-
-def test_a_socket_in_a_folder_that_is_not_there_says_who_makes_folders(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"the folder .*/shoal is not there: make it .*RuntimeDirectory=shoal"):
-        listen_unix(str(tmp_path / "shoal" / "api.sock"))
+        assert not path.exists()
+        assert listener.fileno() == -1
+        server.start()  # too late: it was told to stop
+        server.stop()
 
 
 class _Service:
