@@ -118,10 +118,21 @@ def run_command(
     Agent(msgspec.structs.replace(config, api=api)).run()
 
 
+def _package_folder(context: click.Context, argument: click.Parameter, package: Path) -> Path:
+    if not package.is_dir():
+        raise click.BadParameter(
+            f"{package} is a file. A device serves packages: folders with a manifest.json, where a model in ONNX lies "
+            "with its contract and golden samples. The trainer makes one by a recipe: shoal trainer train --help",
+            ctx=context,
+            param=argument,
+        )
+    return package
+
+
 @main.command("install")
 @_config_option
 @_state_option
-@click.argument("package", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("package", type=click.Path(exists=True, path_type=Path), callback=_package_folder)
 def install_command(config_path: Path | None, state: Path | None, package: Path) -> None:
     """Put the model PACKAGE (a folder) on this device by hand, as a factory image does.
 
