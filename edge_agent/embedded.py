@@ -28,7 +28,7 @@ from edge_agent.contract.signature import Signature
 from edge_agent.recorder import Recorder
 from edge_agent.runtime.loaded import load as load_package
 from edge_agent.runtime.package import Package
-from edge_agent.runtime.selftest import self_test
+from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.runtime.statistics import StatisticsSnapshot
 from edge_agent.serving.inference import Inference, Observer
@@ -67,7 +67,7 @@ def load(
     try:
         loaded = load_package(package, variant=variant, threads=threads, slots=slots)
         try:
-            self_test(loaded.backend, package.golden(), max_run_s=package.manifest.max_run_s)
+            prove(loaded)
         except BaseException:
             loaded.close()
             raise

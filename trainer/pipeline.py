@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from edge_agent.contract.manifest import (
     Lineage,
     Manifest,
     PipelineStep,
+    digest_of,
 )
 from edge_agent.contract.profile import Feature, FeatureCounts, ReferenceProfile, encode_profile
 from edge_agent.contract.quantities import Name
@@ -180,7 +180,8 @@ def _manifest(
         version=declared.version,
         lineage=Lineage(
             dataset=task.lineage.dataset,
-            code_sha256=hashlib.sha256("\n".join(each.digest for each in steps).encode()).hexdigest(),
+            # By which a device knows whether its steps are those that gave the golden outputs.
+            code_sha256=digest_of("\n".join(each.digest for each in steps).encode()),
             lock_sha256=lock_digest(),
             seed=task.lineage.seed,
             run=f"pipeline-{declared.name}-{declared.version}",

@@ -53,7 +53,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         dataset: Digest of the dataset version.
-        code_sha256: Digest of the recipe's files.
+        code_sha256: Digest of the recipe's files; of a pipeline, of its steps' package digests, one a line.
         seed: Seed of the training run.
         run: Identifier of the training run.
         trained_at: RFC 3339 time, UTC.

@@ -28,7 +28,7 @@ from edge_agent.contract.errors import (
     SignatureMismatch,
     UnknownModel,
 )
-from edge_agent.contract.manifest import PipelineStep
+from edge_agent.contract.manifest import PipelineStep, digest_of
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.runtime.backend import InferenceBackend, RunCancelled
 from edge_agent.runtime.loaded import LoadedModel
@@ -80,6 +80,7 @@ class PipelineBackend:
         self._name = manifest.name
         self._models = models
         self._steps = manifest.pipeline
+        self._made_of = manifest.lineage.code_sha256
         self._inputs = frozenset(spec.name for spec in self.signature.inputs)
         self._outputs = tuple(spec.name for spec in self.signature.outputs)
         self._pool = {spec.name: spec for spec in self.signature.inputs}  # what each name holds, once it is filled
@@ -89,6 +90,12 @@ class PipelineBackend:
         self._check_ends()
         self._running: dict[int, InferenceBackend] = {}
         self._cancels = 0
+
+    @property
+    def is_as_made(self) -> bool:
+        """Whether its steps are those with which its golden samples were made: their digests are its lineage's code."""
+        digests = "\n".join(plan.digest for plan in self._plans)
+        return digest_of(digests.encode()) == self._made_of or all(step.version for step in self._steps)
 
     def infer(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Run all steps; see :class:`edge_agent.runtime.backend.InferenceBackend`.

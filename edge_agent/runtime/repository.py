@@ -26,7 +26,7 @@ from edge_agent.runtime.idle import IdleUnloader
 from edge_agent.runtime.loaded import LoadedModel, load
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
-from edge_agent.runtime.selftest import self_test
+from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import IndexEntry, ModelState, Slots
 from edge_agent.runtime.versions import natural_order
 
@@ -317,7 +317,7 @@ class Repository:
         package.verify()
         loaded = self._prepare(package, old)
         try:
-            self_test(loaded.backend, package.golden(), max_run_s=package.manifest.max_run_s, guard=self._guard)
+            prove(loaded, guard=self._guard)
         except BaseException:
             loaded.close()
             raise

@@ -41,7 +41,7 @@ from edge_agent.contract.errors import (
 from edge_agent.contract.messages import Desired, DesiredModel, Event, EventKind, ReportedModel, UpdateStep
 from edge_agent.runtime.catalogue import Known
 from edge_agent.runtime.package import Package
-from edge_agent.runtime.selftest import self_test
+from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import LoadedModel, ModelState, Slots
 from edge_agent.update import slots_file
 from edge_agent.update.package_store import PackageStore
@@ -362,7 +362,7 @@ class Installer:
         """The package, freshly loaded and found to answer its golden samples."""
         loaded = self._load(self._store.open(digest, verify=False))
         try:
-            self_test(loaded.backend, loaded.package.golden(), max_run_s=loaded.manifest.max_run_s)
+            prove(loaded)
         except BaseException:
             loaded.close()
             raise

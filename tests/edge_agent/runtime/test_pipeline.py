@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.constraint import Constraint, Encoding, NumberFormat
-from edge_agent.contract.errors import ModelFailed, ModelLoadFailed, ModelUnavailable, SignatureMismatch
+from edge_agent.contract.errors import (
+    ModelFailed,
+    ModelLoadFailed,
+    ModelUnavailable,
+    SelfTestFailed,
+    SignatureMismatch,
+)
 from edge_agent.contract.manifest import PipelineStep, digest_of
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
@@ -22,7 +28,7 @@ from edge_agent.runtime.backend import RunCancelled
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.pipeline import PipelineBackend
-from edge_agent.runtime.selftest import self_test
+from edge_agent.runtime.selftest import prove, self_test
 from edge_agent.runtime.slots import LoadedModel, Slots, load
 from tests.fakes.hanging_package import FOREVER, make_hanging_package
 from tests.fakes.packages import INPUT, OUTPUT, PIXELS, answer, make_package, model_weights, reference_images
@@ -65,6 +71,27 @@ def test_it_answers_as_its_steps_one_after_the_other(tmp_path: Path, slots: Slot
     assert list(outputs) == [OUTPUT], "not what lies between the steps"
     np.testing.assert_allclose(outputs[OUTPUT], answer(*model_weights(), raw() / np.float32(255)), rtol=1e-4)
     self_test(loaded.backend, loaded.package.golden())
+
+
+def test_golden_answers_are_compared_only_where_the_steps_are_those_that_gave_them(
+    tmp_path: Path, slots: Slots
+) -> None:
+    digests = [slots.get(model).digest for model in ("scaler", "digits")]
+    slots.install(load(make_package(tmp_path / "digits2", version="2", seed=5)))
+    loaded = load(make_pipeline_package(tmp_path / "reader"), slots=slots)
+    with pytest.raises(SelfTestFailed, match=f"output '{OUTPUT}', row 0"):
+        self_test(loaded.backend, loaded.package.golden())
+    prove(loaded)
+
+    def made_of(*steps: str) -> LoadedModel:
+        lineage = msgspec.structs.replace(loaded.manifest.lineage, code_sha256=digest_of("\n".join(steps).encode()))
+        manifest = msgspec.structs.replace(loaded.manifest, lineage=lineage)
+        package = dataclasses.replace(loaded.package, manifest=manifest)
+        return LoadedModel(package=package, backend=PipelineBackend(package, slots))
+
+    prove(made_of(*digests))  # with the first version of "digits", which is gone
+    with pytest.raises(SelfTestFailed, match=f"output '{OUTPUT}', row 0"):
+        prove(made_of(digests[0], slots.get("digits").digest))
 
 
 def test_each_step_counts_for_its_own_model(tmp_path: Path, slots: Slots) -> None:

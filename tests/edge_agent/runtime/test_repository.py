@@ -385,6 +385,22 @@ def test_neither_steps_of_a_pipeline_nor_a_model_on_probation_go_to_sleep(
     assert set(device.states().values()) == {"READY"}
 
 
+def test_a_pipeline_whose_step_was_updated_is_woken_and_survives_a_restart(new_device: NewDevice) -> None:
+    device = new_device()
+    make_scaler_package(device.models / "scaler")
+    device.add("1", seed=0)
+    make_pipeline_package(device.models / "reader")
+    device.repository.start()
+    device.add("2", seed=2)
+    device.repository.load("digits")
+    _sleep(device, "reader")
+    device.repository.wake("reader")
+    restarted = new_device()
+    restarted.repository.start()
+    assert restarted.slots.get("digits").version == "2"
+    assert restarted.entry("1", "reader").state is ModelState.READY
+
+
 def test_steps_stay_awake_while_their_pipeline_is_prepared_and_does_not_serve_yet(
     new_device: NewDevice, tmp_path: Path
 ) -> None:
