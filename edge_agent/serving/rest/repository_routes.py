@@ -33,11 +33,11 @@ class LoadRefused(CallerError):
     """The package that was to be loaded is wrong; the model that served before goes on serving."""
 
 
-class _IndexRequest(msgspec.Struct):
+class _IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     ready: bool = False
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any] = {}
 
 
@@ -148,7 +148,9 @@ def _decode(decoder: msgspec.json.Decoder[Any], request: HttpRequest) -> Any:
     try:
         return decoder.decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedRequest(f"{request.path}: the request's JSON: {error}") from error
+        members: dict[Any, str] = {_Body: '{"parameters": {...}}', _IndexRequest: '{"ready": true}'}
+        hint = f"; it takes {members[decoder.type]}" if isinstance(error, msgspec.ValidationError) else ""
+        raise MalformedRequest(f"{request.path}: the request's JSON: {error}{hint}") from error
 
 
 def _version(parameters: dict[str, Any], known: set[str]) -> str | None:

@@ -88,6 +88,16 @@ def test_models_and_configurations_of_the_callers_own_are_refused(
     assert text in body["error"]
 
 
+def test_a_member_beside_the_parameters_is_refused_and_nothing_is_loaded(device: Device) -> None:
+    make_package(device.models / "newer", version="2", seed=5)
+    status, body = device.ask_json("POST", _LOAD, {"version": "1"})
+    assert status == 400
+    assert 'unknown field `version`; it takes {"parameters": {...}}' in body["error"]
+    status, body = device.ask_json("POST", "/v2/repository/index", {"redy": True})
+    assert (status, "`redy`" in body["error"]) == (400, True)
+    assert _index(device)["digits 2"] == "UNLOADED"
+
+
 def test_a_client_that_brings_a_model_of_its_own_is_told_that_this_is_not_how_it_works(client: Any) -> None:
     with pytest.raises(InferenceServerException, match="signed packages"):
         client.load_model("digits", config="{}", files={"file:1/model.onnx": b"\x08\x07"})
