@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 # Under these names a device that has not enrolled numbers its messages; they wait until it has.
 _NO_FLEET, _NO_DEVICE = "none", "none"
+# Until then it reports to its own disk alone, at this pace at most.
+ALONE_INTERVAL_S = 600.0
 
 
 class Agent:
@@ -54,11 +56,14 @@ class Agent:
     def __init__(self, config: AgentConfig) -> None:
         self._state = Path(config.state)
         prepare_state(self._state)
+        _warn_if_open(self._state)
         self._lock = lock_state(self._state)
         self._enrolment = read_identity(self._state)
         self._started_at_ms = _now_ms()
         self._desired_revision = 0
         self._interval_s = config.report.interval_s
+        if self._enrolment is None:  # nobody reads it yet: flash is spared, and what a fleet wants of the past is kept
+            self._interval_s = max(self._interval_s, ALONE_INTERVAL_S)
         self._hardware = hardware()
         self._threads = thread_budget(
             config.runtime.threads, config.runtime.threads_per_model, available=cpus.available()
@@ -101,6 +106,7 @@ class Agent:
 
     def close(self) -> None:
         """Stop: first what makes messages, then what sends them."""
+        _log.info("stopping")
         (self._state / ADDRESS_FILE).unlink(missing_ok=True)
         self._updates.stop()
         self._repository.close()
@@ -112,6 +118,7 @@ class Agent:
         self._monitor.close()
         self._outbox.close()
         self._lock.close()
+        _log.info("stopped")
 
     def _start(self) -> None:
         self._installer.start()
@@ -130,7 +137,7 @@ class Agent:
         address = {**self._api.addresses, "pid": os.getpid(), "version": __version__}
         path = self._state / ADDRESS_FILE
         try:
-            write_durably(path, msgspec.json.encode(address))
+            write_durably(path, msgspec.json.encode(address), mode=0o600)
         except OSError as error:  # who needs the file will miss it; applications get their answers all the same
             _log.warning("%s could not be written: %s", path, error.strerror)
         served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
@@ -190,6 +197,13 @@ def _repository(config: AgentConfig, slots: Slots, threads: ThreadBudget) -> Rep
         cache=OptimisedModels(state / "optimised", own=state),
         idle_unload_s=settings.idle_unload_s,
     )
+
+
+def _warn_if_open(state: Path) -> None:
+    """Say it where others may look into a folder that was there before; a person may have other files in it."""
+    mode = state.stat().st_mode & 0o777
+    if mode & 0o077:
+        _log.warning("%s: others on this machine may look into it (mode %o): chmod 700 %s", state, mode, state)
 
 
 def _now_ms() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,7 @@ def lock_state(state: Path) -> IO[bytes]:
     """
     path = state / LOCK_FILE
     try:
-        file = path.open("ab")
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
     except OSError as error:
         raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
     try:

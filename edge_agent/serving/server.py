@@ -214,6 +214,10 @@ class Server:
         if self._wake is not None:
             self._wake.set()
 
+    def _signalled(self, number: int) -> None:
+        _log.info("%s: no more requests are taken, those in progress are answered", signal.Signals(number).name)
+        self._request_stop()
+
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
@@ -221,7 +225,7 @@ class Server:
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:
-            loop.add_signal_handler(number, self._request_stop)
+            loop.add_signal_handler(number, self._signalled, number)
         try:
             yield
         finally:

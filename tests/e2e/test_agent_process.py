@@ -97,6 +97,8 @@ def test_an_agent_ends_without_a_word_of_python(device: Agent) -> None:
     assert device.stop() == 0
     assert "Traceback" not in device.log
     assert "Exception in thread" not in device.log
+    assert "SIGTERM: no more requests are taken" in device.log
+    assert device.log.rstrip().endswith("stopped")
 
 
 def test_a_package_is_installed_by_hand_and_shown(tmp_path: Path, device: Agent) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from edge_agent.agent import Agent
+from edge_agent.agent import ALONE_INTERVAL_S, Agent
 from edge_agent.config import AgentConfig, ApiSettings, ReportSettings
 from edge_agent.contract.errors import ConfigurationError, DeviceError
 from edge_agent.contract.messages import Desired
@@ -30,7 +31,31 @@ def test_wishes_that_the_server_takes_back_no_longer_hold(agent: Agent) -> None:
     agent._take_desired(Desired(revision=1, sampling={"digits": policy}, report_interval_s=2.0))
     assert (agent._monitor._policies, agent._reporter._interval_s) == ({"digits": policy}, 2.0)
     agent._take_desired(Desired(revision=2))
-    assert (agent._monitor._policies, agent._reporter._interval_s) == ({}, 7.0)
+    assert (agent._monitor._policies, agent._reporter._interval_s) == ({}, ALONE_INTERVAL_S)
+
+
+def test_a_device_without_a_fleet_seldom_reports_to_its_disk_and_keeps_the_pace_it_was_set_where_that_is_slower(
+    tmp_path: Path,
+) -> None:
+    for interval_s, kept in ((0.5, ALONE_INTERVAL_S), (3600.0, 3600.0)):
+        settings = msgspec.structs.replace(config(tmp_path), report=ReportSettings(interval_s=interval_s))
+        agent = Agent(settings)
+        assert agent._reporter._interval_s == kept
+        agent.close()
+
+
+def test_what_an_agent_writes_is_for_its_user_alone_and_a_folder_open_to_others_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o755)
+    agent = Agent(config(tmp_path))
+    try:
+        agent._start()
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()}
+        assert {modes[name] for name in ("agent.json", "agent.lock", "outbox.db", "requests.db")} == {0o600}
+        assert f"(mode 755): chmod 700 {tmp_path}" in caplog.text
+    finally:
+        agent.close()
 
 
 def test_an_agent_that_could_not_start_ends_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
