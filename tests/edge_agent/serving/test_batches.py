@@ -131,7 +131,7 @@ async def test_the_policy_s_own_deadline_holds_where_a_request_says_nothing(
 ) -> None:
     loaded = sleeper(Batching(max_rows=4, timeout_us=20_000))
     busy = await begun(inference.answer_later(loaded, taking(A_WHILE)))
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"batching\.timeout_us in the package's manifest allows 20 ms; not run"):
         await asyncio.wait_for(inference.answer_later(loaded, taking(0)), LONG_S)
     patient = await begun(inference.answer_later(loaded, taking(0, timeout_us=60_000_000)))
     assert all(isinstance(said, InferenceAnswer) for said in await outcomes(busy, patient))
