@@ -154,7 +154,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """Close after the answer to the request at hand, or now where there is none."""
         self._draining = True
-        if self._phase is Phase.IDLE:
+        if self._phase in (Phase.IDLE, Phase.BLOCKED):
             self._close()
         elif self._phase is Phase.DISCARD:
             self._linger()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,18 @@ def test_stopping_answers_what_is_in_flight_and_refuses_what_comes_later(tmp_pat
         stopping.join(20)
         assert not stopping.is_alive()
     device.server.stop()  # once more does no harm
+
+
+def test_stopping_waits_for_who_reads_slowly_and_no_longer(tmp_path: Path) -> None:
+    with serving(tmp_path, grace_s=600.0) as device, device.connect() as client:
+        client.send(get("/large?size=30000000&pieces=2"))
+        wait_until(lambda: device.routes.releases == 1)  # written, as far as it could be
+        with ThreadPoolExecutor(1) as thread:
+            stopping = thread.submit(device.server.stop, 60.0)
+            wait_until(lambda: not Path(device.unix).exists())
+            assert len(client.answer().body) == 30_000_000
+            assert client.is_closed()
+            stopping.result()
 
 
 def test_a_server_that_never_ran_gives_its_addresses_back(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ class Device:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *, limit: int = 100, sweep_s: float = 0.05, **limits: Any) -> Iterator[Device]:
+def serving(
+    folder: Path, *, limit: int = 100, sweep_s: float = 0.05, grace_s: float = 5.0, **limits: Any
+) -> Iterator[Device]:
     """A server on a TCP port and a unix socket of its own."""
     routes, connections = Routes(), Connections(limit, sweep_s=sweep_s)
     http_limits = HttpLimits(**limits)
@@ -184,7 +186,7 @@ def serving(folder: Path, *, limit: int = 100, sweep_s: float = 0.05, **limits: 
         Listener(tcp, factory(Transport.TCP), address_of(tcp)),
         Listener(unix, factory(Transport.UNIX), address_of(unix), path),
     ]
-    server = Server(listeners, connections, grace_s=5.0)
+    server = Server(listeners, connections, grace_s=grace_s)
     port = tcp.getsockname()[1]
     server.start()
     try:
