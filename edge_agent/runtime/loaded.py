@@ -22,6 +22,7 @@ from edge_agent.runtime.cpus import available
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.memory import give_back, resident_bytes
 from edge_agent.runtime.onnx import OnnxBackend
+from edge_agent.runtime.onnx_session import take_own_memory
 from edge_agent.runtime.package import Golden, Package
 from edge_agent.runtime.statistics import Statistics
 
@@ -131,6 +132,7 @@ def load(
         PackageError: The package lacks a part or, as ModelLoadFailed, the runtime refuses the model.
         ModelUnavailable: It is a pipeline, and a step is not loaded here.
     """
+    take_own_memory()
     give_back()  # else what others have freed would be counted as room that this model did not take
     before = resident_bytes()
     backend = _backend(package, variant, threads, cache, slots)

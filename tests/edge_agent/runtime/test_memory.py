@@ -60,6 +60,26 @@ def test_what_five_large_models_took_goes_back_when_they_are_unloaded(tmp_path: 
     assert found["after"] <= 6 * MIB, found
 
 
+_FIRST_AND_SECOND = """
+import json, sys
+from pathlib import Path
+from edge_agent.runtime.loaded import load
+from edge_agent.runtime.package import Package
+
+models = [load(Package.open(Path(sys.argv[1]), verify=True)) for _ in range(2)]
+print(json.dumps([model.memory_bytes for model in models]))
+"""
+
+
+def test_the_first_model_of_a_process_is_not_charged_for_the_runtimes_own_memory(models: Path) -> None:
+    command = [sys.executable, "-c", _FIRST_AND_SECOND, str(models / "small")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert 0 < second <= first + MIB
+    assert first < 5 * MIB, "11 MiB where the runtime's own memory is counted"
+
+
 def test_memory_is_read_and_given_back_without_harm() -> None:
     before = memory.resident_bytes()
     memory.give_back()
