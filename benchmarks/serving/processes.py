@@ -82,8 +82,14 @@ class ServerProcess:
         return " | ".join(self._log.read_text(errors="replace").strip().splitlines()[-lines:])[-600:]
 
     def rss_mb(self) -> float:
-        """Memory of all its processes in MB: PSS (shared pages counted once) where the kernel tells it, else RSS."""
-        return sum(_memory_bytes(process) for process in self._all()) / 1e6
+        """Resident memory in MB: that of its largest process, and of the others what they share with nobody.
+
+        So a server of several processes does not pay twice for its libraries, and one of a single process pays for
+        all of them, whoever else on this machine has them loaded.
+        """
+        found = [_memory_bytes(process) for process in self._all()]
+        largest = max(range(len(found)), key=lambda at: found[at][0], default=0)
+        return sum(rss if at == largest else own for at, (rss, own) in enumerate(found)) / 1e6
 
     def cpu_s(self) -> float:
         """Processor time that all its processes have used so far, in the system as well."""
@@ -152,14 +158,13 @@ def _cpu_s(process: psutil.Process) -> float:
         return 0.0
 
 
-def _memory_bytes(process: psutil.Process) -> int:
+def _memory_bytes(process: psutil.Process) -> tuple[int, int]:
+    """RSS of a process, and what of it is its own (USS; the RSS where the kernel does not tell)."""
     try:
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # another kernel, another user, or it has ended
-    try:
-        return int(process.memory_info().rss)
+        rss = int(process.memory_info().rss)
+        try:
+            return rss, int(process.memory_full_info().uss)
+        except psutil.AccessDenied:
+            return rss, rss
     except psutil.NoSuchProcess:
-        return 0
+        return 0, 0
