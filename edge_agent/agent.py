@@ -20,7 +20,7 @@ from edge_agent.durable import write_durably
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.outbox.outbox import Outbox
-from edge_agent.reporter import Reporter
+from edge_agent.reporter import Reporter, pace_s
 from edge_agent.runtime import cpus
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
 from edge_agent.runtime.catalogue import Catalogue
@@ -40,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 # Under these names a device that has not enrolled numbers its messages; they wait until it has.
 _NO_FLEET, _NO_DEVICE = "none", "none"
-# Until then it reports to its own disk alone, at this pace at most.
-ALONE_INTERVAL_S = 600.0
 
 
 class Agent:
@@ -61,9 +59,7 @@ class Agent:
         self._enrolment = read_identity(self._state)
         self._started_at_ms = _now_ms()
         self._desired_revision = 0
-        self._interval_s = config.report.interval_s
-        if self._enrolment is None:  # nobody reads it yet: flash is spared, and what a fleet wants of the past is kept
-            self._interval_s = max(self._interval_s, ALONE_INTERVAL_S)
+        self._interval_s = pace_s(config.report.interval_s, has_fleet=self._enrolment is not None)
         self._hardware = hardware()
         self._threads = thread_budget(
             config.runtime.threads, config.runtime.threads_per_model, available=cpus.available()

@@ -95,7 +95,7 @@ class ReportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How often and how much the device reports.
 
     Args:
-        interval_s: Seconds between reports, until the server asks for another pace.
+        interval_s: Seconds between reports, until the server asks for another pace; without a fleet 600 at least.
         outbox_limit_mib: What may wait on disk while the server is away; beyond it, samples are dropped first.
     """
 

@@ -18,7 +18,7 @@ from edge_agent.link.link import Link
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.outbox.outbox import Outbox
-from edge_agent.reporter import Reporter
+from edge_agent.reporter import Reporter, pace_s
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.state_lock import lock_state
 
@@ -44,13 +44,14 @@ class Recorder:
 
     def __init__(self, state: Path, slots: Slots, settings: ReportSettings) -> None:
         prepare_state(state)
-        self._slots, self._interval_s = slots, settings.interval_s
+        self._slots = slots
         self._started_at_ms = time.time_ns() // 1_000_000
         self._desired_revision = 0
         self._hardware = hardware()
         self._lock = lock_state(state)
         try:
             identity = read_identity(state)
+            self._interval_s = pace_s(settings.interval_s, has_fleet=identity is not None)
             self._outbox = Outbox(
                 state / "outbox.db",
                 fleet=identity.fleet if identity else _NO_FLEET,

@@ -17,6 +17,18 @@ _LOOK_S = 0.5
 # Request counters alone change all the time: they are worth a message at this pace, a changed step at once.
 _COUNTERS_S = 2.0
 
+# Without a fleet nobody reads the reports that gather on the disk: they are for the fleet that it may join.
+ALONE_INTERVAL_S = 600.0
+
+
+def pace_s(interval_s: float, *, has_fleet: bool) -> float:
+    """Seconds between reports, until the server asks for another pace.
+
+    Args:
+        interval_s: The setting.
+    """
+    return interval_s if has_fleet else max(interval_s, ALONE_INTERVAL_S)
+
 
 class Reporter:
     """Calls ``flush`` at an interval and publishes the twin when it has changed.

@@ -122,7 +122,8 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
         max_rows: Rows of the largest batch; a longer request runs alone.
         preferred_rows: Sizes at which a batch goes at once, ascending; others wait ``max_delay_us`` for company.
         max_delay_us: Longest that a request waits for others, in microseconds; 0 takes only what waits already.
-        max_queue: Requests that may wait.
+        max_queue: Requests that may wait, of one row or of several: below ``max_rows`` it bounds batches of requests
+            of one row.
         overflow: Whether a request beyond them is refused, or takes the place of the oldest of the least urgent.
         timeout_us: Longest that a request may wait where it says nothing itself; 0 sets no limit.
     """

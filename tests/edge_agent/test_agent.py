@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.agent import ALONE_INTERVAL_S, Agent
+from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, ApiSettings, ReportSettings
 from edge_agent.contract.errors import ConfigurationError, DeviceError
 from edge_agent.contract.messages import Desired
 from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.reporter import ALONE_INTERVAL_S
 
 
 def config(state: Path) -> AgentConfig:
