@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,73 +19,13 @@ from edge_agent.contract.errors import (
     SelfTestFailed,
     UnknownModel,
 )
-from edge_agent.contract.manifest import PipelineStep
 from edge_agent.runtime.budget import MemoryBudget
-from edge_agent.runtime.catalogue import Catalogue, Known
-from edge_agent.runtime.package import Package
-from edge_agent.runtime.repository import Policy, Repository
-from edge_agent.runtime.slots import IndexEntry, LoadedModel, ModelState, Slots
+from edge_agent.runtime.catalogue import Known
+from edge_agent.runtime.repository import Policy
+from edge_agent.runtime.slots import LoadedModel, ModelState
+from tests.edge_agent.runtime.conftest import Device, Fleet, NewDevice, put_to_sleep
 from tests.fakes.large_package import MIB, make_large_package
 from tests.fakes.packages import INPUT, make_package, reference_images
-from tests.fakes.pipeline_package import RAW, SCALED, make_pipeline_package, make_scaler_package
-
-
-@dataclasses.dataclass
-class Device:
-    """A repository over the folder ``models``."""
-
-    slots: Slots
-    repository: Repository
-    models: Path
-
-    def add(self, version: str, *, folder: str = "", name: str = "digits", **settings: Any) -> Package:
-        place = self.models / (folder or f"{name}-{version}")
-        return make_package(place, version=version, name=name, **{"seed": int(version[0]), **settings})
-
-    def exchange(self, folder: str, package: Package) -> None:
-        """Put a package in another's place, as a person would."""
-        shutil.rmtree(self.models / folder, ignore_errors=True)
-        shutil.copytree(package.folder, self.models / folder)
-
-    def entry(self, version: str = "1", name: str = "digits") -> IndexEntry:
-        return next(each for each in self.repository.index() if (each.name, each.version) == (name, version))
-
-    def states(self) -> dict[str, str]:
-        return {f"{entry.name} {entry.version}": entry.state.value for entry in self.repository.index()}
-
-
-NewDevice = Callable[..., Device]
-
-
-@pytest.fixture
-def new_device(tmp_path: Path) -> Iterator[NewDevice]:
-    made: list[Device] = []
-
-    def new(policy: Policy = "latest", **settings: Any) -> Device:
-        slots = Slots()
-        repository = Repository(slots, Catalogue(tmp_path / "models"), policy=policy, **settings)
-        made.append(Device(slots, repository, tmp_path / "models"))
-        return made[-1]
-
-    yield new
-    for device in made:
-        device.repository.close()
-        device.slots.close()
-
-
-@pytest.fixture
-def device(new_device: NewDevice) -> Device:
-    return new_device()
-
-
-class Fleet:
-    """What an installer would say."""
-
-    def __init__(self, *packages: Known) -> None:
-        self.packages = list(packages)
-
-    def installed(self) -> list[Known]:
-        return self.packages
 
 
 @pytest.mark.parametrize(
@@ -270,33 +208,10 @@ def test_a_broken_manifest_that_is_mended_is_a_package_again(device: Device) -> 
     assert (device.entry("1").state, device.entry("1").reason) == (ModelState.UNLOADED, "not loaded yet")
 
 
-def _sleep(device: Device, model: str = "digits") -> LoadedModel:
-    loaded = device.slots.get(model)
-    assert device.slots.unload(model, loaded.version, reason="idle", idle_since=loaded.last_used) is loaded
-    return loaded
-
-
-def test_a_model_whose_package_breaks_and_mends_while_it_sleeps_sleeps_on(device: Device) -> None:
-    """As when somebody copies a folder in place while somebody else looks at the index."""
-    package = device.add("1")
-    device.repository.start()
-    _sleep(device)
-    manifest = (package.folder / "manifest.json").read_bytes()
-    (package.folder / "manifest.json").write_bytes(manifest[:100])
-    assert device.entry().state is ModelState.UNAVAILABLE
-    with pytest.raises(ModelUnavailable, match="manifest") as caught:
-        device.slots.get("digits")
-    assert not caught.value.asleep
-    (package.folder / "manifest.json").write_bytes(manifest)
-    assert device.entry().state is ModelState.UNLOADED
-    device.repository.wake("digits")
-    assert device.entry().state is ModelState.READY
-
-
 def test_many_who_wait_for_a_sleeping_model_wait_for_one_load(device: Device) -> None:
     device.add("1")
     device.repository.start()
-    before = _sleep(device)
+    before = put_to_sleep(device)
     before.statistics.answered(1, 1, 1, 1)
     woken: list[LoadedModel] = []
     threads = [threading.Thread(target=lambda: woken.append(device.repository.wake("digits"))) for _ in range(8)]
@@ -313,7 +228,7 @@ def test_many_who_wait_for_a_sleeping_model_wait_for_one_load(device: Device) ->
 def test_a_model_that_cannot_be_woken_says_why_and_is_not_tried_again_until_it_is_loaded(device: Device) -> None:
     package = device.add("1")
     device.repository.start()
-    _sleep(device)
+    put_to_sleep(device)
     good = package.path("model.onnx").read_bytes()
     package.path("model.onnx").write_bytes(b"rotten")
     with pytest.raises(DigestMismatch):
@@ -331,7 +246,7 @@ def test_a_model_that_cannot_be_woken_says_why_and_is_not_tried_again_until_it_i
 def test_what_a_person_unloaded_is_not_woken(device: Device) -> None:
     device.add("1")
     device.repository.start()
-    _sleep(device)
+    put_to_sleep(device)
     device.repository.unload("digits")
     with pytest.raises(ModelUnavailable, match="unloaded on request"):
         device.repository.wake("digits")
@@ -359,62 +274,6 @@ def test_an_idle_model_is_unloaded_and_the_next_request_wakes_it(new_device: New
         loaded.backend.infer({INPUT: reference_images(1)})
 
 
-def test_neither_steps_of_a_pipeline_nor_a_model_on_probation_go_to_sleep(
-    new_device: NewDevice, tmp_path: Path
-) -> None:
-    device = new_device(idle_unload_s=3600.0)
-    make_scaler_package(device.models / "scaler")
-    device.add("1", seed=0)
-    make_pipeline_package(device.models / "a-pipeline-comes-first-by-name")
-    watched = make_package(tmp_path / "watched", version="1", name="watched")
-    device.repository.follow(Fleet(Known(watched, installed=True, watched=True)))
-    device.repository.start()
-    device.repository.load("watched")
-    assert set(device.states().values()) == {"READY"}
-    later = time.monotonic() + 1
-
-    def sleeps(name: str) -> bool:
-        return device.repository._idle_out(device.slots.get(name), later)
-
-    assert [name for name in ("scaler", "digits", "watched", "reader") if sleeps(name)] == ["reader"]
-    assert sleeps("scaler"), "nothing needs it any more"
-    assert sleeps("digits")
-    device.repository.wake("reader")
-    with device.slots.lease("reader") as reader:
-        reader.backend.infer({RAW: reference_images(2)})
-    assert set(device.states().values()) == {"READY"}
-
-
-def test_a_pipeline_whose_step_was_updated_is_woken_and_survives_a_restart(new_device: NewDevice) -> None:
-    device = new_device()
-    make_scaler_package(device.models / "scaler")
-    device.add("1", seed=0)
-    make_pipeline_package(device.models / "reader")
-    device.repository.start()
-    device.add("2", seed=2)
-    device.repository.load("digits")
-    _sleep(device, "reader")
-    device.repository.wake("reader")
-    restarted = new_device()
-    restarted.repository.start()
-    assert restarted.slots.get("digits").version == "2"
-    assert restarted.entry("1", "reader").state is ModelState.READY
-
-
-def test_steps_stay_awake_while_their_pipeline_is_prepared_and_does_not_serve_yet(
-    new_device: NewDevice, tmp_path: Path
-) -> None:
-    device = new_device(idle_unload_s=3600.0)
-    make_scaler_package(device.models / "scaler")
-    device.add("1", seed=0)
-    device.repository.start()
-    reader = device.repository.prepare(make_pipeline_package(tmp_path / "reader"))
-    later = time.monotonic() + 1
-    assert not device.repository._idle_out(device.slots.get("scaler"), later)
-    reader.close()
-    assert device.repository._idle_out(device.slots.get("scaler"), later)
-
-
 def test_nothing_goes_to_sleep_while_a_model_is_loaded(device: Device) -> None:
     device.add("1")
     device.repository.start()
@@ -429,69 +288,6 @@ def test_nothing_goes_to_sleep_while_a_model_is_loaded(device: Device) -> None:
     assert unloaded == [True]
 
 
-def test_a_pipeline_is_not_blamed_for_a_step_that_cannot_be_woken(new_device: NewDevice, tmp_path: Path) -> None:
-    device = new_device()
-    make_scaler_package(device.models / "scaler")
-    device.add("1", seed=0)
-    device.repository.start()
-    _sleep(device, "scaler")
-    (device.models / "scaler" / "model.onnx").write_bytes(b"rotten")
-    with pytest.raises(ModelUnavailable, match=r"pipeline 'reader' needs its step 'scaler': .*expected sha256"):
-        device.repository.prepare(make_pipeline_package(tmp_path / "reader"))
-
-
-def test_a_pipeline_that_waits_for_its_steps_waits_no_longer_when_it_is_unloaded(device: Device) -> None:
-    make_pipeline_package(device.models / "reader")
-    make_scaler_package(device.models / "scaler")
-    device.repository.start()
-    device.repository.unload("reader")
-    device.add("1", seed=0)
-    device.repository.load("digits")
-    assert (device.entry("1", "reader").state, device.entry("1", "reader").reason) == (
-        ModelState.UNLOADED, "unloaded on request",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("at_start", [True, False])
-def test_a_pipeline_is_loaded_with_its_steps_those_of_an_older_version_too(device: Device, at_start: bool) -> None:
-    if not at_start:
-        device.repository.start()
-    make_scaler_package(device.models / "scaler")
-    device.add("1", seed=0)
-    device.add("2")
-    steps = (PipelineStep(model="scaler"), PipelineStep(model="digits", version="1", inputs={INPUT: SCALED}))
-    make_pipeline_package(device.models / "reader", steps=steps)
-    if at_start:
-        device.repository.start()
-    else:
-        device.repository.load("reader")
-    assert {name for name, state in device.states().items() if state == "READY"} == {
-        "digits 1", "reader 1", "scaler 1", *(["digits 2"] if at_start else []),
-    }  # fmt: skip
-    assert device.repository.load("digits").version == "2"
-    assert device.slots.versions("digits") == ["1", "2"], "a loaded pipeline needs the older one"
-    device.repository.unload("digits", "1")
-    device.repository.load("reader")
-    with device.slots.lease("reader") as reader:
-        reader.backend.infer({RAW: reference_images(2)})
-
-
-def test_a_pipeline_with_a_broken_step_says_so_once_with_one_advice(device: Device) -> None:
-    make_scaler_package(device.models / "scaler")
-    device.add("1", golden_is_wrong=True)
-    make_pipeline_package(device.models / "reader")
-    for name, other in (("hen", "egg"), ("egg", "hen")):
-        make_pipeline_package(device.models / name, name=name, steps=(PipelineStep(model=other),))
-    device.repository.start()
-    assert device.states()["scaler 1"] == "READY"
-    assert device.states()["hen 1"] == device.states()["egg 1"] == "UNAVAILABLE"
-    with pytest.raises(ModelUnavailable) as caught:
-        device.slots.get("reader")
-    assert "needs its step 'digits'" in str(caught.value)
-    assert "output 'probabilities', row 3" in str(caught.value)
-    assert str(caught.value).count("load it, or ask for another version") == 1
-
-
 def test_what_cannot_be_loaded_is_unloaded_when_that_is_asked_for_and_goes_on_saying_why(device: Device) -> None:
     device.add("1", golden_is_wrong=True)
     device.repository.start()
@@ -499,18 +295,6 @@ def test_what_cannot_be_loaded_is_unloaded_when_that_is_asked_for_and_goes_on_sa
         device.repository.unload("digits")
         assert device.entry().state is ModelState.UNLOADED
         assert device.entry().reason.startswith("unloaded on request; before, output 'probabilities'")
-
-
-def test_a_pipeline_whose_steps_are_missing_is_loaded_when_they_appear(device: Device) -> None:
-    make_pipeline_package(device.models / "reader")
-    make_scaler_package(device.models / "scaler")
-    device.repository.start()
-    entry = device.entry("1", "reader")
-    assert entry.state is ModelState.UNAVAILABLE
-    assert "needs its step 'digits'" in entry.reason
-    device.add("1", seed=0)
-    device.repository.load("digits")
-    assert device.entry("1", "reader").state is ModelState.READY
 
 
 def test_what_does_not_fit_the_budget_is_refused_and_what_serves_goes_on(new_device: NewDevice, tmp_path: Path) -> None:
@@ -538,7 +322,7 @@ def test_a_sleeping_model_for_which_there_is_no_memory_now_may_be_woken_later(ne
     device = new_device(memory=MemoryBudget(20 * MIB))
     make_large_package(device.models / "large", weights_mib=8)
     device.repository.start()
-    _sleep(device, "large")
+    put_to_sleep(device, "large")
     make_large_package(device.models / "other", name="other", weights_mib=8)
     device.repository.load("other")
     with pytest.raises(BudgetExceeded):
