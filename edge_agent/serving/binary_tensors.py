@@ -90,10 +90,8 @@ def write_binary(array: NDArray[Any], datatype: Datatype) -> Buffer:
     """The raw bytes of an array: its own memory where that is in order."""
     if datatype is Datatype.BYTES:
         return pack_bytes(array)
-    flat = array.reshape(-1)
-    if flat.dtype != datatype.numpy:  # big-endian
-        flat = flat.astype(datatype.numpy)
-    return flat.view(np.uint8).data
+    # Flat it may still be every other element of a larger array, or big-endian.
+    return np.ascontiguousarray(array.reshape(-1), datatype.numpy).view(np.uint8).data
 
 
 def read_raw_body(body: Buffer, signature: Signature) -> tuple[TensorSpec, NDArray[Any]]:
