@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import LoadedModel, Slots
-from edge_agent.serving.codec import encode_response
+from edge_agent.serving.answer_templates import AnswerTemplates
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
 from edge_agent.serving.http.message import JSON, HttpRequest, HttpResponse
 from edge_agent.serving.inference import Inference, Waker
@@ -62,6 +62,7 @@ class InferRoute:
         self._max_rows, self._body_limit_bytes = max_rows, body_limit_bytes
         # They go with their model.
         self._plans: WeakKeyDictionary[LoadedModel, Plans] = WeakKeyDictionary()
+        self._templates: WeakKeyDictionary[LoadedModel, AnswerTemplates] = WeakKeyDictionary()
         self._unpacking = asyncio.Semaphore(_MAX_UNPACKED)
 
     def __call__(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse | Awaitable[HttpResponse]:
@@ -149,7 +150,14 @@ class InferRoute:
     def _encode(
         self, loaded: LoadedModel, decoded: InferenceRequest, answer: InferenceAnswer
     ) -> tuple[list[Buffer], int | None]:
-        return encode_response(decoded, answer, loaded.signature, self._regions, task=loaded.manifest.task)
+        return self._templates_of(loaded).encode(decoded, answer)
+
+    def _templates_of(self, loaded: LoadedModel) -> AnswerTemplates:
+        templates = self._templates.get(loaded)
+        if templates is None:
+            templates = AnswerTemplates(loaded.signature, self._regions, task=loaded.manifest.task)
+            self._templates[loaded] = templates
+        return templates
 
     async def _packed(self, parts: list[Buffer], length: int | None, encoding: str) -> HttpResponse:
         if sum(map(len, parts)) <= _PACKED_HERE_BYTES:
