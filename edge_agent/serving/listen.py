@@ -80,10 +80,8 @@ def _refusal(listener: socket.socket, shown: str, error: OSError) -> AddressInUs
         return AddressInUse(f"{shown}: already in use: stop the other program, or choose another address")
     if error.errno == errno.ENOENT:
         folder = Path(shown).parent
-        return ConfigurationError(
-            f"{shown}: the folder {folder} is not there: make it (under systemd, RuntimeDirectory={folder.name} makes "
-            f"/run/{folder.name} at each start)"
-        )
+        systemd = f" (under systemd, RuntimeDirectory={folder.name} does)" if str(folder.parent) == "/run" else ""
+        return ConfigurationError(f"{shown}: the folder {folder} is not there: make it{systemd}")
     return ConfigurationError(f"{shown}: cannot listen there: {error}")
 
 

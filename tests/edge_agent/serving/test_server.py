@@ -174,6 +174,13 @@ def test_a_server_that_never_ran_gives_its_addresses_back(tmp_path: Path) -> Non
         server.stop()
 
 
+def test_a_socket_in_a_folder_that_is_not_there_says_who_makes_folders(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"the folder .*/shoal is not there: make it$"):
+        listen_unix(str(tmp_path / "shoal" / "api.sock"))
+    with pytest.raises(ConfigurationError, match=r"the folder /run/shoal-of-nobody .*RuntimeDirectory=shoal-of-nobody"):
+        listen_unix("/run/shoal-of-nobody/api.sock")
+
+
 class _Service:
     """Listens for nothing; may fail to begin."""
 
