@@ -12,6 +12,7 @@ from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnava
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.answer_templates import AnswerTemplates
+from edge_agent.serving.codec import decode_request, encode_response
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
 from edge_agent.serving.http.message import JSON, HttpRequest, HttpResponse
 from edge_agent.serving.inference import Inference, Waker
@@ -136,7 +137,10 @@ class InferRoute:
 
     def _decode(self, loaded: LoadedModel, request: HttpRequest, body: Buffer) -> InferenceRequest:
         try:
-            return self._plans_of(loaded).decode(body, _json_length(request))
+            length = _json_length(request)
+            if length:
+                return self._plans_of(loaded).decode(body, length)
+            return decode_request(body, length, loaded.signature, max_rows=self._max_rows, regions=self._regions)
         except CallerError as error:
             self._inference.refused(loaded, error)
             raise
@@ -150,7 +154,9 @@ class InferRoute:
     def _encode(
         self, loaded: LoadedModel, decoded: InferenceRequest, answer: InferenceAnswer
     ) -> tuple[list[Buffer], int | None]:
-        return self._templates_of(loaded).encode(decoded, answer)
+        if decoded.binary or decoded.outputs is not None:
+            return self._templates_of(loaded).encode(decoded, answer)
+        return encode_response(decoded, answer, loaded.signature, self._regions, task=loaded.manifest.task)
 
     def _templates_of(self, loaded: LoadedModel) -> AnswerTemplates:
         templates = self._templates.get(loaded)
