@@ -70,6 +70,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", self._max_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", 16 * 1024),
+                # Else much of a message is received before anybody wants to read it.
+                ("grpc.http2.bdp_probe", 0),
                 # Without these whoever only connects takes one file descriptor after the other, until none is left.
                 ("grpc.max_allowed_incoming_connections", self._max_calls),
                 ("grpc.max_connection_idle_ms", round(self._idle_s * 1000)),
