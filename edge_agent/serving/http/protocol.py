@@ -323,19 +323,20 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _finished(self, task: asyncio.Future[HttpResponse]) -> None:
         self._task = None
-        try:
-            answer = task.result()
-        except asyncio.CancelledError:
+        if task.cancelled():
             answer = failure(Busy("the request was given up: the agent is stopping"))
-        except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
-            answer = self._failure(error)
+        else:
+            # Not raised here: task, error and this frame would hold each other, and with them the whole body, until the
+            # garbage collector comes round.
+            error = task.exception()
+            answer = task.result() if error is None else self._failure(error)
         if self._phase is Phase.CLOSED:
             self._release()
             return
         try:
             self._answer(answer)
-        except Exception as error:  # noqa: BLE001 - logged; the answer that a route has made is none
-            self._answer(self._failure(error))
+        except Exception as mistake:  # noqa: BLE001 - logged; the answer that a route has made is none
+            self._answer(self._failure(mistake))
         self._advance()
 
     def _answer(self, response: HttpResponse) -> None:
@@ -351,7 +352,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._phase = Phase.BLOCKED if self._writing_paused else Phase.IDLE
         self._since = 0.0
 
-    def _failure(self, error: Exception) -> HttpResponse:
+    def _failure(self, error: BaseException) -> HttpResponse:
         if isinstance(error, ShoalError):
             return failure(error)
         # A mistake of ours; the protocol's clients need their error body all the same.
