@@ -6,6 +6,10 @@ from types import TracebackType
 
 from edge_agent.contract.errors import Busy
 
+# So little counts as a request, not as bytes: it is let in though large bodies, which may arrive slowly, take all there
+# is.
+SMALL_BYTES = 64 * 1024
+
 
 class OpenRoom:
     """Room that a request needs no promise for: small, and answered at once. One object serves all of them."""
@@ -45,7 +49,7 @@ class Admission:
 
     Args:
         max_requests: Requests that may be read, wait or run at once.
-        max_bytes: What their bodies may take in memory together; one body alone is always let in.
+        max_bytes: What their bodies may take in memory together; one body alone is always let in, and small ones are.
     """
 
     def __init__(self, *, max_requests: int, max_bytes: int) -> None:
@@ -66,7 +70,7 @@ class Admission:
                 f"{self.requests} requests are being worked on, the limit (max_pending under [api] in the agent's "
                 "settings): ask again in a moment, or send fewer at once"
             )
-        if self.requests and self.bytes + size > self._max_bytes:
+        if self.requests and size > SMALL_BYTES and self.bytes + size > self._max_bytes:
             self.refused += 1
             raise Busy(
                 f"the bodies being worked on take {self.bytes} bytes, with this one more than the limit of "

@@ -22,6 +22,7 @@ Queries and slashes at the end make no difference; HEAD is GET. Errors are ``{"e
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,7 +30,7 @@ from edge_agent.contract.errors import ModelUnavailable, ShoalError
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.access import Access, App, bearer_token
-from edge_agent.serving.admission import Admission, OpenRoom
+from edge_agent.serving.admission import Admission, HeldRoom, OpenRoom
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.message import HttpRequest, HttpResponse, Room
 from edge_agent.serving.inference import Inference
@@ -45,8 +46,6 @@ from edge_agent.serving.rest.repository_routes import RepositoryRoutes
 from edge_agent.serving.rest.route import SMALL_BYTES, MethodNotAllowed, Needs, Route, Target
 from edge_agent.serving.shared_memory import Regions
 
-# Decoding more than this takes longer than a hand-over to a thread.
-INLINE_BODY_BYTES = 64 * 1024
 # Paths are few; somebody who tries many makes the table start anew.
 _REMEMBERED_PATHS = 512
 _LONGEST_PATH = 512
@@ -81,7 +80,7 @@ class Router:
         cors_origins: Sequence[str] = (),
         connections: Connections | None = None,
     ) -> None:
-        self._slots, self._inference, self._regions = slots, inference, regions
+        self._slots, self._regions = slots, regions
         self._access, self._admission = access, admission
         self._limit_bytes = body_limit_bytes
         self._origins = Origins(cors_origins)
@@ -141,7 +140,7 @@ class Router:
             self._count(request, error)
             raise
         if not isinstance(answer, HttpResponse):
-            return self._later(request, answer)
+            return self._later(request, answer, self._room_for_small(request, route, answer))
         if self._origins.enabled:
             answer.headers += self._origins.answer_headers(request)
         return answer
@@ -151,12 +150,16 @@ class Router:
         self._disk.shutdown(wait=True)
         self._loading.shutdown(wait=True, cancel_futures=True)
 
-    async def _later(self, request: HttpRequest, waiting: Awaitable[HttpResponse]) -> HttpResponse:
+    async def _later(
+        self, request: HttpRequest, waiting: Awaitable[HttpResponse], room: OpenRoom | HeldRoom
+    ) -> HttpResponse:
         try:
             answer = await waiting
         except ShoalError as error:
             self._count(request, error)
             raise
+        finally:
+            room.release()
         if self._origins.enabled:
             answer.headers += self._origins.answer_headers(request)
         return answer
@@ -195,18 +198,34 @@ class Router:
             return False
         raise MethodNotAllowed(head.path, head.method, route.allow)
 
-    def _infer_room(self, target: Target, length: int | None) -> Room:
-        """Small requests for a tiny model are answered at once; all others take room."""
+    def _room_for_small(
+        self, request: HttpRequest, route: Route, answer: Awaitable[HttpResponse]
+    ) -> OpenRoom | HeldRoom:
+        """Room for a small inference that is not answered at once, taken when it is whole: a slow sender has none.
+
+        Raises:
+            Busy: There is none.
+        """
+        has_room = len(request.body) > SMALL_BYTES or b"transfer-encoding" in request.headers
+        if has_room or route is not self._infer or request.method != "POST":
+            return self._small_room
         try:
-            loaded = self._slots.get(target.model, target.version)
+            return self._admission.admit(len(request.body))
+        except ShoalError as error:
+            self._count(request, error)
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise
+
+    def _infer_room(self, target: Target, length: int | None) -> Room:
+        """Room for a large body, or one of unknown length; a small one takes it once it is whole, if it needs any."""
+        try:
+            self._slots.get(target.model, target.version)
         except ModelUnavailable as error:
             if not error.asleep:
                 raise
-        else:
-            if length is not None and length <= INLINE_BODY_BYTES and self._inference.inline(loaded):
-                return self._inline_room
-        if length is not None and length > self._limit_bytes:
-            return self._inline_room  # too long: the transport says so
+        if length is not None and (length <= SMALL_BYTES or length > self._limit_bytes):
+            return self._inline_room  # where it is too long the transport says so
         return self._admission.admit(_bounded(length, self._limit_bytes), limit_bytes=self._limit_bytes)
 
     def _count(self, request: HttpRequest, error: ShoalError) -> None:
