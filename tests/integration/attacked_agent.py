@@ -50,7 +50,7 @@ frames_socket = "{folder}/frames.sock"
 grpc_port = 0
 grpc_socket = "{folder}/grpc.sock"
 max_rows = 64
-max_body_mib = 1
+max_body_mib = {body_mib}
 max_pending = 16
 max_connections = 48
 head_timeout_s = 1
@@ -277,18 +277,21 @@ def make_models(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def attacked(folder: Path, *, api: str = "", runtime: str = "", within: Sequence[str] = ()) -> Iterator[AttackedAgent]:
+def attacked(
+    folder: Path, *, api: str = "", runtime: str = "", body_mib: int = 1, within: Sequence[str] = ()
+) -> Iterator[AttackedAgent]:
     """An agent that serves :func:`make_models` on every way in.
 
     Args:
         api, runtime: Further lines of these sections of its settings.
+        body_mib: Largest body of a request.
         within: A command that runs it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "models").exists():
         make_models(folder / "models")
     with agent(folder / "device", within=within) as device:
-        settings = _SETTINGS.format(state=device.state, folder=folder, api=api, runtime=runtime)
+        settings = _SETTINGS.format(state=device.state, folder=folder, api=api, runtime=runtime, body_mib=body_mib)
         device.settings.write_text(settings)
         one = AttackedAgent(folder, device)
         one.start()

@@ -118,6 +118,21 @@ def test_requests_that_do_not_arrive_in_time_end_their_connections(
 
 
 @pytest.mark.parametrize("transport", _SOCKETS)
+def test_bodies_that_never_come_keep_no_small_request_out(
+    device: AttackedAgent, held: list[socket.socket], transport: str
+) -> None:
+    large, small = whole_request(transport, long_text(1_000_000)), whole_request(transport, Request(model="queued"))
+    for _ in range(3):  # as much as all bodies together may take
+        held.append(device.connect(transport))
+        held[-1].sendall(large[:1000])
+    for _ in range(20):  # more than may be worked on at once
+        held.append(device.connect(transport))
+        held[-1].sendall(small[:-1])
+    for each in TRANSPORTS:
+        assert device.ask(each, Request(model="queued")).status == 200
+
+
+@pytest.mark.parametrize("transport", _SOCKETS)
 def test_a_drop_at_a_time_is_too_slow_and_others_are_served_meanwhile(
     device: AttackedAgent, held: list[socket.socket], transport: str
 ) -> None:
@@ -214,6 +229,29 @@ def test_thousands_of_connections_one_after_the_other_leave_nothing_behind(devic
             connection.close()
     device.assert_rests()
     assert device.rss - before < 40_000_000
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_many_large_bodies_at_once_take_little_more_memory_than_a_few(tmp_path: Path, transport: str) -> None:
+    wrong = Request(inputs=(Tensor(shape=(1, 3_900_000), data=bytes(15_600_000)),))
+    with attacked(tmp_path, body_mib=16) as device:
+        device.assert_serves(transport)
+        before, peak, over = device.rss, 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not over.wait(0.005):
+                peak = max(peak, device.rss)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with ThreadPoolExecutor(16) as applications:
+            outcomes = list(applications.map(lambda _: device.ask(transport, wrong), range(32)))
+        over.set()
+        watcher.join()
+        assert {outcome.status for outcome in outcomes} <= {400, 503}
+        assert peak - before < 260_000_000, peak - before
+        device.assert_rests()
 
 
 @pytest.mark.slow
