@@ -182,8 +182,8 @@ def _advice(path: Path) -> str:
             return f"there are packages within it: move them up into {_text(path.parent)}"
         if path.suffix == ".onnx" or any(path.glob("*.onnx")) or any(path.glob("*/*.onnx")):
             return (
-                f"it {'is' if path.suffix == '.onnx' else 'holds'} a bare ONNX model, whose inputs nobody has described and whose answers nobody can check: "
-                "make a package of it first"
+                f"it {'is' if path.suffix == '.onnx' else 'holds'} a bare ONNX model, whose inputs nobody has "
+                "described and whose answers nobody can check: make a package of it first"
             )
         return f"remove it, or complete it with the {MANIFEST_FILE} that was written with its model"
     except OSError:

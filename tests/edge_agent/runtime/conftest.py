@@ -10,13 +10,10 @@ from typing import Any
 
 import pytest
 
-from edge_agent.contract.errors import (
-    ModelUnavailable,
-)
 from edge_agent.runtime.catalogue import Catalogue, Known
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.repository import Policy, Repository
-from edge_agent.runtime.slots import IndexEntry, LoadedModel, ModelState, Slots
+from edge_agent.runtime.slots import IndexEntry, LoadedModel, Slots
 from tests.fakes.packages import make_package
 
 
@@ -82,20 +79,3 @@ def put_to_sleep(device: Device, model: str = "digits") -> LoadedModel:
     loaded = device.slots.get(model)
     assert device.slots.unload(model, loaded.version, reason="idle", idle_since=loaded.last_used) is loaded
     return loaded
-
-
-def test_a_model_whose_package_breaks_and_mends_while_itput_to_sleepsput_to_sleeps_on(device: Device) -> None:
-    """As when somebody copies a folder in place while somebody else looks at the index."""
-    package = device.add("1")
-    device.repository.start()
-    put_to_sleep(device)
-    manifest = (package.folder / "manifest.json").read_bytes()
-    (package.folder / "manifest.json").write_bytes(manifest[:100])
-    assert device.entry().state is ModelState.UNAVAILABLE
-    with pytest.raises(ModelUnavailable, match="manifest") as caught:
-        device.slots.get("digits")
-    assert not caught.value.asleep
-    (package.folder / "manifest.json").write_bytes(manifest)
-    assert device.entry().state is ModelState.UNLOADED
-    device.repository.wake("digits")
-    assert device.entry().state is ModelState.READY

@@ -208,6 +208,23 @@ def test_a_broken_manifest_that_is_mended_is_a_package_again(device: Device) -> 
     assert (device.entry("1").state, device.entry("1").reason) == (ModelState.UNLOADED, "not loaded yet")
 
 
+def test_a_model_whose_package_breaks_and_mends_while_itput_to_sleepsput_to_sleeps_on(device: Device) -> None:
+    """As when somebody copies a folder in place while somebody else looks at the index."""
+    package = device.add("1")
+    device.repository.start()
+    put_to_sleep(device)
+    manifest = (package.folder / "manifest.json").read_bytes()
+    (package.folder / "manifest.json").write_bytes(manifest[:100])
+    assert device.entry().state is ModelState.UNAVAILABLE
+    with pytest.raises(ModelUnavailable, match="manifest") as caught:
+        device.slots.get("digits")
+    assert not caught.value.asleep
+    (package.folder / "manifest.json").write_bytes(manifest)
+    assert device.entry().state is ModelState.UNLOADED
+    device.repository.wake("digits")
+    assert device.entry().state is ModelState.READY
+
+
 def test_many_who_wait_for_a_sleeping_model_wait_for_one_load(device: Device) -> None:
     device.add("1")
     device.repository.start()
