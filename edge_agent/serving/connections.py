@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
+
+_log = logging.getLogger(__name__)
 
 # Who comes beyond the limit is told so and may read it; beyond this many of those nobody is told anything.
 _MAX_REFUSED = 32
@@ -70,7 +73,11 @@ class Connections:
     def sweep(self, now: float) -> None:
         """Have every connection look at the clock; the server calls it every ``sweep_s``."""
         for connection in [*self._members, *self._refused]:
-            connection.sweep(now)
+            try:
+                connection.sweep(now)
+            except Exception:  # else nobody would ever look at any connection again
+                _log.exception("a connection could not be looked at, and is closed")
+                connection.abort()
 
     def drain(self) -> None:
         """Take no more connections, and close each one once it has its answer."""
