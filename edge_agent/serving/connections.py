@@ -73,11 +73,7 @@ class Connections:
     def sweep(self, now: float) -> None:
         """Have every connection look at the clock; the server calls it every ``sweep_s``."""
         for connection in [*self._members, *self._refused]:
-            try:
-                connection.sweep(now)
-            except Exception:  # else nobody would ever look at any connection again
-                _log.exception("a connection could not be looked at, and is closed")
-                connection.abort()
+            _sweep(connection, now)
 
     def drain(self) -> None:
         """Take no more connections, and close each one once it has its answer."""
@@ -100,3 +96,11 @@ class Connections:
     def _tell_if_empty(self) -> None:
         if self._empty is not None and not self._empty.done() and not self._members and not self._refused:
             self._empty.set_result(None)
+
+
+def _sweep(connection: Connection, now: float) -> None:
+    try:
+        connection.sweep(now)
+    except Exception:  # noqa: BLE001 - logged; else nobody would ever look at any connection again
+        _log.exception("a connection could not be looked at, and is closed")
+        connection.abort()
