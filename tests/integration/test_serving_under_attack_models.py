@@ -174,7 +174,10 @@ def test_a_model_that_hangs_when_it_is_loaded_is_refused_and_stops_no_other(devi
     device.assert_rests()
 
 
-@pytest.mark.parametrize("where", ["inline", "thread", "load"])
+_SLOW = pytest.mark.slow  # the whole grace of a stop, and a second or two
+
+
+@pytest.mark.parametrize("where", ["thread", pytest.param("inline", marks=_SLOW), pytest.param("load", marks=_SLOW)])
 def test_a_signal_ends_an_agent_whose_model_may_hang_for_a_day(tmp_path: Path, where: str) -> None:
     with attacked(tmp_path) as device:
         make_hanging_package(tmp_path / "models/stuck", name="stuck", max_run_s=86_400.0, golden_hangs=where == "load")
