@@ -7,13 +7,14 @@ import os
 import shutil
 import socket
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_agent.contract.manifest import MANIFEST_FILE
-from tests.e2e.running_agent import Agent, agent, shoal_agent
+from tests.e2e.running_agent import Agent, agent, shoal_agent, until
 from tests.fakes.packages import make_package
 from tests.fakes.pipeline_package import make_pipeline_package, make_scaler_package
 from tests.fakes.small_disk import run_on_full_disk
@@ -94,6 +95,8 @@ def test_a_device_that_has_not_enrolled_is_told_how_to(device: Agent) -> None:
 
 def test_an_agent_ends_without_a_word_of_python(device: Agent) -> None:
     device.start()
+    with urllib.request.urlopen(f"http://{device.address}/v2/health/live") as answer:  # so the server minds signals
+        assert answer.status == 200
     assert device.stop() == 0
     assert "Traceback" not in device.log
     assert "Exception in thread" not in device.log
@@ -138,7 +141,7 @@ def test_a_pipeline_is_installed_by_hand_after_its_steps(tmp_path: Path, device:
     for package in (make_package(tmp_path / "digits"), make_scaler_package(tmp_path / "scaler"), pipeline):
         assert shoal_agent("install", "--config", device.settings, package.folder).returncode == 0
     device.start()
-    assert "reader 1" in device.log
+    until(lambda: "reader 1" in device.log, f"the log to name the pipeline; it says: {device.log}")
 
 
 def test_a_tampered_package_is_refused_by_hand_too(tmp_path: Path, device: Agent) -> None:
