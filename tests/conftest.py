@@ -8,6 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A test machine is busy with many things: how long one example takes says nothing.
+settings.register_profile("shoal", deadline=None)
+# The device's tests run a second time on its oldest Python: there the examples are fewer.
+settings.register_profile("again", deadline=None, max_examples=10)
+settings.load_profile(os.environ.get("SHOAL_HYPOTHESIS_PROFILE", "shoal"))
 
 _TESTS = Path(__file__).parent
 # Debian keeps daemons off an ordinary user's PATH, and PostgreSQL's programs in a folder per major version.

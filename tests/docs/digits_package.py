@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from sklearn.datasets import load_digits
 
 from edge_agent.contract.constraint import Constraint
 from edge_agent.contract.manifest import (
@@ -46,7 +46,7 @@ _SHARPNESS = 8.0
 
 def make_digits_package(folder: Path, *, name: str = "digits", version: str = "1") -> Package:
     """Make a package of a linear model of scikit-learn's digits; it asks for no labels."""
-    images, digits = load_digits(return_X_y=True)
+    images, digits = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
     weights, bias = _fit(images.astype(np.float32), digits)
     golden = images[:8].astype(np.float32)
     some = images[:256].astype(np.float32)
