@@ -85,7 +85,7 @@ class InferRoute:
                 return self._later(request, model, version)
             decoded = self._decode(loaded, request, request.body)
             if self._inference.is_long(loaded, decoded):
-                return self._later(request, model, version)
+                return self._long(request, decoded, model, version)
             answer = self._inference.answer(loaded, decoded)
             parts, length = self._encode(loaded, decoded, answer)
         if _ACCEPT in request.headers and sum(map(len, parts)) > SMALLEST_BYTES:
@@ -104,6 +104,14 @@ class InferRoute:
                 return await self._unpacked_later(request, body, model, version)
         return await self._unpacked_later(request, body, model, version)
 
+    async def _long(
+        self, request: HttpRequest, decoded: InferenceRequest, model: str, version: str | None
+    ) -> HttpResponse:
+        """A quick model's answer to what would hold the event loop: it has been read, and is not read again."""
+        with await self._lease_awake(model, version):  # it stays awake until the thread has a lease
+            parts, length = await self._inference.in_thread(self._answered, decoded, model, version)
+        return await self._finished(request, parts, length)
+
     async def _unpacked_later(
         self, request: HttpRequest, body: Buffer, model: str, version: str | None
     ) -> HttpResponse:
@@ -117,10 +125,18 @@ class InferRoute:
                     parts, length = await self._inference.in_thread(self._encode, loaded, decoded, answer)
                 else:
                     parts, length = self._encode(loaded, decoded, answer)
+        return await self._finished(request, parts, length)
+
+    async def _finished(self, request: HttpRequest, parts: list[Buffer], length: int | None) -> HttpResponse:
         encoding = _wanted_encoding(request)
         if encoding is None or sum(map(len, parts)) <= SMALLEST_BYTES:
             return _response(parts, length)
         return await self._packed(parts, length, encoding)
+
+    def _answered(self, decoded: InferenceRequest, model: str, version: str | None) -> tuple[list[Buffer], int | None]:
+        """In a thread, with a lease of its own: the application may go away meanwhile."""
+        with self._slots.lease(model, version) as loaded:
+            return self._encode(loaded, decoded, self._inference.answer(loaded, decoded))
 
     def _whole(
         self, request: HttpRequest, body: Buffer, model: str, version: str | None
