@@ -19,7 +19,7 @@ from edge_agent.contract.topics import Stream
 from edge_agent.durable import write_durably
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
-from edge_agent.outbox.outbox import Outbox
+from edge_agent.recorder import open_outbox
 from edge_agent.reporter import Reporter, pace_s
 from edge_agent.runtime import cpus
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from edge_agent.link.link import Link
 
 _log = logging.getLogger(__name__)
-
-# Under these names a device that has not enrolled numbers its messages; they wait until it has.
-_NO_FLEET, _NO_DEVICE = "none", "none"
 
 
 class Agent:
@@ -67,12 +64,7 @@ class Agent:
         self._slots = Slots()
         self._repository = _repository(config, self._slots, self._threads)
         identity = self._enrolment
-        self._outbox = Outbox(
-            self._state / "outbox.db",
-            fleet=identity.fleet if identity else _NO_FLEET,
-            device=identity.device if identity else _NO_DEVICE,
-            limit_bytes=config.report.outbox_limit_mib << 20,
-        )
+        self._outbox = open_outbox(self._state, identity, config.report)
         self._link = self._make_link(identity) if identity else None
         self._installer = Installer(
             self._state, identity, self._slots, self._tell, self._repository.prepare, serve=self._repository.serve

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge_agent import __version__
 from edge_agent.config import ReportSettings, prepare_state, read_identity
+from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import CallerError
 from edge_agent.contract.messages import Desired, Reported, ReportedModel, UpdateStep
 from edge_agent.link.link import Link
@@ -52,12 +53,7 @@ class Recorder:
         try:
             identity = read_identity(state)
             self._interval_s = pace_s(settings.interval_s, has_fleet=identity is not None)
-            self._outbox = Outbox(
-                state / "outbox.db",
-                fleet=identity.fleet if identity else _NO_FLEET,
-                device=identity.device if identity else _NO_DEVICE,
-                limit_bytes=settings.outbox_limit_mib << 20,
-            )
+            self._outbox = open_outbox(state, identity, settings)
             self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
             self._monitor = Monitor(self._outbox, state, traffic=self._traffic)
         except BaseException:
@@ -152,3 +148,17 @@ class Recorder:
 
 def _copies(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {name: array.copy() for name, array in tensors.items()}
+
+
+def open_outbox(state: Path, identity: Enrolment | None, settings: ReportSettings) -> Outbox:
+    """The outbox of a state folder.
+
+    Raises:
+        StorageFull, StorageNotWritable: It cannot be used.
+    """
+    return Outbox(
+        state / "outbox.db",
+        fleet=identity.fleet if identity else _NO_FLEET,
+        device=identity.device if identity else _NO_DEVICE,
+        limit_bytes=settings.outbox_limit_mib << 20,
+    )
