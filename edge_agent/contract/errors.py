@@ -32,6 +32,10 @@
        |- BudgetExceeded          no memory left in the budget for models
        |- Unsupported             a part of the protocol, or an extra, that is not here
        |- ModelFailed             the model failed on a right request
+       |- AcceleratorUnavailable  no usable GPU or library for it: another runtime serves
+       |  `- GpuMemoryExhausted      the GPU has no memory left for it
+       |- EngineBuildFailed       TensorRT could not build, refit or read an engine
+       |  `- EngineBuildCancelled    somebody broke the build off
        |- StorageFull             no room left on the disk
        `- StorageNotWritable      no permission to write
 """
@@ -244,6 +248,32 @@ class ModelFailed(DeviceError):
     """The model failed, or hung, on a request that was right."""
 
     http_status = 500
+
+
+class AcceleratorUnavailable(DeviceError):
+    """There is no usable GPU, driver or library of its runtime here; the model runs on another runtime."""
+
+    http_status = 503
+
+
+class GpuMemoryExhausted(AcceleratorUnavailable):
+    """The GPU has no memory left for what was asked."""
+
+
+class EngineBuildFailed(DeviceError):
+    """TensorRT could not build, refit or read an engine; the model goes on where it runs.
+
+    Args:
+        is_final: Whether the same build would fail again: a model that TensorRT cannot run, not a lack of memory.
+    """
+
+    def __init__(self, text: str, *, is_final: bool = False) -> None:
+        super().__init__(text)
+        self.is_final = is_final
+
+
+class EngineBuildCancelled(EngineBuildFailed):
+    """The build was broken off: the model was unloaded or replaced, or the agent stops."""
 
 
 class StorageFull(DeviceError):

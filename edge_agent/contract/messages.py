@@ -40,8 +40,36 @@ class ModelMetrics(msgspec.Struct, frozen=True, kw_only=True):
     latency_counts: LatencyCounts
 
 
+class GpuMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU at the end of a window; None where it does not tell.
+
+    Args:
+        busy_percent: Share of the time in which it computed, 0..100.
+        memory_used_bytes: Of its own memory, or of what GPU and processors share.
+        clock_mhz: Now; ``max_clock_mhz``: what the power mode allows.
+        throttled: Why it runs slower than it could, in the vendor's words; empty where it does not.
+    """
+
+    name: str
+    busy_percent: float | None = None
+    memory_used_bytes: Count | None = None
+    memory_total_bytes: Count | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    clock_mhz: float | None = None
+    max_clock_mhz: float | None = None
+    throttled: tuple[str, ...] = ()
+
+
 class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine's own state at the end of a window; None where the machine does not tell."""
+    """The machine's own state at the end of a window; None where the machine does not tell.
+
+    Args:
+        power_w: What the whole board takes; ``energy_j``: what it took in the window; divided by the window's
+            inferences, the energy of one.
+        power_mode: As the board names it: ``15W``, ``MAXN``.
+        throttled: Why the board runs slower than it could: over-current, temperature.
+    """
 
     cpu_percent: float | None = None
     resident_bytes: Count | None = None
@@ -52,6 +80,11 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True):
     outbox_messages: Count = 0
     bytes_up: Count = 0
     bytes_down: Count = 0
+    gpus: tuple[GpuMetrics, ...] = ()
+    power_w: float | None = None
+    energy_j: float | None = None
+    power_mode: str = ""
+    throttled: tuple[str, ...] = ()
 
 
 class MetricsReport(Message, frozen=True, kw_only=True):
@@ -206,10 +239,29 @@ class UpdateStep(str, enum.Enum):
     FAILED = "failed"
 
 
+class ReportedRuntime(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model runs on, and why.
+
+    Args:
+        name: ``onnxruntime-cpu``, ``onnxruntime-cuda``, ``tensorrt``, ``tensorrt-rtx`` or ``pipeline``.
+        precision: ``fp32``, ``fp16``, ``int8``.
+        reason: Why this one, in words, with the figures measured.
+        building: What is being made ready meanwhile: ``building a TensorRT engine``; empty for nothing.
+        building_percent: How far that is, 0..100; None where it is not known.
+    """
+
+    name: str
+    precision: str = "fp32"
+    reason: str = ""
+    building: str = ""
+    building_percent: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] | None = None
+
+
 class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model on a device.
 
     Args:
+        runtime: None from agents that do not tell.
         version, package: What serves now.
         step: Where the latest update is; ``target``: the package it is about; ``reason``: why it failed.
         requests, failed: Since the swap; what a rollout's health gate looks at.
@@ -224,6 +276,7 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str = ""
     requests: Count = 0
     failed: Count = 0
+    runtime: ReportedRuntime | None = None
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""The GPU itself: whether there is one, its memory, its streams."""
