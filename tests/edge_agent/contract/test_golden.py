@@ -11,7 +11,7 @@ import pytest
 from edge_agent.contract.envelope import Envelope, Message, decode, encode
 from edge_agent.contract.errors import UnknownSchemaVersion
 from edge_agent.contract.manifest import Manifest, decode_manifest, digest_of, encode_manifest
-from edge_agent.contract.messages import Status
+from edge_agent.contract.messages import MetricsReport, Reported, Status
 from edge_agent.contract.profile import ReferenceProfile, decode_profile
 from edge_agent.contract.topics import Stream
 from tests.edge_agent.contract import golden_files
@@ -72,6 +72,14 @@ def test_the_body_in_a_golden_envelope_decodes_by_its_stream(stream: Stream) -> 
     assert envelope == ENVELOPES[stream]
     assert bytes(envelope.body) == read(f"body-{stream.value}.msgpack")
     assert decode(bytes(envelope.body), type(BODIES[stream])) == BODIES[stream]
+
+
+def test_messages_of_agents_that_tell_of_no_gpu_and_no_runtime_are_still_read() -> None:
+    earlier = FOLDER.parent / "golden_earlier"
+    report = decode((earlier / "body-metrics.msgpack").read_bytes(), MetricsReport)
+    reported = decode((earlier / "reported.msgpack").read_bytes(), Reported)
+    assert (report.machine.cpu_percent, report.machine.gpus, report.machine.power_w) == (12.5, (), None)
+    assert (reported.models["digits"].requests, reported.models["digits"].runtime) == (128, None)
 
 
 def test_a_message_of_a_newer_minor_version_is_read_and_written_on_with_all_its_fields() -> None:
