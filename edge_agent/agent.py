@@ -6,17 +6,16 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_agent import __version__
 from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
-from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import DeviceError
 from edge_agent.contract.messages import Desired, Event, EventKind, Reported
 from edge_agent.contract.topics import Stream
 from edge_agent.durable import write_durably
+from edge_agent.link.link import Link
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.recorder import open_outbox
@@ -32,9 +31,6 @@ from edge_agent.serving.local_api import LocalApi
 from edge_agent.state_lock import lock_state
 from edge_agent.update.installer import Installer
 from edge_agent.update.update_thread import UpdateThread
-
-if TYPE_CHECKING:
-    from edge_agent.link.link import Link
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +61,7 @@ class Agent:
         self._repository = _repository(config, self._slots, self._threads)
         identity = self._enrolment
         self._outbox = open_outbox(self._state, identity, config.report)
-        self._link = self._make_link(identity) if identity else None
+        self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
         self._installer = Installer(
             self._state, identity, self._slots, self._tell, self._repository.prepare, serve=self._repository.serve
         )
@@ -131,12 +127,6 @@ class Agent:
         served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
         addresses = dict.fromkeys(self._api.addresses.values())
         _log.info("listening on %s, serving %s", ", ".join(addresses) or "no address", served)
-
-    def _make_link(self, identity: Enrolment) -> Link:
-        # Only here is MQTT needed: 6 MB that a device which has not enrolled does not spend.
-        from edge_agent.link.link import Link
-
-        return Link(identity, self._outbox, on_desired=self._take_desired)
 
     def _take_desired(self, desired: Desired) -> None:
         """Called in the link's thread: nothing here waits."""

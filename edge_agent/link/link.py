@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.envelope import decode, encode
@@ -13,10 +15,12 @@ from edge_agent.contract.errors import DeviceError, MessageError, NetworkError
 from edge_agent.contract.messages import Ack, Desired, Reported, Status
 from edge_agent.contract.topics import DeviceTopics, Stream
 from edge_agent.link.backoff import Backoff
-from edge_agent.link.connection import Connection
 from edge_agent.link.wake import Wake
 from edge_agent.link.window import Window
 from edge_agent.outbox.outbox import Outbox
+
+if TYPE_CHECKING:
+    from edge_agent.link.connection import Connection
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +47,9 @@ class Link:
         backoff: Backoff | None = None,
         keepalive_s: int = 30,
     ) -> None:
+        # Only here is MQTT needed: 6 MB that a device which has not enrolled does not spend, whoever imports this.
+        from edge_agent.link.connection import Connection
+
         self._enrolment, self._outbox, self._on_desired = enrolment, outbox, on_desired
         self._topics = DeviceTopics(enrolment.fleet, enrolment.device)
         self._windows = {stream: window() for stream in Stream}
@@ -56,6 +63,7 @@ class Link:
         self._linked_at: float | None = None
         self._stopping = threading.Event()
         self._wake = Wake()
+        self._connection = functools.partial(Connection, enrolment, wake=self._wake, keepalive_s=keepalive_s)
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self.bytes_up = 0
         self.bytes_down = 0
@@ -89,9 +97,7 @@ class Link:
             self._linked_at = None
             try:
                 will = encode(Status(online=False, at_ms=_now_ms()))
-                with Connection(
-                    self._enrolment, will=will, wake=self._wake, keepalive_s=self._keepalive_s
-                ) as connection:
+                with self._connection(will=will) as connection:
                     self._serve(connection)
             except (OSError, NetworkError) as error:
                 self._trouble(f"no link to the server: {error}")
