@@ -6,6 +6,8 @@ import asyncio
 import logging
 from typing import Protocol
 
+from edge_agent.serving.busy_poll import BusyPoll
+
 _log = logging.getLogger(__name__)
 
 # Who comes beyond the limit is told so and may read it; beyond this many of those nobody is told anything.
@@ -35,10 +37,12 @@ class Connections:
     Args:
         limit: Most connections at once.
         sweep_s: Seconds between two sweeps, and so how late a timeout may be found.
+        busy_poll: Told of every answer; may keep the loop awake for the next request.
     """
 
-    def __init__(self, limit: int, *, sweep_s: float = 0.5) -> None:
+    def __init__(self, limit: int, *, sweep_s: float = 0.5, busy_poll: BusyPoll | None = None) -> None:
         self.limit, self.sweep_s = limit, sweep_s
+        self.answered = (busy_poll or BusyPoll()).answered
         # Received into by one connection after the other: each takes out what it needs before its callback returns.
         self.received_bytes = bytearray(_RECEIVED_AT_ONCE)
         self.received = memoryview(self.received_bytes)

@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import get_ident
 from time import perf_counter_ns
@@ -108,6 +108,11 @@ class Inference:
         self._wakers = ThreadPoolExecutor(1, thread_name_prefix="waker")
         self._waking: dict[tuple[str, str | None], asyncio.Future[object]] = {}
         self._scheduler = Scheduler(self._pool, threads, self._run_batch, self._not_run)
+
+    @property
+    def running(self) -> Collection[object]:
+        """The runs in progress, by thread; a live view."""
+        return self._running.keys()
 
     def inline(self, loaded: LoadedModel) -> bool:
         """Whether :meth:`answer` is to be called here and now, in the event loop's thread."""

@@ -11,6 +11,7 @@ from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.access import Access, check_reach
 from edge_agent.serving.admission import Admission
+from edge_agent.serving.busy_poll import BusyPoll
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.frames.handler import FrameHandler
 from edge_agent.serving.frames.protocol import FrameLimits, FrameProtocol
@@ -56,9 +57,10 @@ class LocalApi:
         limit_bytes = settings.max_body_mib << 20
         admission = Admission(max_requests=settings.max_pending, max_bytes=2 * limit_bytes)
         self._settings = settings
-        self._connections = Connections(settings.max_connections)
         self._regions = Regions(max_tensor_bytes=limit_bytes)
         self._inference = Inference(watcher, threads=threads)
+        busy_poll = BusyPoll(settings.busy_poll_us, self._inference.running)
+        self._connections = Connections(settings.max_connections, busy_poll=busy_poll)
         self._router = Router(
             slots,
             repository,

@@ -190,6 +190,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
                 self._start(number, answer, room or self._room_for(answer, len(frame)))
                 return
             self._send(answer)
+            self._connections.answered()
         except MessageError as error:
             self._refuse_frame(frame, MalformedRequest(str(error)))
         except ShoalError as error:

@@ -349,6 +349,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if closing:
             self._close()
             return
+        self._connections.answered()
         self._phase = Phase.BLOCKED if self._writing_paused else Phase.IDLE
         self._since = 0.0
 

@@ -1,0 +1,96 @@
+"""The loop stays awake exactly while requests follow each other closely, and for nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from edge_agent.serving.busy_poll import BusyPoll
+
+_FOR_LONG_US = 100_000.0
+
+
+def _answers(poll: BusyPoll, count: int) -> None:
+    for _ in range(count):
+        poll.answered()
+
+
+async def _gives_up(poll: BusyPoll) -> None:
+    for _ in range(10_000):
+        if not poll.awake:
+            return
+        await asyncio.sleep(0.003)
+    raise AssertionError("it never gave up")
+
+
+async def test_close_requests_keep_the_loop_awake_until_nobody_comes() -> None:
+    poll = BusyPoll(_FOR_LONG_US, cpus=2)
+    _answers(poll, 8)
+    assert poll.awake
+    await _gives_up(poll)
+    assert poll.missed == 1
+
+
+async def test_requests_at_a_slow_pace_never_keep_it_awake() -> None:
+    poll = BusyPoll(100.0, cpus=2)
+    for _ in range(20):
+        poll.answered()
+        await asyncio.sleep(0.002)
+        assert not poll.awake
+    assert poll.missed == 0
+
+
+async def test_after_it_waited_in_vain_it_takes_more_close_requests() -> None:
+    poll = BusyPoll(_FOR_LONG_US, cpus=2)
+    _answers(poll, 5)
+    assert poll.awake
+    await _gives_up(poll)
+    _answers(poll, 5)
+    assert not poll.awake
+    _answers(poll, 5)
+    assert poll.awake
+    await _gives_up(poll)
+    assert poll.missed == 2
+
+
+async def test_where_it_pays_it_does_not_become_shy() -> None:
+    poll = BusyPoll(_FOR_LONG_US, cpus=2)
+    for _ in range(5):
+        _answers(poll, 40)
+        await _gives_up(poll)
+    _answers(poll, 5)
+    assert poll.awake
+
+
+async def test_timers_and_other_threads_are_heard_while_it_is_awake() -> None:
+    poll = BusyPoll(10_000_000.0, cpus=2)
+    loop = asyncio.get_running_loop()
+    called, timed = asyncio.Event(), asyncio.Event()
+    _answers(poll, 8)
+    loop.call_later(0.01, timed.set)
+    thread = threading.Thread(target=loop.call_soon_threadsafe, args=(called.set,))
+    thread.start()
+    await asyncio.wait_for(asyncio.gather(called.wait(), timed.wait()), 30)
+    thread.join()
+    assert poll.awake
+
+
+@pytest.mark.parametrize(("limit_us", "cpus"), [(0.0, 2), (_FOR_LONG_US, 1)])
+async def test_it_is_off_where_nobody_wants_it_and_on_a_single_processor(limit_us: float, cpus: int) -> None:
+    poll = BusyPoll(limit_us, cpus=cpus)
+    _answers(poll, 50)
+    assert not poll.awake
+
+
+async def test_it_leaves_the_processor_to_models_that_run_in_threads() -> None:
+    running: dict[int, object] = {1: "a run"}
+    poll = BusyPoll(_FOR_LONG_US, running.keys(), cpus=2)
+    _answers(poll, 50)
+    assert not poll.awake
+    running.clear()
+    _answers(poll, 5)
+    assert poll.awake
+    running[1] = "another"
+    await _gives_up(poll)
