@@ -1,0 +1,121 @@
+"""``runtimes.json``: on which runtime each model was found to run best here, so that a start need not measure.
+
+It is a memory, not a journal: where it is lost, the models run on ONNX Runtime until they have been measured again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.durable import write_durably
+from edge_agent.runtime.choice import Candidate
+
+RUNTIMES_FILE = "runtimes.json"
+# An engine that has ended the process while it was loaded is not loaded once more: once may be the power plug.
+MAX_DEATHS = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was found out about one package on one machine.
+
+    Args:
+        machine: What the finding holds for: see :func:`edge_agent.runtime.acceleration.machine_key`.
+        runtime, precision: What was chosen.
+        engine: Key of its engine in the cache; empty for ONNX Runtime.
+        reason: Why, with the figures.
+        refused: By precision: what would fail again if it were tried again.
+        deaths: Times that the process ended while the engine was loaded; counted before each try, taken back after it.
+    """
+
+    machine: str
+    runtime: str
+    precision: str = "fp32"
+    engine: str = ""
+    reason: str = ""
+    refused: dict[str, str] = {}
+    deaths: int = 0
+
+    @property
+    def candidate(self) -> Candidate:
+        """Runtime and precision."""
+        return Candidate(self.runtime, self.precision)
+
+
+class _Runtimes(msgspec.Struct, kw_only=True):
+    format: int = 1
+    packages: dict[str, Remembered] = {}
+
+
+class RuntimesFile:
+    """The file, read once and kept in memory; safe from any thread.
+
+    A file that cannot be read counts as empty, with a line in the log; what cannot be written is remembered until the
+    process ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._packages = _read(path)
+
+    def get(self, package: str, machine: str) -> Remembered | None:
+        """What is known of a package (by digest) on this very machine."""
+        found = self._packages.get(package)
+        return found if found is not None and found.machine == machine else None
+
+    def names(self, package: str) -> bool:
+        """Whether an engine is remembered for the package, if perhaps for another machine than this one is now."""
+        found = self._packages.get(package)
+        return found is not None and bool(found.engine)
+
+    def engines(self) -> set[str]:
+        """Keys of the engines that are remembered."""
+        return {each.engine for each in self._packages.values() if each.engine}
+
+    def put(self, package: str, remembered: Remembered) -> None:
+        """Remember this of a package from now on."""
+        with self._lock:
+            if self._packages.get(package) != remembered:
+                self._write({**self._packages, package: remembered})
+
+    def drop(self, package: str) -> None:
+        """Forget what is known of a package."""
+        with self._lock:
+            if package in self._packages:
+                self._write({digest: each for digest, each in self._packages.items() if digest != package})
+
+    def collect(self, packages: Iterable[str]) -> None:
+        """Forget all packages but these."""
+        keep = set(packages)
+        with self._lock:
+            if not self._packages.keys() <= keep:
+                self._write({digest: each for digest, each in self._packages.items() if digest in keep})
+
+    def _write(self, packages: Mapping[str, Remembered]) -> None:
+        self._packages = dict(packages)
+        data = msgspec.json.format(msgspec.json.encode(_Runtimes(packages=self._packages)), indent=1)
+        try:
+            write_durably(self._path, data, mode=0o600)
+        except OSError as error:
+            _log.warning(
+                "%s could not be written: %s; after the next start models are measured anew", self._path, error.strerror
+            )
+
+
+def _read(path: Path) -> dict[str, Remembered]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Runtimes).packages
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        _log.warning("%s cannot be read: %s; models are measured anew", path, error.strerror)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        _log.warning("%s is damaged, and is written anew once models have been measured: %s", path, error)
+    return {}

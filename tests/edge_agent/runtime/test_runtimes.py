@@ -1,0 +1,50 @@
+"""What is remembered of runtimes over a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent.runtime.runtimes import Remembered, RuntimesFile
+
+FOUND = Remembered(machine="orin", runtime="tensorrt", precision="fp16", engine="e" * 64, reason="0.9 ms against 6 ms")
+
+
+def test_what_was_found_is_known_after_a_restart_on_the_same_machine_alone(tmp_path: Path) -> None:
+    path = tmp_path / "runtimes.json"
+    RuntimesFile(path).put("a" * 64, FOUND)
+    again = RuntimesFile(path)
+    assert again.get("a" * 64, "orin") == FOUND
+    assert again.get("a" * 64, "another TensorRT") is None
+    assert again.get("b" * 64, "orin") is None
+    assert again.names("a" * 64)
+    assert again.engines() == {"e" * 64}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_packages_that_are_gone_are_forgotten(tmp_path: Path) -> None:
+    runtimes = RuntimesFile(tmp_path / "runtimes.json")
+    for digest in ("a" * 64, "b" * 64, "c" * 64):
+        runtimes.put(digest, FOUND)
+    runtimes.drop("c" * 64)
+    runtimes.collect(["b" * 64])
+    again = RuntimesFile(tmp_path / "runtimes.json")
+    assert [again.names(digest * 64) for digest in "abc"] == [False, True, False]
+
+
+def test_a_damaged_file_is_said_and_counts_as_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "runtimes.json"
+    path.write_bytes(b'{"packages": {"a')
+    runtimes = RuntimesFile(path)
+    assert runtimes.engines() == set()
+    assert "runtimes.json is damaged" in caplog.text
+    runtimes.put("a" * 64, FOUND)
+    assert RuntimesFile(path).get("a" * 64, "orin") == FOUND
+
+
+def test_a_disk_that_refuses_costs_only_the_memory_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runtimes = RuntimesFile(tmp_path / "gone" / "runtimes.json")
+    runtimes.put("a" * 64, FOUND)
+    assert runtimes.get("a" * 64, "orin") == FOUND
+    assert "models are measured anew" in caplog.text
