@@ -12,10 +12,11 @@ from edge_agent.contract.envelope import Envelope
 from edge_agent.contract.errors import MessageError
 from edge_agent.contract.messages import DeviceMetrics, MetricsReport, ModelMetrics, ProfileReport
 from edge_agent.contract.profile import FeatureCounts
-from fleet_server.monitoring.tables import machines, metrics, profile_windows, serving
+from fleet_server.monitoring.tables import machine_windows, machines, metrics, profile_windows, serving
 from fleet_server.upsert import upsert
 
 _MOST_ROWS = 10**12  # in one window; sums of many windows then stay far within 64 bits
+_MOST_JOULES = 1e12  # likewise: no board takes as much, and no sum becomes infinite
 
 _counts = msgspec.msgpack.Decoder(dict[str, FeatureCounts])
 
@@ -36,6 +37,7 @@ def on_metrics(connection: sa.Connection, envelope: Envelope, report: MetricsRep
         connection.execute(sa.insert(metrics), rows)
     for name in sorted({model.model for model in report.models}):
         _learn_serving(connection, envelope.device, [model for model in report.models if model.model == name], report)
+    _remember_window(connection, envelope.device, report)
     newest = sa.select(machines.c.at_ms).where(machines.c.device == envelope.device)
     if (connection.execute(newest).scalar() or 0) <= report.until_ms:
         values = {"at_ms": report.until_ms, "state": _machine(report.machine)}
@@ -96,9 +98,37 @@ def _learn_serving(connection: sa.Connection, device: str, models: list[ModelMet
     upsert(connection, serving, {"device": device, "model": models[0].model}, values)
 
 
+def _remember_window(connection: sa.Connection, device: str, report: MetricsReport) -> None:
+    """Nothing is kept of a machine that tells neither of a GPU nor of its power."""
+    state = report.machine
+    told = state.gpus or state.throttled or state.power_w is not None or state.energy_j is not None
+    if not told:
+        return
+    values = {
+        "device": device,
+        "from_ms": report.from_ms,
+        "until_ms": report.until_ms,
+        "inferences": min(sum(model.rows for model in report.models), _MOST_ROWS),
+        "energy_j": _measured(state.energy_j),
+        "power_w": _measured(state.power_w),
+        "throttled": bool(state.throttled) or any(gpu.throttled for gpu in state.gpus),
+    }
+    connection.execute(sa.insert(machine_windows).values(values))
+
+
+def _measured(value: float | None) -> float | None:
+    return value if value is not None and 0 <= value <= _MOST_JOULES else None
+
+
 def _machine(state: DeviceMetrics) -> dict[str, Any]:
     """As JSON, which knows no NaN and no infinity."""
-    fields: dict[str, Any] = msgspec.to_builtins(state)
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
-    }
+    fields: dict[str, Any] = _finite(msgspec.to_builtins(state))
+    return fields
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,10 +20,11 @@ from fleet_server.monitoring import alerts, harm, intake, queries
 from fleet_server.monitoring.budget import policy_for, unconfirmed
 from fleet_server.monitoring.drift import FleetVerdict, Verdict, judge_fleet
 from fleet_server.monitoring.harm import HarmVerdict
+from fleet_server.monitoring.machines import RECENT_S, MachineRecord, machine_records
 from fleet_server.monitoring.settings import MonitoringSettings
 from fleet_server.monitoring.tables import alerts as alert_rows
 from fleet_server.monitoring.tables import drift as drift_rows
-from fleet_server.monitoring.tables import label_budgets, metrics, profile_windows, serving
+from fleet_server.monitoring.tables import label_budgets, machine_windows, metrics, profile_windows, serving
 from fleet_server.monitoring.windows import judge_windows
 from fleet_server.upsert import upsert
 
@@ -272,6 +273,11 @@ class MonitoringService:
         with self._db.read() as connection:
             return queries.device_metrics(connection, model, since_ms=since_ms)
 
+    def machines(self, device: str | None = None, *, window_s: float = RECENT_S) -> list[MachineRecord]:
+        """The machines' newest states: GPUs, power, throttling; their energy over that long before."""
+        with self._db.read() as connection:
+            return machine_records(connection, None if device is None else [device], window_s=window_s)
+
     def alerts(self, model: str | None = None, *, only_open: bool = False, limit: int = 100) -> list[dict[str, Any]]:
         """Alerts, the newest first; ``device`` is empty where the fleet is meant."""
         with self._db.read() as connection:
@@ -281,7 +287,7 @@ class MonitoringService:
         """Delete rows older than the retention; open alerts stay."""
         before = now_ms - round(self._settings.retention_days * 86_400_000)
         with self._db.write() as connection:
-            for table in (metrics, profile_windows, drift_rows):
+            for table in (metrics, machine_windows, profile_windows, drift_rows):
                 connection.execute(sa.delete(table).where(table.c.until_ms < before))
             connection.execute(sa.delete(alert_rows).where(alert_rows.c.closed_at_ms < before))
 

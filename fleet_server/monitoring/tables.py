@@ -36,6 +36,21 @@ machines = sa.Table(
     sa.Column("state", sa.JSON, nullable=False),  # DeviceMetrics
 )
 
+# What boards with a GPU or a power meter did, window by window.
+machine_windows = sa.Table(
+    "machine_windows",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("from_ms", sa.BigInteger, nullable=False),
+    sa.Column("until_ms", sa.BigInteger, nullable=False),
+    sa.Column("inferences", sa.BigInteger, nullable=False),  # rows that its models answered
+    sa.Column("energy_j", sa.Float),  # of the whole board
+    sa.Column("power_w", sa.Float),
+    sa.Column("throttled", sa.Boolean, nullable=False),
+    sa.Index("ix_machine_windows_device_until_ms", "device", "until_ms"),
+)
+
 # The package that answers on each device now, as its metrics say.
 serving = sa.Table(
     "serving",

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from fleet_server.database import Database
 from tests.fakes.postgres import postgres
-from tests.fleet_server.migrations.revisions import all_tables
+from tests.fleet_server.migrations.revisions import all_tables, without_revision
 
 BOTH = ("sqlite", pytest.param("postgresql", marks=pytest.mark.real_parts("initdb", "postgres")))
 _numbers = itertools.count()
@@ -61,6 +61,15 @@ def declared(new_url: Callable[[], str]) -> Iterator[Database]:
     """A database whose tables were made from the features' declarations, with no revision."""
     database = Database(new_url())
     all_tables().create_all(database.engine)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def unversioned(new_url: Callable[[], str]) -> Iterator[Database]:
+    """A database of a server that wrote no revision down."""
+    database = Database(new_url())
+    without_revision(database)
     yield database
     database.close()
 

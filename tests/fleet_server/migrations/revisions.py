@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from fleet_server.database import Database, metadata
 from fleet_server.migrate import SCRIPTS, VERSION_TABLE
@@ -23,18 +25,32 @@ def all_tables() -> sa.MetaData:
     return metadata
 
 
+FIRST = "0001"
+# The newest revision there is, and the one that tests put behind it.
+HEAD = max(file.name[:4] for file in (SCRIPTS / "versions").glob("[0-9]*_*.py"))
+NEXT = f"{int(HEAD) + 1:04}"
+
+
 def with_next(folder: Path, body: str) -> Path:
-    """The revisions with a 0002 behind them, whose ``upgrade`` has this body."""
+    """The revisions with a next one behind them, whose ``upgrade`` has this body."""
     scripts = folder / "migrations"
     if not scripts.exists():
         shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (first,) = (scripts / "versions").glob("0001_*.py")
-    assert first.is_file()
     head = '"""The next one."""\nimport os, signal, time\nimport sqlalchemy as sa\nfrom alembic import op\n'
-    names = 'revision = "0002"\ndown_revision = "0001"\n'
+    names = f'revision = "{NEXT}"\ndown_revision = "{HEAD}"\n'
     body = textwrap.indent(textwrap.dedent(body), "    ")
-    (scripts / "versions" / "0002_next.py").write_text(f"{head}{names}def upgrade():\n{body}\n")
+    (scripts / "versions" / f"{NEXT}_next.py").write_text(f"{head}{names}def upgrade():\n{body}\n")
     return scripts
+
+
+def without_revision(db: Database) -> None:
+    """Make the tables of the first version, as servers did before they wrote a revision down."""
+    upgrade_to_first = Config()
+    upgrade_to_first.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    with db.restructure() as connection:
+        upgrade_to_first.attributes["connection"] = connection
+        command.upgrade(upgrade_to_first, FIRST)
+        connection.execute(sa.text(f"drop table {VERSION_TABLE}"))
 
 
 def revision_of(db: Database) -> str | None:

@@ -10,7 +10,7 @@ from fleet_server.database import Database
 from fleet_server.migrate import upgrade
 from fleet_server.samples.lake_writer import LakeWriter
 from tests.fleet_server.migrations.manual import block, go_back
-from tests.fleet_server.migrations.revisions import with_next
+from tests.fleet_server.migrations.revisions import NEXT, with_next
 from tests.fleet_server.samples.test_lake import ids, sample, take_samples
 
 
@@ -42,7 +42,7 @@ def test_after_the_way_back_the_lake_takes_every_new_row(repository: Path, tmp_p
         take_samples(db, sample(number))
         LakeWriter(db, lake).flush()
     db.close()
-    go_back(repository, tmp_path, "0002")
+    go_back(repository, tmp_path, NEXT)
     assert not upgrade(db).needed
     take_samples(db, sample(7))
     LakeWriter(db, lake).flush()

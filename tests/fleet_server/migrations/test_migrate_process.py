@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from fleet_server.database import Database
 from fleet_server.migrate import upgrade
 from tests.fleet_server.migrations.manual import go_back
-from tests.fleet_server.migrations.revisions import all_tables, fleet_of_one, revision_of, with_next
+from tests.fleet_server.migrations.revisions import HEAD, NEXT, fleet_of_one, revision_of, with_next, without_revision
 from tests.fleet_server.running_server import prepared, server, shoal
 
 SLOW = """
@@ -66,14 +66,14 @@ def test_a_database_from_before_revisions_is_looked_at_upgraded_served_and_resto
         assert "not there yet; the server makes it at its first start" in shoal(*command).stdout
     assert not (data / "shoal.db").exists()
     db = Database(url)
-    all_tables().create_all(db.engine)
+    without_revision(db)
     fleet_of_one(db)
-    assert "is at revision 0001, though it did not say so; the server wants 0001" in shoal(*dry).stdout
+    assert f"is at revision 0001, though it did not say so; the server wants {HEAD}" in shoal(*dry).stdout
     assert revision_of(db) is None
     db.close()
     done = shoal(*real)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"as it was before: {data}/shoal.db.before-0001" in done.stdout
+    assert f"as it was before: {data}/shoal.db.before-{HEAD}" in done.stdout
     assert "nothing to do" in shoal(*dry).stdout
     with server(data) as running, running.client() as client:
         assert names(client) == ["d0"]
@@ -86,8 +86,8 @@ def test_a_database_from_before_revisions_is_looked_at_upgraded_served_and_resto
         client.post("/api/v1/enrol", json={"claim": claim, "device": "d1", "hardware": hardware})
         assert names(client) == ["d0", "d1"]
         running.process.kill()
-    assert [path.name for path in data.glob("shoal.db.*before*")] == ["shoal.db.before-0001"]
-    go_back(repository, data, "0001")
+    assert [path.name for path in data.glob("shoal.db.*before*")] == [f"shoal.db.before-{HEAD}"]
+    go_back(repository, data, HEAD)
     with server(data) as running, running.client() as client:
         assert names(client) == ["d0"]
 
@@ -97,9 +97,9 @@ def test_postgresql_is_upgraded_from_the_command_line(new_postgres: Callable[[],
     settings = tmp_path / "config.toml"
     settings.write_text(f'data = "{tmp_path}/data"\ndatabase = "{new_postgres()}"\n')
     dry = shoal("server", "migrate", "--config", settings, "--dry-run").stdout.splitlines()
-    assert dry[0].endswith("is empty; the server wants 0001")
-    assert dry[1:] == ["  0001  The tables of the first version."]
-    assert "was empty; now 0001" in shoal("server", "migrate", "--config", settings).stdout
+    assert dry[0].endswith(f"is empty; the server wants {HEAD}")
+    assert dry[1] == "  0001  The tables of the first version."
+    assert f"was empty; now {HEAD}" in shoal("server", "migrate", "--config", settings).stdout
     assert "nothing to do" in shoal("server", "migrate", "--config", settings).stdout
 
 
@@ -126,5 +126,5 @@ def test_of_servers_that_start_at_once_one_upgrades_and_the_other_waits_for_it(d
     for one in servers:
         one.join(60)
         assert one.exitcode == 0
-    assert set(results) == {(before, True), ("0002", False)}
-    assert revision_of(db) == "0002"
+    assert set(results) == {(before, True), (NEXT, False)}
+    assert revision_of(db) == NEXT

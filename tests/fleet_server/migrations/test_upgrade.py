@@ -16,7 +16,16 @@ import sqlalchemy as sa
 from edge_agent.contract.errors import ConfigurationError
 from fleet_server.database import Database
 from fleet_server.migrate import VERSION_TABLE, pending, upgrade
-from tests.fleet_server.migrations.revisions import fleet_of_one, revision_of, rows, structure, with_next
+from tests.fleet_server.migrations.revisions import (
+    FIRST,
+    HEAD,
+    NEXT,
+    fleet_of_one,
+    revision_of,
+    rows,
+    structure,
+    with_next,
+)
 
 RENAME = """
     with op.batch_alter_table("devices") as devices:
@@ -37,7 +46,8 @@ def copies(db: Database) -> list[str]:
 
 def test_an_empty_database_is_brought_to_the_newest_revision(db: Database) -> None:
     todo = pending(db)
-    assert (todo.found, [step.title for step in todo.steps]) == (None, ["The tables of the first version."])
+    titles = [step.title for step in todo.steps]
+    assert (todo.found, titles[0], len(titles)) == (None, "The tables of the first version.", int(HEAD))
     assert revision_of(db) is None
     assert upgrade(db) == todo
     assert revision_of(db) == todo.head
@@ -58,9 +68,9 @@ def test_an_older_database_keeps_its_rows_in_tables_that_others_refer_to(db: Dat
     before = structure(db)
     scripts = with_next(tmp_path, RENAME)
     todo = pending(db, scripts=scripts)
-    assert (todo.found, todo.head, [step.title for step in todo.steps]) == ("0001", "0002", ["The next one."])
+    assert (todo.found, todo.head, [step.title for step in todo.steps]) == (HEAD, NEXT, ["The next one."])
     done = upgrade(db, scripts=scripts)
-    assert revision_of(db) == "0002"
+    assert revision_of(db) == NEXT
     with db.read() as connection:
         device = connection.execute(sa.text("select name, address, site from devices")).one()
         assert tuple(device) == ("d0", "http", "here")
@@ -70,7 +80,7 @@ def test_an_older_database_keeps_its_rows_in_tables_that_others_refer_to(db: Dat
     assert after["desired_models"] == before["desired_models"]
     with pytest.raises(sa.exc.IntegrityError), db.write() as connection:  # foreign keys hold again
         connection.execute(sa.text("delete from devices"))
-    assert not db.is_sqlite or (done.copy is not None and done.copy.name.endswith(".db.before-0002"))
+    assert not db.is_sqlite or (done.copy is not None and done.copy.name.endswith(f".db.before-{NEXT}"))
 
 
 def test_a_copy_of_an_sqlite_file_is_kept_as_it_was_before(tmp_path: Path) -> None:
@@ -79,12 +89,12 @@ def test_a_copy_of_an_sqlite_file_is_kept_as_it_was_before(tmp_path: Path) -> No
     assert copies(db) == []  # there was nothing to keep
     fleet_of_one(db)
     done = upgrade(db, scripts=with_next(tmp_path, RENAME))
-    assert copies(db) == ["shoal.db.before-0002"]
+    assert copies(db) == ["shoal.db.before-" + NEXT]
     assert done.copy is not None
     assert stat.S_IMODE(done.copy.stat().st_mode) == 0o600
     db.close()
     old = Database(f"sqlite:///{shutil.copy(done.copy, tmp_path / 'restored.db')}")
-    assert (revision_of(old), rows(old, "devices"), rows(old, "desired_models")) == ("0001", 1, 1)
+    assert (revision_of(old), rows(old, "devices"), rows(old, "desired_models")) == (HEAD, 1, 1)
     assert not upgrade(old).needed  # the server of before works with it
     old.close()
 
@@ -94,12 +104,14 @@ def test_a_step_that_fails_leaves_all_as_it_was_and_can_be_tried_again(db: Datab
     fleet_of_one(db)
     before = structure(db)
     scripts = with_next(tmp_path, RENAME + '    op.drop_column("devices", "nowhere")\n')
-    with pytest.raises(ConfigurationError, match="could not be brought from 0001 to 0002, and is as it was") as failed:
+    with pytest.raises(
+        ConfigurationError, match=f"could not be brought from {HEAD} to {NEXT}, and is as it was"
+    ) as failed:
         upgrade(db, scripts=scripts)
     assert "\n" not in str(failed.value)
-    assert (structure(db), revision_of(db), rows(db, "devices")) == (before, "0001", 1)
+    assert (structure(db), revision_of(db), rows(db, "devices")) == (before, HEAD, 1)
     upgrade(db, scripts=with_next(tmp_path, RENAME))
-    assert (revision_of(db), rows(db, "devices"), rows(db, "desired_models")) == ("0002", 1, 1)
+    assert (revision_of(db), rows(db, "devices"), rows(db, "desired_models")) == (NEXT, 1, 1)
 
 
 def test_a_kill_in_the_middle_leaves_all_as_it_was(db: Database, tmp_path: Path) -> None:
@@ -114,9 +126,9 @@ def test_a_kill_in_the_middle_leaves_all_as_it_was(db: Database, tmp_path: Path)
     url = db.url.render_as_string(hide_password=False)
     killed = subprocess.run([sys.executable, "-c", program, url, str(scripts)], check=False, timeout=60)
     assert killed.returncode == -9
-    assert (structure(db), revision_of(db), rows(db, "devices")) == (before, "0001", 1)
+    assert (structure(db), revision_of(db), rows(db, "devices")) == (before, HEAD, 1)
     upgrade(db, scripts=with_next(tmp_path, RENAME))
-    assert (revision_of(db), rows(db, "devices"), rows(db, "desired_models")) == ("0002", 1, 1)
+    assert (revision_of(db), rows(db, "devices"), rows(db, "desired_models")) == (NEXT, 1, 1)
 
 
 def test_a_step_that_would_orphan_rows_is_refused(db: Database, tmp_path: Path) -> None:
@@ -124,35 +136,35 @@ def test_a_step_that_would_orphan_rows_is_refused(db: Database, tmp_path: Path) 
     fleet_of_one(db)
     with pytest.raises(ConfigurationError, match="desired_models"):
         upgrade(db, scripts=with_next(tmp_path, 'op.execute("delete from devices")'))
-    assert (revision_of(db), rows(db, "devices")) == ("0001", 1)
+    assert (revision_of(db), rows(db, "devices")) == (HEAD, 1)
 
 
 def test_a_revision_of_a_newer_server_is_refused(db: Database, tmp_path: Path) -> None:
     upgrade(db, scripts=with_next(tmp_path, RENAME))
     for look in (upgrade, pending):
         with pytest.raises(
-            ConfigurationError, match="newer server: it is at revision 0002, and this server knows 0001"
+            ConfigurationError, match=f"newer server: it is at revision {NEXT}, and this server knows 0001 to {HEAD}"
         ):
             look(db)
-    assert revision_of(db) == "0002"
+    assert revision_of(db) == NEXT
 
 
-def test_tables_made_before_there_were_revisions_are_taken_over(declared: Database, tmp_path: Path) -> None:
-    fleet_of_one(declared)
-    assert pending(declared).adopts
-    done = upgrade(declared, scripts=with_next(tmp_path, RENAME))
-    assert (done.adopts, done.found, done.head) == (True, "0001", "0002")
-    assert (revision_of(declared), rows(declared, "devices"), rows(declared, "desired_models")) == ("0002", 1, 1)
-    assert done.copy is None or done.copy.name.endswith(".before-0002")
+def test_tables_made_before_there_were_revisions_are_taken_over(unversioned: Database, tmp_path: Path) -> None:
+    fleet_of_one(unversioned)
+    assert pending(unversioned).adopts
+    done = upgrade(unversioned, scripts=with_next(tmp_path, RENAME))
+    assert (done.adopts, done.found, done.head) == (True, FIRST, NEXT)
+    assert (revision_of(unversioned), rows(unversioned, "devices"), rows(unversioned, "desired_models")) == (NEXT, 1, 1)
+    assert done.copy is None or done.copy.name.endswith(f".before-{NEXT}")
 
 
-def test_tables_that_no_revision_made_are_left_alone(declared: Database) -> None:
-    with declared.write() as connection:
+def test_tables_that_no_revision_made_are_left_alone(unversioned: Database) -> None:
+    with unversioned.write() as connection:
         connection.execute(sa.text("alter table serving drop column seen_ms"))
-    before = structure(declared)
+    before = structure(unversioned)
     with pytest.raises(ConfigurationError, match="serving is not that of revision 0001"):
-        upgrade(declared)
-    assert (structure(declared), revision_of(declared)) == (before, None)
+        upgrade(unversioned)
+    assert (structure(unversioned), revision_of(unversioned)) == (before, None)
 
 
 def test_tables_of_another_program_are_none_of_our_business(db: Database) -> None:
@@ -176,7 +188,7 @@ def test_a_folder_name_with_a_percent_sign_is_no_riddle(tmp_path: Path) -> None:
     odd = tmp_path / "100%(here)s"
     odd.mkdir()
     db = Database(f"sqlite:///{tmp_path}/shoal.db")
-    assert upgrade(db, scripts=with_next(odd, "pass")).head == "0002"
+    assert upgrade(db, scripts=with_next(odd, "pass")).head == NEXT
     db.close()
 
 
@@ -215,11 +227,11 @@ def test_what_lies_in_the_write_ahead_log_is_in_the_copy(tmp_path: Path) -> None
     ("room", "left"),
     [
         pytest.param(0.5, ["shoal.db"], id="for the copy"),
-        pytest.param(1.2, ["shoal.db", "shoal.db.before-0002"], id="for the upgrade"),
+        pytest.param(1.2, ["shoal.db", "shoal.db.before-" + NEXT], id="for the upgrade"),
     ],
 )
 def test_a_full_disk_leaves_all_as_it_was(
     room: float, left: list[str], tmp_path: Path, on_a_small_disk: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = on_a_small_disk(with_next(tmp_path, RENAME), room=room)
-    assert done.stdout.splitlines() == ["StorageFull", "0001", "1", str(left)], done.stderr
+    assert done.stdout.splitlines() == ["StorageFull", HEAD, "1", str(left)], done.stderr

@@ -67,9 +67,18 @@ def test_metrics_and_alerts_are_listed(client: httpx.Client) -> None:
     assert client.get(f"/api/v1/monitoring/{MODEL}/alerts", headers=VIEWER).json() == everything
 
 
+def test_machines_are_listed_all_or_one(client: httpx.Client) -> None:
+    everything = client.get("/api/v1/machines", headers=VIEWER).json()
+    assert [(one["device"], one["state"]["cpu_percent"]) for one in everything] == [("d1", 12.5), ("d2", 12.5)]
+    assert client.get("/api/v1/machines?device=d2&window_s=60", headers=VIEWER).json()[0]["window_s"] == 60
+    assert client.get("/api/v1/machines?device=d9", headers=VIEWER).json() == []
+    assert client.get("/api/v1/machines?window_s=0", headers=VIEWER).status_code == 400
+
+
 def test_strangers_see_nothing(client: httpx.Client) -> None:
-    for path in ("alerts", f"{MODEL}/drift", f"{MODEL}/accuracy", f"{MODEL}/metrics", f"{MODEL}/alerts"):
-        answer = client.get(f"/api/v1/monitoring/{path}")
+    of_model = (f"monitoring/{MODEL}/{what}" for what in ("drift", "accuracy", "metrics", "alerts"))
+    for path in ("monitoring/alerts", "machines", *of_model):
+        answer = client.get(f"/api/v1/{path}")
         assert (answer.status_code, answer.json()) == (401, {"error": "give a token"})
 
 
