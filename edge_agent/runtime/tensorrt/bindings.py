@@ -134,8 +134,8 @@ class Bindings:
         """An execution context.
 
         Args:
-            own_scratch: Whether TensorRT allocates its scratch memory; else :meth:`scratch_bytes` of it are to be set with
-                ``context.set_device_memory(address, size)``.
+            own_scratch: Whether TensorRT allocates its scratch memory; else the caller does, :meth:`scratch_bytes`, and
+                sets it with ``context.set_device_memory(address, size)``.
         Raises:
             EngineBuildFailed: There is none to be had, for want of GPU memory as a rule.
         """
