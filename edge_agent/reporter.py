@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from edge_agent.contract.errors import DeviceError
-from edge_agent.contract.messages import Reported
+from edge_agent.contract.messages import Reported, ReportedRuntime
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.5
@@ -109,5 +109,12 @@ class Reporter:
 
 
 def _without_counters(twin: Reported) -> Reported:
-    still = {name: msgspec.structs.replace(model, requests=0, failed=0) for name, model in twin.models.items()}
+    still = {
+        name: msgspec.structs.replace(model, requests=0, failed=0, runtime=_without_percent(model.runtime))
+        for name, model in twin.models.items()
+    }
     return msgspec.structs.replace(twin, models=still)
+
+
+def _without_percent(runtime: ReportedRuntime | None) -> ReportedRuntime | None:
+    return None if runtime is None else msgspec.structs.replace(runtime, building_percent=None)

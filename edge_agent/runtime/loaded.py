@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import ModelUnavailable, UnknownModel
 from edge_agent.contract.manifest import Manifest, PipelineStep
+from edge_agent.contract.messages import ReportedRuntime
 from edge_agent.contract.profile import ReferenceProfile, count_batch
 from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.batchable import check_batchable
+from edge_agent.runtime.choice import CPU
 from edge_agent.runtime.cpus import available
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.memory import give_back, resident_bytes
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.onnx_session import take_own_memory
-from edge_agent.runtime.package import Golden, Package
+from edge_agent.runtime.package import Golden, Package, Tolerance
 from edge_agent.runtime.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -37,6 +39,23 @@ INLINE_LIMIT_US = 1000.0
 ALONE_LIMIT_US = 5000.0
 # Freed memory of smaller models is soon used again; handing it back costs milliseconds.
 LARGE_BYTES = 4 << 20
+ON_CPU = ReportedRuntime(name=CPU)
+_TOLERANCE = Tolerance()
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherRuntime:
+    """A package on another runtime than ONNX Runtime on the CPU.
+
+    Args:
+        open: Opens the backend, which is the caller's to close.
+        told: What is told of it.
+        tolerance: How far its answers may be from the golden ones.
+    """
+
+    open: Callable[[], InferenceBackend]
+    told: ReportedRuntime
+    tolerance: Tolerance = _TOLERANCE
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,6 +63,8 @@ class LoadedModel:
     """A package with its session, ready to answer.
 
     Args:
+        runtime: What it runs on, why, and what is being made ready meanwhile; replaced whole by whoever knows more.
+        tolerance: How far its answers may be from the golden ones.
         inline: Whether an inference is short enough to run on the event loop's own thread.
         run_us: Median time of one inference of one row, in microseconds; infinite where the model failed.
         memory_bytes: What loading and warming it up has taken of the machine's memory, measured; 0 where nobody did.
@@ -55,6 +76,8 @@ class LoadedModel:
 
     package: Package
     backend: InferenceBackend
+    runtime: ReportedRuntime = ON_CPU
+    tolerance: Tolerance = _TOLERANCE
     inline: bool = True
     run_us: float = 0.0
     memory_bytes: int = 0
@@ -79,6 +102,14 @@ class LoadedModel:
     def reference(self) -> ReferenceProfile:
         """The package's reference profile, read once."""
         return self.package.reference()
+
+    @property
+    def runtime_text(self) -> str:
+        """What there is to say of its runtime: what is being made ready, else why it is this one; often nothing."""
+        told = self.runtime
+        if not told.building:
+            return told.reason
+        return told.building if told.building_percent is None else f"{told.building}: {told.building_percent:.0f} %"
 
     @property
     def requests(self) -> int:
@@ -119,6 +150,7 @@ def load(
     cache: OptimisedModels | None = None,
     slots: Slots | None = None,
     guard: RunGuard | None = None,
+    runtime: OtherRuntime | None = None,
 ) -> LoadedModel:
     """Load a package, read its profile, warm it up, and measure its memory and whether it may run inline.
 
@@ -128,6 +160,7 @@ def load(
         cache: Where optimised models are kept.
         slots: Where a pipeline finds its steps.
         guard: Breaks off what hangs; one of its own where None.
+        runtime: Another one to load it on, which may raise what it likes; threads and cache do not concern it.
     Raises:
         PackageError: The package lacks a part or, as ModelLoadFailed, the runtime refuses the model.
         ModelUnavailable: It is a pipeline, and a step is not loaded here.
@@ -135,9 +168,13 @@ def load(
     take_own_memory()
     give_back()  # else what others have freed would be counted as room that this model did not take
     before = resident_bytes()
-    backend = _backend(package, variant, threads, cache, slots)
+    backend = runtime.open() if runtime is not None else _backend(package, variant, threads, cache, slots)
     try:
         loaded = LoadedModel(package=package, backend=backend)
+        if runtime is not None:
+            loaded.runtime, loaded.tolerance = runtime.told, runtime.tolerance
+        elif package.manifest.pipeline:
+            loaded.runtime = ReportedRuntime(name="pipeline")
         golden = package.golden()
         # A profile that does not fit its own model is refused now, not when the first rows are counted.
         count_batch(loaded.reference.features, _numbers(golden.inputs), _numbers(golden.outputs))

@@ -7,7 +7,7 @@ import hashlib
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,16 @@ from edge_agent.contract.profile import ReferenceProfile, decode_profile
 from edge_agent.contract.tensors import Datatype
 
 _CHUNK_BYTES = 1 << 20
+
+
+class Tolerance(NamedTuple):
+    """How far a float may be from the expected one: ``atol + rtol * |expected|``.
+
+    The same arithmetic in another order, on another processor, stays within the defaults.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,10 @@ from edge_agent.contract.errors import ModelUnavailable, SelfTestFailed, Signatu
 from edge_agent.runtime.backend import InferenceBackend, RunCancelled
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.loaded import LoadedModel
-from edge_agent.runtime.package import Golden
+from edge_agent.runtime.package import Golden, Tolerance
 from edge_agent.runtime.pipeline import PipelineBackend
+
+_TOLERANCE = Tolerance()
 
 
 def prove(loaded: LoadedModel, *, guard: RunGuard | None = None) -> None:
@@ -30,7 +32,8 @@ def prove(loaded: LoadedModel, *, guard: RunGuard | None = None) -> None:
     backend = loaded.backend
     values = not isinstance(backend, PipelineBackend) or backend.is_as_made
     max_run_s = loaded.manifest.max_run_s
-    self_test(backend, loaded.package.golden(), values=values, max_run_s=max_run_s, guard=guard)
+    rtol, atol = loaded.tolerance
+    self_test(backend, loaded.package.golden(), values=values, rtol=rtol, atol=atol, max_run_s=max_run_s, guard=guard)
 
 
 def self_test(
@@ -38,8 +41,8 @@ def self_test(
     golden: Golden,
     *,
     values: bool = True,
-    rtol: float = 1e-3,
-    atol: float = 1e-4,
+    rtol: float = _TOLERANCE.rtol,
+    atol: float = _TOLERANCE.atol,
     max_run_s: float = 30.0,
     guard: RunGuard | None = None,
 ) -> None:

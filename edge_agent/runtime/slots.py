@@ -38,7 +38,8 @@ class IndexEntry(NamedTuple):
     """One version of a model that is known here.
 
     Args:
-        reason: Why it is not loaded; of a version that serves, why loading it again failed.
+        reason: Why it is not loaded; of a version that serves, why loading it again failed, else what there is to say
+            of the runtime that it runs on.
         default: Whether requests that name no version get this one.
     """
 
@@ -154,6 +155,22 @@ class Slots:
             self._retire(each)
         return True
 
+    def exchange(self, old: LoadedModel, loaded: LoadedModel) -> bool:
+        """Let the same package serve on another runtime, where ``old`` serves still; counts go on, defaults stay.
+
+        Returns:
+            Whether ``loaded`` serves now; else it is still the caller's to close.
+        """
+        with self._lock:
+            slot = self._slots.get(old.name, {}).get(old.version)
+            if slot is None or slot.loaded is not old or loaded.digest != old.digest:
+                return False
+            reason = slot.reason
+            self._install(loaded, default=self._installed.get(old.name) == old.version)
+            slot.reason = reason  # that loading it again failed is no less true
+        self._retire(old)
+        return True
+
     def remove(self, model: str, version: str | None = None) -> None:
         """Know no such model, or version of it, any more; it is closed when its last request ends.
 
@@ -267,7 +284,7 @@ class Slots:
                     version=version,
                     digest=slot.digest,
                     state=ModelState.UNLOADING if slot.leaving is not None and slot.loaded is None else slot.state,
-                    reason=slot.reason,
+                    reason=slot.reason or (slot.loaded.runtime_text if slot.loaded is not None else ""),
                     default=self._defaults.get(name) == version,
                 )
                 for name, slots in sorted(self._slots.items())

@@ -495,4 +495,5 @@ class Installer:
         return ReportedModel(
             version=version, package=package, step=record.step, target=record.target, reason=record.reason,
             release=max(record.announced, record.release), rollout=record.rollout, requests=requests, failed=bad,
+            runtime=loaded.runtime if loaded is not None else None,
         )  # fmt: skip

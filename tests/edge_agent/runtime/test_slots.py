@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract.errors import ModelLoadFailed, ModelUnavailable, UnknownModel
+from edge_agent.contract.messages import ReportedRuntime
+from edge_agent.runtime.loaded import OtherRuntime
+from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.slots import LoadedModel, ModelState, Slots, load
 from tests.fakes.packages import INPUT, make_package, reference_images
 
@@ -250,3 +253,25 @@ def test_leases_and_swaps_from_many_threads_close_each_model_once_and_never_unde
     slots.close()
     assert broken == []
     assert {model.backend.closed for model in models} == {1}  # type: ignore[attr-defined]
+
+
+def test_the_same_package_on_another_runtime_takes_the_place_of_the_first_and_counts_go_on(tmp_path: Path) -> None:
+    slots, old, new = Slots(), _loaded(tmp_path, "1"), _loaded(tmp_path, "2")
+    package = old.package
+    slots.install(old)
+    slots.install(new, default=False)
+    old.statistics.answered(1, 1, 1, 1)
+    engine = OtherRuntime(lambda: OnnxBackend(package), ReportedRuntime(name="tensorrt", reason="1 ms against 9 ms"))
+    other = load(package, runtime=engine)
+    assert slots.exchange(old, other)
+    assert (slots.get("digits"), slots.get("digits", "1")) == (other, other), "the default stays the default"
+    assert (other.requests, _closed(old)) == (1, True)
+    assert slots.index()[0].reason == "1 ms against 9 ms"
+    other.runtime = ReportedRuntime(name="tensorrt", building="building an engine (tactics)", building_percent=41.7)
+    assert slots.index()[0].reason == "building an engine (tactics): 42 %"
+    late = load(package)
+    assert not slots.exchange(old, late), "what it was to replace has gone"
+    slots.unload("digits", "1", reason="by hand")
+    assert not slots.exchange(other, late)
+    late.close()
+    slots.close()
