@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fleet_server.commands import machines
 from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
@@ -25,13 +26,24 @@ def devices_group() -> None:
 @as_json
 @connects
 def list_devices(rest: Rest, *, json_: bool) -> None:
-    """List all devices: connected or not, what they serve, what they are asked to."""
+    """List all devices: connected or not, what they serve and on what, what they are asked to, their power."""
     found = rest.get("devices")
     if json_:
         show_json(found)
         return
-    rows = [(one["name"], _status(one), ago(one["last_seen_ms"]), _models(one)) for one in found]
-    show_table(("device", "status", "seen", "models"), rows, empty="no device has enrolled: shoal devices claim")
+    boards = {one["device"]: one for one in rest.get("machines")}
+    rows = [
+        (
+            one["name"],
+            _status(one),
+            ago(one["last_seen_ms"]),
+            machines.in_short(boards.get(one["name"])) if one["online"] else None,  # else it would be an old one
+            _models(one),
+        )
+        for one in found
+    ]
+    headings = ("device", "status", "seen", "board", "models")
+    show_table(headings, rows, empty="no device has enrolled: shoal devices claim")
 
 
 @devices_group.command("show")
@@ -39,12 +51,30 @@ def list_devices(rest: Rest, *, json_: bool) -> None:
 @as_json
 @connects
 def show_device(rest: Rest, device: str, *, json_: bool) -> None:
-    """Show one device with its latest events."""
+    """Show one device: its machine, its models and what they run on, its latest events."""
     one = rest.get(f"devices/{part(device)}")
     events = rest.get(f"devices/{part(device)}/events", limit=10)
+    machine = next(iter(rest.get("machines", device=one["name"])), None)
     if json_:
-        show_json({**one, "events": events})
+        show_json({**one, "machine": machine, "events": events})
         return
+    _show_fields(one, machine)
+    if gpus := machines.gpu_rows(machine):
+        click.echo()
+        show_table(machines.GPU_HEADINGS, gpus, empty="")
+    click.echo()
+    rows = [_model_row(one, model) for model in sorted({*one["desired"], *one["reported"]})]
+    show_table(("model", "serves", "asked for", "step", "reason"), rows, empty="no models")
+    if runtimes := machines.runtime_rows(one):
+        click.echo()
+        show_table(machines.RUNTIME_HEADINGS, runtimes, empty="")
+    click.echo()
+    versions = _versions(rest) if any(event["package"] for event in events) else {}
+    rows = [_event_row(event, versions) for event in events]
+    show_table(("when", "event", "model", "detail", "reason"), rows, empty="no events")
+
+
+def _show_fields(one: dict[str, Any], machine: dict[str, Any] | None) -> None:
     hardware = one["hardware"]
     behind = one["desired_revision"] - one["reported_revision"]
     show_fields(
@@ -56,24 +86,19 @@ def show_device(rest: Rest, device: str, *, json_: bool) -> None:
             ("agent", one["agent_version"]),
             ("local API", one["api"]),
             ("twin", "acted on" if behind <= 0 else f"{behind} changes behind"),
+            *machines.fields(machine),
         ]
     )
-    click.echo()
-    rows = [_model_row(one, model) for model in sorted({*one["desired"], *one["reported"]})]
-    show_table(("model", "serves", "asked for", "step", "reason"), rows, empty="no models")
-    click.echo()
-    versions = _versions(rest) if any(event["package"] for event in events) else {}
-    rows = [
-        (
-            when(event["received_at_ms"]),
-            event["kind"],
-            _package(event, versions),
-            _detail(event),
-            event["reason"] or None,
-        )
-        for event in events
-    ]
-    show_table(("when", "event", "model", "detail", "reason"), rows, empty="no events")
+
+
+def _event_row(event: dict[str, Any], versions: dict[str, str]) -> tuple[object, ...]:
+    return (
+        when(event["received_at_ms"]),
+        event["kind"],
+        _package(event, versions),
+        _detail(event),
+        event["reason"] or None,
+    )
 
 
 @devices_group.command("claim")
@@ -124,6 +149,8 @@ def _models(one: dict[str, Any]) -> str:
     for model in sorted({*one["desired"], *one["reported"]}):
         wanted, actual = one["desired"].get(model), one["reported"].get(model)
         text = f"{model} {actual['version'] or 'none' if actual else 'none'}"
+        if actual is not None and actual["runtime"] is not None:
+            text += f" on {actual['runtime']['name']} {actual['runtime']['precision']}"
         if wanted is not None and (actual is None or actual["package"] != wanted["package"]):
             text += f" -> {wanted['version']}" + (f" ({actual['step']})" if actual is not None else "")
         parts.append(text)

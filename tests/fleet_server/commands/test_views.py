@@ -10,7 +10,17 @@ from click.testing import CliRunner
 from fastapi import FastAPI
 
 from edge_agent.contract.envelope import Envelope
-from edge_agent.contract.messages import Event, EventKind
+from edge_agent.contract.latency import BUCKETS
+from edge_agent.contract.messages import (
+    DeviceMetrics,
+    Event,
+    EventKind,
+    GpuMetrics,
+    MetricsReport,
+    ModelMetrics,
+    ReportedRuntime,
+    Status,
+)
 from edge_agent.contract.runs import RunProgress, RunResult, RunState
 from edge_agent.contract.topics import Stream
 from fleet_server import http_errors
@@ -19,12 +29,16 @@ from fleet_server.access.roles import Role
 from fleet_server.cli import main
 from fleet_server.devices import routes as devices_routes
 from fleet_server.models import routes as models_routes
+from fleet_server.monitoring import routes as monitoring_routes
+from fleet_server.monitoring.intake import on_metrics
+from fleet_server.monitoring.service import MonitoringService
 from fleet_server.rollouts import routes as rollouts_routes
 from fleet_server.rollouts.state import Gate
 from fleet_server.schedules import routes as schedules_routes
 from fleet_server.schedules.service import RunService
 from tests.fakes.served_app import served
 from tests.fleet_server.fleet import Fleet
+from tests.fleet_server.monitoring.fleet import envelope, reference
 
 Shoal = Callable[..., str]
 
@@ -53,6 +67,8 @@ def shoal(fleet: Fleet, runs: RunService) -> Iterator[Shoal]:
     app.include_router(
         schedules_routes.routes(runs, require_trainer=trainer, require_viewer=viewer, require_admin=admin)
     )
+    monitoring = MonitoringService(fleet.db, reference)
+    app.include_router(monitoring_routes.routes(monitoring, require_viewer=viewer, clock=fleet.clock))
     token = fleet.access.create_token(Role.ADMIN, "test")
     with served(app) as client:
 
@@ -75,6 +91,17 @@ def enveloped(event: Event) -> Envelope:
         sent_at_ms=1,
         body=msgspec.Raw(msgspec.msgpack.encode(event)),
     )
+
+
+def board(fleet: Fleet, machine: DeviceMetrics, *, rows: int = 200) -> None:
+    """A minute of d0's reports."""
+    counts = (rows, *[0] * (BUCKETS - 1))
+    model = ModelMetrics(
+        model="digits", version="1", package="a", requests=rows, rows=rows, refused=0, failed=0, latency_counts=counts
+    )
+    report = MetricsReport(from_ms=fleet.now_ms - 60_000, until_ms=fleet.now_ms, models=(model,), machine=machine)
+    with fleet.db.write() as connection:
+        on_metrics(connection, envelope("d0", Stream.METRICS, report), report)
 
 
 def roll_out(fleet: Fleet, version: str) -> None:
@@ -169,3 +196,64 @@ def test_a_run_is_cancelled_from_the_command_line(runs: RunService, shoal: Shoal
     run = shoal("runs", "start", "digits").strip()
     assert shoal("runs", "cancel", run, "--reason", "typo") == f"run {run} is cancelled\n"
     assert runs.get(run)["reasons"] == ["cancelled: typo"]
+
+
+def test_a_device_shows_its_gpus_power_throttling_and_energy_per_inference(fleet: Fleet, shoal: Shoal) -> None:
+    fleet.join("d0")
+    gpu = GpuMetrics(
+        name="Orin",
+        busy_percent=63.0,
+        memory_used_bytes=3 << 30,
+        memory_total_bytes=8 << 30,
+        temperature_c=71.6,
+        power_w=4.25,
+        clock_mhz=420.0,
+        max_clock_mhz=625.0,
+        throttled=("temperature",),
+    )
+    board(fleet, DeviceMetrics(gpus=(gpu,), power_w=12.43, energy_j=746.0, power_mode="15W", temperature_c=66.0))
+    shown = shoal("devices", "show", "d0")
+    for words in (
+        "power        12.4 W, mode 15W",
+        "energy       3.7 J of the whole board per inference, 200 in the last 10 min",
+        "temperature  66 °C",
+        "throttled    temperature; in 100% of the last 10 min's reports",
+        "Orin  63%   3.0 GiB of 8.0 GiB  72 °C        4.2 W  420 of 625 MHz  temperature",
+    ):
+        assert words in shown
+    assert "12.4 W, throttled: temperature" in shoal("devices", "list")
+    fleet.devices.on_status("d0", Status(online=False, at_ms=1))
+    assert "12.4 W" not in shoal("devices", "list")  # it is not of the present
+
+
+def test_a_board_that_tells_nothing_gets_no_empty_words(fleet: Fleet, shoal: Shoal) -> None:
+    fleet.join("d0")
+    board(fleet, DeviceMetrics(cpu_percent=10.0))
+    shown = shoal("devices", "show", "d0")
+    for word in ("power", "energy", "throttled", "GPU", "RUNS ON"):
+        assert word not in shown
+
+
+def test_a_board_that_answered_nothing_shows_what_it_took(fleet: Fleet, shoal: Shoal) -> None:
+    fleet.join("d0")
+    board(fleet, DeviceMetrics(energy_j=540.0), rows=0)
+    assert "540 J of the whole board, no inference in the last 10 min" in shoal("devices", "show", "d0")
+
+
+def test_each_model_says_what_it_runs_on_why_and_what_is_being_built(fleet: Fleet, shoal: Shoal) -> None:
+    device = fleet.join("d0")
+    fleet.publish("1")
+    roll_out(fleet, "1")
+    device.update()
+    reason = "an engine is being built"
+    runtime = ReportedRuntime(
+        name="onnxruntime-cpu", reason=reason, building="building a TensorRT engine", building_percent=42.4
+    )
+    device.models["digits"] = msgspec.structs.replace(device.models["digits"], runtime=runtime)
+    device.report()
+    shown = shoal("devices", "show", "d0")
+    assert "digits  onnxruntime-cpu  fp32       building a TensorRT engine, 42%  an engine is being built" in shown
+    assert "digits 1 on onnxruntime-cpu fp32" in shoal("devices", "list")
+    device.models["digits"] = msgspec.structs.replace(device.models["digits"], runtime=None)
+    device.report()
+    assert " on " not in shoal("devices", "list")
