@@ -16,8 +16,10 @@ from edge_agent.monitor.sampler import LARGEST_BLOCK, Draw
 Tensors = Mapping[str, NDArray[Any]]
 
 # Up to so many bytes a row is copied into columns: 0.3 us, and the request's own memory serves the next request at
-# once, still in the processor's cache; to hold on to 256 requests instead costs misses on each of them.
+# once, still in the processor's cache; to hold on to hundreds of requests instead costs misses on each of them.
 _COPIED_BYTES = 2048
+# What the columns of one package take in memory at most; long rows make a shorter block.
+_COLUMNS_BYTES = 512 * 1024
 
 
 # One answered request, without its tensors: its id, rows, latency in microseconds, when on the steady clock, and the
@@ -35,6 +37,7 @@ class Block:
     Attributes:
         noted: The requests, in order.
         bytes: Of the tensors that are held, counted ones alone.
+        capacity: Requests of one row that it takes.
     """
 
     def __init__(self, signature: Signature, inputs: Sequence[str], outputs: Sequence[str], task: str) -> None:
@@ -43,7 +46,9 @@ class Block:
         given = [spec for spec in signature.outputs if spec.name in outputs or spec.name == task]
         self._alike = all(None not in spec.shape[1:] for spec in (*specs, *given))
         numbers = all(spec.datatype is not Datatype.BYTES for spec in (*specs, *given))
-        small = self._alike and numbers and sum(map(_row_bytes, (*specs, *given))) <= _COPIED_BYTES
+        row_bytes = sum(map(_row_bytes, (*specs, *given)))
+        small = self._alike and numbers and row_bytes <= _COPIED_BYTES
+        self.capacity = min(LARGEST_BLOCK, _COLUMNS_BYTES // max(1, row_bytes)) if small else LARGEST_BLOCK
         self._specs = (specs, given) if small else None
         self._given: list[tuple[str, NDArray[Any]]] = []
         self._found: list[tuple[str, NDArray[Any]]] = []
@@ -69,7 +74,9 @@ class Block:
         """
         if self._specs is not None and noted[1] == 1 and inputs is not None:
             if not self._found:
-                self._given, self._found = ([(spec.name, _column(spec)) for spec in side] for side in self._specs)
+                self._given, self._found = (
+                    [(spec.name, _column(spec, self.capacity)) for spec in side] for side in self._specs
+                )
             self.copy(noted, inputs, outputs)
             return
         self._held.append((inputs, outputs))
@@ -137,8 +144,8 @@ def _row_bytes(spec: TensorSpec) -> int:
     return math.prod(axis or 1 for axis in spec.shape[1:]) * spec.datatype.numpy.itemsize
 
 
-def _column(spec: TensorSpec) -> NDArray[Any]:
-    return np.empty((LARGEST_BLOCK, *(axis or 1 for axis in spec.shape[1:])), dtype=spec.datatype.numpy)
+def _column(spec: TensorSpec, rows: int) -> NDArray[Any]:
+    return np.empty((rows, *(axis or 1 for axis in spec.shape[1:])), dtype=spec.datatype.numpy)
 
 
 def _alike(pairs: list[tuple[Tensors, Tensors]]) -> list[list[tuple[Tensors, Tensors]]]:

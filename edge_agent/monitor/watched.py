@@ -21,13 +21,12 @@ from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.monitor.block import Block, Noted, Tensors
 from edge_agent.monitor.predictions import Prediction, predictions_of
 from edge_agent.monitor.remembered import AnsweredRows
-from edge_agent.monitor.sampler import Draw, Rate, Sampler
+from edge_agent.monitor.sampler import BLOCK_S, Draw, Rate, Sampler
 from edge_agent.monitor.samples import row_of, travelling
 from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
 
-# A block ends when so much time is over or so much memory is held, whichever is first.
-_BLOCK_S = 0.05
+# A block ends when its time is over or so much memory is held, whichever is first.
 _BLOCK_BYTES = 1024 * 1024
 # Counting takes about a nanosecond per byte and feature: beyond this pace (14 images of 600 KB a second, 170 of 48 KB)
 # rows are counted by chance, each with the same probability: watching large inputs must not slow down serving them.
@@ -85,8 +84,9 @@ class Watched:
 
     def begin(self, rows: int, now_s: float) -> None:
         """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
-        self.room = self.sampler.begin(rows, now_s)
-        self.ends_at = now_s + _BLOCK_S
+        room = self.sampler.begin(rows, now_s)
+        self.room = min(room, max(rows, self.block.capacity))
+        self.ends_at = now_s + BLOCK_S
 
     def note(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
         """Note an answered request of the current block."""

@@ -41,8 +41,8 @@ class Window:
         self.requests += len(latencies_us)
         self.rows += rows
         buckets = np.searchsorted(_BOUNDS, latencies_us, side="left")  # an upper bound belongs to its own bucket
-        for bucket, found in zip(*np.unique(buckets, return_counts=True), strict=True):
-            self.latency[bucket] += int(found)
+        found = np.bincount(buckets, minlength=BUCKETS).tolist()
+        self.latency = [before + new for before, new in zip(self.latency, found, strict=True)]
 
     def count(self, features: tuple[Feature, ...], inputs: Tensors, outputs: Tensors) -> None:
         """Count the rows of a batch."""
