@@ -87,6 +87,11 @@ class Bindings:
         """What ``Builder.create_network`` is given: strongly typed, the precision is the model's own."""
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
+    @property
+    def has_timing_cache(self) -> bool:
+        """Whether builds keep what kernels took; RTX compiles when an engine is first run, and measures nothing."""
+        return self.flavour == "tensorrt"
+
     def build_for_this_gpu(self, config: Any) -> bool:
         """Have RTX build for the GPU at hand alone, which is quicker and smaller; the others do nothing else anyway.
 

@@ -179,7 +179,8 @@ class EngineBuilder:
             finished = self._run(job, on_progress, cancelled)
             facts = _facts_of(finished, plan)
         except BaseException:
-            plan.unlink(missing_ok=True)
+            for path in plan.parent.glob(f"{plan.name}*"):  # and what it had begun to write
+                path.unlink(missing_ok=True)
             raise
         return BuiltEngine(plan, msgspec.structs.replace(facts, seconds=time.monotonic() - begun))
 

@@ -34,6 +34,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, tag="engine"):
     Args:
         precision: What it computes in.
         refittable: Whether its weights can be replaced.
+        was_cast: Whether the model was cast to half precision for it.
         kept_fp32: Nodes that an fp16 engine computes in full precision, for their range.
         difference: Largest difference of the fp16 model's golden outputs, by ONNX Runtime; None where not asked.
         seconds: How long it took.
@@ -43,6 +44,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, tag="engine"):
 
     precision: EnginePrecision = "fp32"
     refittable: bool = False
+    was_cast: bool = False
     kept_fp32: tuple[str, ...] = ()
     difference: float | None = None
     seconds: float = 0.0

@@ -1,0 +1,36 @@
+"""ONNX files as protobuf messages, in the worker process alone: the agent itself never imports ``onnx``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edge_agent.contract.errors import AcceleratorUnavailable, EngineBuildFailed
+
+# A protobuf message has at most 2 GiB; the checks below add outputs to it.
+LARGEST_BYTES = 1900 << 20
+
+
+def load_model(file: Path, *, weights: bool) -> Any:
+    """The ``onnx.ModelProto`` in a file.
+
+    Args:
+        weights: Whether weights in files of their own are read too.
+    Raises:
+        AcceleratorUnavailable: The package ``onnx`` is not installed.
+        EngineBuildFailed: The file is no ONNX model; final.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise AcceleratorUnavailable(f"the package onnx is missing, install shoal-device[tensorrt]: {error}") from error
+    try:
+        return onnx.load(str(file), load_external_data=weights)
+    except Exception as error:
+        # protobuf, onnx and the file system have an exception of their own for each way in which a file can be wrong.
+        raise EngineBuildFailed(f"{file}: is no ONNX model: {error}", is_final=True) from error
+
+
+def standard_opset(model: Any) -> int:
+    """Version of the standard operators that a model uses."""
+    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
