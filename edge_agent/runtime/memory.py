@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 import psutil
 
+_M_ARENA_MAX = -8  # as glibc's malloc.h numbers it; other C libraries ignore what they do not know
+_HEAPS = 2
+
 
 def resident_bytes() -> int:
     """Memory of this process that lies in RAM (RSS), pages of mapped files included."""
@@ -24,6 +27,19 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def share_heaps() -> None:
+    """Let all threads of this program share two heaps, where the C library (glibc) would give each its own.
+
+    Each heap keeps what was freed in it for its own threads: a CNN's agent held 102 MB after much JSON, not 97. There
+    are two, so that threads that compute do not wait for the event loop's: two of them at once are as fast as before.
+    To be called by a program, before it has threads; who says otherwise in the environment is heard.
+    """
+    if os.name == "posix" and "MALLOC_ARENA_MAX" not in os.environ and "GLIBC_TUNABLES" not in os.environ:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, _HEAPS)
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +118,40 @@ def test_what_a_large_batch_took_goes_back_when_small_ones_follow(tmp_path: Path
     assert found["large"] >= 30 * MIB
     assert found["still"] >= 30 * MIB, "another one is likely to follow"
     assert found["after"] <= 4 * MIB
+
+
+_HEAPS_OF_SIX_THREADS = """
+import ctypes, os, sys, threading
+from edge_agent.runtime.memory import share_heaps
+
+share_heaps()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
+all_there = threading.Barrier(6)
+
+def allocate():
+    all_there.wait()
+    libc.malloc(5000)
+    all_there.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+file = libc.fopen(sys.argv[1].encode(), b"w")
+libc.malloc_info(0, ctypes.c_void_p(file))
+libc.fclose(ctypes.c_void_p(file))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs glibc's malloc")
+@pytest.mark.parametrize(("environment", "heaps"), [({}, {1, 2}), ({"MALLOC_ARENA_MAX": "4"}, {3, 4})])
+def test_threads_share_two_heaps_unless_the_environment_says_otherwise(
+    tmp_path: Path, environment: dict[str, str], heaps: set[int]
+) -> None:
+    around = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    found = tmp_path / "heaps.xml"
+    command = [sys.executable, "-c", _HEAPS_OF_SIX_THREADS, str(found)]
+    subprocess.run(command, check=True, timeout=100, env={**around, **environment})
+    assert found.read_text().count("<heap nr=") in heaps
