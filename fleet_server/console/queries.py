@@ -10,11 +10,13 @@ import sqlalchemy as sa
 
 from edge_agent.contract.latency import BUCKETS, quantile_us
 from fleet_server.console.accuracy import DAY_MS, EstimatePoint
+from fleet_server.console.badges import Badge, Tone
 from fleet_server.console.recent_labels import LabelPoint
-from fleet_server.console.views import Badge, DriftView, FeatureBar, Tone
+from fleet_server.console.views import DriftView, FeatureBar
 from fleet_server.devices.tables import reported_models
 from fleet_server.labels.tables import labels
 from fleet_server.monitoring.drift import Verdict
+from fleet_server.monitoring.machines import MachineRecord, machine_records
 from fleet_server.monitoring.settings import DriftRule
 from fleet_server.monitoring.tables import alerts, drift, metrics
 from fleet_server.rollouts.tables import rollouts
@@ -67,6 +69,7 @@ class Readings:
         verdicts, newest_estimates: Of the package that serves on the device now.
         drift: The chosen model's newest windows, for the panel.
         alerts: The newest first, open and closed.
+        machines: By device, those that have reported.
     """
 
     speeds: Mapping[DeviceModel, Speed]
@@ -78,6 +81,7 @@ class Readings:
     estimates: Sequence[EstimatePoint]
     drift: Sequence[DriftView]
     alerts: Sequence[Alert]
+    machines: Mapping[str, MachineRecord]
 
 
 def readings(
@@ -110,6 +114,7 @@ def readings(
         estimates=_estimates(connection, model, since_ms),
         drift=_panel([row for row in windows if row.model == model], rule),
         alerts=_alerts(connection),
+        machines={one.device: one for one in machine_records(connection)},
     )
 
 

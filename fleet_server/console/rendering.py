@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import jinja2
 
 from fleet_server.console import formats
 from fleet_server.console.accuracy import as_json
 from fleet_server.console.assets import Assets
-from fleet_server.console.views import Console
+from fleet_server.console.views import Console, DevicePage
 
 REFRESH_S = 2
 
@@ -51,9 +51,21 @@ class Pages:
         """What changes: the inside of the page's main part."""
         return self._render("live.html", console, server)
 
+    def device(self, one: DevicePage, *, server: str) -> str:
+        """The whole page of one device."""
+        return self._device("device.html", one, server)
+
+    def device_live(self, one: DevicePage, *, server: str) -> str:
+        """What changes of it."""
+        return self._device("device_live.html", one, server)
+
     def reference(self) -> str:
         """The page of the REST API, which reads ``/api/v1/openapi.json``."""
         return self._environment.get_template("reference.html").render()
+
+    def _device(self, template: str, one: DevicePage, server: str) -> str:
+        live_url = f"/console/devices/{quote(one.device, safe='')}"
+        return self._environment.get_template(template).render(one=one, teach=_teach(server), live_url=live_url)
 
     def _render(self, template: str, console: Console, server: str) -> str:
         def page_url(**changed: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response, status
@@ -52,6 +53,8 @@ def routes(service: ConsoleService, guard: Guard) -> APIRouter:
             raise NotAuthenticated("log in to the console again: shoal login")
         return HTMLResponse(pages.live(service.read(model, span), server=_server(request)), headers=HEADERS)
 
+    _of_one_device(router, service, pages, may_look)
+
     @router.get("/api/docs")
     def reference() -> Response:
         return HTMLResponse(pages.reference(), headers=HEADERS)
@@ -64,6 +67,22 @@ def routes(service: ConsoleService, guard: Guard) -> APIRouter:
         return answer
 
     return router
+
+
+def _of_one_device(
+    router: APIRouter, service: ConsoleService, pages: Pages, may_look: Callable[[Request], bool]
+) -> None:
+    @router.get("/devices/{device}")
+    def device_page(request: Request, device: str) -> Response:
+        if not may_look(request):
+            return RedirectResponse("/login", status_code=status.HTTP_303_SEE_OTHER, headers=HEADERS)
+        return HTMLResponse(pages.device(service.device(device), server=_server(request)), headers=HEADERS)
+
+    @router.get("/console/devices/{device}")
+    def device_live(request: Request, device: str) -> Response:
+        if not may_look(request):
+            raise NotAuthenticated("log in to the console again: shoal login")
+        return HTMLResponse(pages.device_live(service.device(device), server=_server(request)), headers=HEADERS)
 
 
 def _server(request: Request) -> str:

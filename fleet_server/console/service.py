@@ -9,14 +9,15 @@ from typing import Any
 
 from edge_agent.contract.runs import RunState
 from fleet_server.clock import Clock, now_ms
-from fleet_server.console import accuracy, present, queries
+from fleet_server.console import accuracy, boards, present, queries
 from fleet_server.console.queries import Alert, Readings
 from fleet_server.console.recent_labels import measured, recent
-from fleet_server.console.views import Console, DeviceRow, EventView, Summary
+from fleet_server.console.views import Console, DevicePage, DeviceRow, EventView, ModelView, Summary
 from fleet_server.database import Database
 from fleet_server.devices.records import DeviceRecord
 from fleet_server.devices.service import DeviceService
 from fleet_server.models.service import ModelService
+from fleet_server.monitoring.machines import machine_records
 from fleet_server.monitoring.settings import DriftRule
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import State
@@ -76,6 +77,34 @@ class ConsoleService:
                     model, span if span in accuracy.SPANS_MS else "auto", now
                 )
         return found
+
+    def device(self, name: str) -> DevicePage:
+        """One device's page now.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        record = self._devices.get(name)
+        with self._db.read() as connection:
+            machine = next(iter(machine_records(connection, [name])), None)
+        return DevicePage(
+            fleet=self._fleet,
+            now_ms=self._clock(),
+            device=record.name,
+            status=present.status_badge(record),
+            online=record.online and not record.revoked,
+            last_seen_ms=record.last_seen_ms,
+            enrolled_at_ms=record.enrolled_at_ms,
+            agent_version=record.agent_version or "",
+            api=record.api or "",
+            behind=max(0, record.desired_revision - record.reported_revision),
+            board=boards.board_view(machine),
+            board_at_ms=machine.at_ms if machine is not None else None,
+            gpus=boards.gpu_views(machine),
+            facts=boards.machine_facts(record.hardware, machine),
+            models=[_model_view(record, model) for model in sorted({*record.desired, *record.reported})],
+            events=[present.device_event(one) for one in self._devices.events(name, limit=_EVENTS_SHOWN)],
+        )
 
     def _read(self, model: str, span: str, now: int) -> Console:
         devices = self._devices.list()
@@ -162,7 +191,13 @@ class ConsoleService:
 def _device_rows(devices: Sequence[DeviceRecord], readings: Readings) -> list[DeviceRow]:
     rows = []
     for device in devices:
-        base = DeviceRow(device=device.name, status=present.status_badge(device), last_seen_ms=device.last_seen_ms)
+        board = boards.board_view(readings.machines.get(device.name)) if device.online else None  # else an old one
+        base = DeviceRow(
+            device=device.name,
+            status=present.status_badge(device),
+            last_seen_ms=device.last_seen_ms,
+            board=board if board is not None and board.tells else None,
+        )
         rows += [_model_row(base, device, model, readings) for model in sorted(device.reported)] or [base]
     return rows
 
@@ -183,4 +218,21 @@ def _model_row(base: DeviceRow, device: DeviceRecord, model: str, readings: Read
         accuracy=measured([recent(readings.recent_labels.get((device.name, reported.package), ()))]),
         estimate=readings.newest_estimates.get(key),
         labels_used=readings.labels_used.get(key, 0),
+        runtime=boards.runtime_view(reported.runtime),
+    )
+
+
+def _model_view(device: DeviceRecord, model: str) -> ModelView:
+    reported, desired = device.reported.get(model), device.desired.get(model)
+    serves = "" if reported is None else reported.package
+    return ModelView(
+        model=model,
+        version="" if reported is None else reported.version,
+        package=serves,
+        step=None if reported is None else present.step_badge(reported),
+        target=reported.target if reported is not None and reported.target != serves else "",
+        asked_for=desired.version if desired is not None and desired.package != serves else "",
+        requests=0 if reported is None else reported.requests,
+        failed=0 if reported is None else reported.failed,
+        runtime=None if reported is None else boards.runtime_view(reported.runtime),
     )

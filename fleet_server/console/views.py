@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Sequence
 
-
-class Tone(enum.StrEnum):
-    """How a state is drawn; each has a sign of its own, so that colour is never the only difference."""
-
-    GOOD = "good"
-    BUSY = "busy"
-    WARN = "warn"
-    BAD = "bad"
-    QUIET = "quiet"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Badge:
-    """A state in a word, ``why`` in a sentence (shown as a title)."""
-
-    text: str
-    tone: Tone
-    why: str = ""
+from fleet_server.console.badges import Badge, Tone
+from fleet_server.console.board_views import BoardView, GpuView, RuntimeView
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +52,7 @@ class DeviceRow:
         package: Digest of what serves; ``target``: of the package that an update under way is about.
         accuracy: From labels of this package; ``estimate``: without labels, 0..1.
         labels_used: Labels that this device gave for the model, all packages together.
+        runtime: What it runs on; ``board``: power and throttling; None of a device that is away, or does not tell.
     """
 
     device: str
@@ -85,6 +69,8 @@ class DeviceRow:
     estimate: float | None = None
     labels_used: int = 0
     last_seen_ms: int | None = None
+    runtime: RuntimeView | None = None
+    board: BoardView | None = None
 
     @property
     def key(self) -> str:
@@ -285,4 +271,63 @@ class Console:
     drift: Sequence[DriftView]
     rollouts: Sequence[RolloutView]
     runs: Sequence[RunView]
+    events: Sequence[EventView]
+
+    @property
+    def has_runtimes(self) -> bool:
+        """Whether any device tells what its models run on."""
+        return any(row.runtime is not None for row in self.devices)
+
+    @property
+    def has_boards(self) -> bool:
+        """Whether any device's board tells of its power."""
+        return any(row.board is not None for row in self.devices)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """One model on the page of one device.
+
+    Args:
+        package: Digest of what serves; ``target``: of the package that an update under way is about.
+        asked_for: The version that it should serve, where that is another.
+        requests, failed: Since the swap.
+    """
+
+    model: str
+    version: str
+    package: str
+    step: Badge | None
+    target: str
+    asked_for: str
+    requests: int
+    failed: int
+    runtime: RuntimeView | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePage:
+    """One device at one moment.
+
+    Args:
+        behind: Changes of its desired state that it has not acted on yet.
+        board_at_ms: When its board was as ``board`` and ``gpus`` say, by the device's own clock.
+        facts: Names and values of its machine.
+    """
+
+    fleet: str
+    now_ms: int
+    device: str
+    status: Badge
+    online: bool
+    last_seen_ms: int | None
+    enrolled_at_ms: int
+    agent_version: str
+    api: str
+    behind: int
+    board: BoardView
+    board_at_ms: int | None
+    gpus: Sequence[GpuView]
+    facts: Sequence[tuple[str, str]]
+    models: Sequence[ModelView]
     events: Sequence[EventView]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent.contract.messages import EventKind
 from fleet_server.access.roles import Role
 from tests.e2e.browser import Browser, browser
 from tests.fleet_server.console import past
-from tests.fleet_server.console.harbour import Harbour
+from tests.fleet_server.console.harbour import MODEL, Harbour
 from tests.fleet_server.console.serving import served
 
 pytestmark = pytest.mark.real_parts("chromium", "chromedriver")
@@ -209,4 +210,24 @@ def test_narrow_and_dark_screens_show_the_whole_page(view: Browser, harbour: Har
         )
         assert (lightness < 60) is dark
         assert view.run("return document.querySelector('#accuracy-chart canvas').getBoundingClientRect().width") > 250
+        assert view.console() == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])
+def test_the_page_of_one_device_follows_an_engine_that_is_being_built(
+    view: Browser, harbour: Harbour, width: int, dark: bool
+) -> None:
+    past.write(harbour)
+    with served(harbour) as address:
+        view.look(width=width, height=900, dark=dark)
+        log_in(view, harbour, address)
+        view.run("document.querySelector('#fleet a[href=\"/devices/camera-2\"]').click()")
+        view.wait("return location.pathname === '/devices/camera-2' && document.getElementById('gpus') !== null")
+        assert view.run("return document.querySelector('#building-digits').value") == 42
+        assert view.run("return document.documentElement.scrollWidth") == width
+        harbour.clock.at_ms += 2_000
+        runtime = msgspec.structs.replace(past.BUILDING, building_percent=77.0)
+        model = msgspec.structs.replace(harbour.devices.get("camera-2").reported[MODEL], runtime=runtime)
+        harbour.report("camera-2", model)
+        view.wait("return document.querySelector('#building-digits').value === 77")
         assert view.console() == []

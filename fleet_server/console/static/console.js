@@ -5,6 +5,7 @@
   const live = document.getElementById("live");
   const connection = document.getElementById("connection");
   const pause = document.getElementById("pause");
+  const room = document.getElementById("accuracy-chart"); // null on the page of one device
   const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
   const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
 
@@ -54,8 +55,9 @@
   });
 
   localTimes();
-  shoalChart.update();
   observer.observe(live, watch);
-  new ResizeObserver(() => shoalChart.resize()).observe(document.getElementById("accuracy-chart"));
+  if (room === null) return;
+  shoalChart.update();
+  new ResizeObserver(() => shoalChart.resize()).observe(room);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => shoalChart.update(true));
 })();

@@ -71,12 +71,14 @@ async def test_no_identifier_is_used_twice(harbour: Harbour) -> None:
 async def test_the_fleet_table_says_what_each_device_serves_and_how_well(harbour: Harbour) -> None:
     text = await page(harbour)
     assert re.match(
-        r"camera-1 online digits 2 [0-9a-f]{8} committed 24\.0 0\.\d\d steady \d\d\.\d % ±\d+ ", row(text, "camera-1")
+        r"camera-1 online digits 2 [0-9a-f]{8} tensorrt fp16 committed 24\.0 0\.\d\d 9\.8 W 408 mJ steady "
+        r"\d\d\.\d % ±\d+ ",
+        row(text, "camera-1"),
     )
     assert "self-tested" in row(text, "camera-3")
     assert "drifted" in row(text, "camera-3")
     assert "offline" in row(text, "camera-4")
-    assert row(text, "camera-5") == "camera-5 enrolled none yet - - - not judged - - 0 never"
+    assert row(text, "camera-5") == "camera-5 enrolled none yet - - - - - - not judged - - 0 never"
 
 
 async def test_the_speed_of_a_device_that_is_offline_is_not_shown(harbour: Harbour) -> None:
