@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +13,12 @@ import pytest
 
 from edge_agent.agent import Agent
 from edge_agent.config import AgentConfig, ApiSettings, ReportSettings
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment
 from edge_agent.contract.errors import ConfigurationError, DeviceError
 from edge_agent.contract.messages import Desired
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.reporter import ALONE_INTERVAL_S
+from tests.fakes.packages import make_package
 
 
 def config(state: Path) -> AgentConfig:
@@ -80,3 +85,51 @@ def test_two_agents_do_not_share_a_state_folder(agent: Agent, tmp_path: Path) ->
 
 def _fail() -> None:
     raise DeviceError("the disk is worn out")
+
+
+_SERVE_ONCE = """
+import http.client, json, sys
+from pathlib import Path
+from edge_agent.agent import Agent
+from edge_agent.by_hand import install
+from edge_agent.config import AgentConfig, ApiSettings
+
+state, package = Path(sys.argv[1]), Path(sys.argv[2])
+install(state, package)
+agent = Agent(AgentConfig(state=str(state), api=ApiSettings(port=0)))
+agent._start()
+agent._api.start()
+host, port = agent._api.addresses["api"].removeprefix("http://").split(":")
+connection = http.client.HTTPConnection(host, int(port), timeout=30)
+body = {"inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}]}
+connection.request("POST", "/v2/models/digits/infer", json.dumps(body))
+status = connection.getresponse().status
+connection.close()
+agent._api.stop()
+agent.close()
+print(json.dumps({"status": status, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+# Verifying what the fleet signs and fetching it takes 11 MB, MQTT 1.5 MB.
+_OF_UPDATES = {"cryptography", "securesystemslib", "tuf", "urllib3"}
+_OF_THE_LINK = {"paho"}
+# What only extras, other programs, or tests have.
+_NEVER = {"fastapi", "google", "grpc", "jinja2", "onnx", "requests", "tensorrt", "torch"}
+
+
+@pytest.mark.parametrize("has_fleet", [False, True])
+def test_an_agent_takes_no_memory_for_what_it_does_not_need_yet(tmp_path: Path, *, has_fleet: bool) -> None:
+    state, package = tmp_path / "state", make_package(tmp_path / "package")
+    state.mkdir(mode=0o700)
+    if has_fleet:
+        enrolment = Enrolment(
+            fleet="main", device="press-7", secret="s", server="http://127.0.0.1:1",
+            broker=BrokerAddress(host="127.0.0.1", port=1), image_root="{}", director_root="{}",
+        )  # fmt: skip
+        (state / "identity.json").write_bytes(msgspec.json.encode(enrolment))
+    command = [sys.executable, "-c", _SERVE_ONCE, str(state), str(package.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["status"] == 200
+    unneeded = _OF_UPDATES | _NEVER | (set() if has_fleet else _OF_THE_LINK)
+    assert not unneeded & set(found["modules"])
