@@ -18,34 +18,21 @@ the process that reads it.
 from __future__ import annotations
 
 import hashlib
-import logging
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 import onnxruntime as ort
 
-from edge_agent.contract.errors import ShoalError
-from edge_agent.durable import sync_folder, write_durably
-from edge_agent.runtime.package import Package, file_digest
+from edge_agent.runtime.kept_files import KeptFiles
+from edge_agent.runtime.package import Package
 
 # Below it there is nothing to gain: such a model loads in milliseconds and is copied once anyway.
 SMALLEST_BYTES = 1 << 20
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "model.data"
-_ENTRY_FILE = "entry.json"
 _FORMAT = 1
 _LEVEL = "all"
-
-_log = logging.getLogger(__name__)
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    """What an entry's files must be, by SHA-256."""
-
-    files: dict[str, str]
 
 
 class OptimisedModels:
@@ -57,7 +44,7 @@ class OptimisedModels:
     """
 
     def __init__(self, folder: Path, *, own: Path) -> None:
-        self._folder, self._own = folder, own.resolve()
+        self._kept, self._own = KeptFiles(folder, kind="optimised model"), own.resolve()
         self._machine = _machine()
 
     def wants(self, package: Package, variant: str) -> bool:
@@ -84,21 +71,8 @@ class OptimisedModels:
 
     def find(self, key: str) -> Path | None:
         """The model of an entry, its bytes verified; a damaged entry is removed and counts as none."""
-        place = self._folder / key
-        try:
-            data = (place / _ENTRY_FILE).read_bytes()
-        except OSError:
-            return None
-        try:
-            files = msgspec.json.decode(data, type=_Entry).files
-            whole = MODEL_FILE in files and all(file_digest(place / name) == sha256 for name, sha256 in files.items())
-        except (msgspec.DecodeError, UnicodeDecodeError, ShoalError) as error:
-            self.drop(key, str(error))
-            return None
-        if not whole:
-            self.drop(key, "its bytes are not those that were written")
-            return None
-        return place / MODEL_FILE
+        place = self._kept.find(key, needs=MODEL_FILE)
+        return None if place is None else place / MODEL_FILE
 
     def make(self, key: str, optimise: Callable[[Path], None]) -> Path | None:
         """A new entry, which appears whole or not at all.
@@ -109,41 +83,18 @@ class OptimisedModels:
             The model of the entry; None, with a line in the log, where the disk or the runtime refuses: the package's
             own file then does.
         """
-        building: Path | None = None
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            building = Path(tempfile.mkdtemp(prefix=".building-", dir=self._folder))
-            optimise(building / MODEL_FILE)
-            files = {path.name: file_digest(path) for path in sorted(building.iterdir())}
-            write_durably(building / _ENTRY_FILE, msgspec.json.encode(_Entry(files=files)))
-            shutil.rmtree(self._folder / key, ignore_errors=True)
-            building.rename(self._folder / key)
-            sync_folder(self._folder)
-        except (OSError, ShoalError) as error:
-            _log.warning("%s: an optimised model could not be kept: %s", self._folder, error)
-            return None
-        finally:
-            if building is not None:
-                shutil.rmtree(building, ignore_errors=True)
-        return self._folder / key / MODEL_FILE
+        place = self._kept.make(key, lambda folder: optimise(folder / MODEL_FILE))
+        return None if place is None else place / MODEL_FILE
 
     def drop(self, key: str, reason: str) -> None:
         """Remove an entry that is of no use."""
-        _log.warning("%s: optimised model %s removed: %s", self._folder, key[:12], reason)
-        shutil.rmtree(self._folder / key, ignore_errors=True)
+        self._kept.drop(key, reason)
 
     def collect(self, packages: Iterable[Package]) -> None:
         """Remove the entries that none of ``packages`` can use, and what a crash has left half made."""
-        keep = {self.key(package, variant) for package in packages for variant in package.manifest.variants}
-        try:
-            found = [path for path in self._folder.iterdir() if path.name not in keep]
-        except FileNotFoundError:
-            return
-        except OSError as error:  # it cannot be used either, which is said where a model should be kept there
-            _log.warning("%s: cannot be read: %s", self._folder, error.strerror)
-            return
-        for path in found:
-            shutil.rmtree(path, ignore_errors=True)
+        self._kept.collect(
+            {self.key(package, variant) for package in packages for variant in package.manifest.variants}
+        )
 
 
 def _machine() -> tuple[str, str]:
