@@ -1,0 +1,1 @@
+"""The board's health: its GPUs, power, power mode and throttling; ``board.find_board`` is where to begin."""
