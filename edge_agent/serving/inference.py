@@ -125,6 +125,10 @@ class Inference:
                 return True
         return False
 
+    def longest_inline(self, loaded: LoadedModel) -> float:
+        """Rows of a small request that the event loop answers itself; 0 for none."""
+        return _LONG_US / max(loaded.run_us, 1e-3) if self.inline(loaded) else 0.0
+
     def waiting(self, loaded: LoadedModel) -> int:
         """Requests that wait for their turn; to be asked in the event loop's thread."""
         return self._scheduler.waiting(loaded)

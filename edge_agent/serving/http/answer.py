@@ -50,15 +50,24 @@ def encode(response: HttpResponse, ending: Ending, *, head_only: bool) -> bytes 
     status = response.status
     if status in (204, 304) or status < 200:
         return _start(status, b"", ending) + _lines(response.headers) + b"\r\n"
-    start = _start(status, response.content_type, ending)
-    if response.headers:
-        start += _lines(response.headers)
-    head = b"%bcontent-length: %d\r\n\r\n" % (start, size)
+    head = head_of(response, ending, size)
     if head_only:
         return head
     if size <= _JOINED_BYTES:
         return head + pieces[0] if len(pieces) == 1 else b"".join((head, *pieces))
     return [head, *(piece for piece in pieces if len(piece))]
+
+
+def head_of(response: HttpResponse, ending: Ending, size: int) -> bytes:
+    """Status line and headers of an answer whose body has ``size`` bytes, up to and with the empty line.
+
+    Raises:
+        ValueError: A header would end early, or is not allowed here.
+    """
+    start = _start(response.status, response.content_type, ending)
+    if response.headers:
+        start += _lines(response.headers)
+    return b"%bcontent-length: %d\r\n\r\n" % (start, size)
 
 
 @functools.lru_cache(maxsize=256)

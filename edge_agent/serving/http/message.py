@@ -62,6 +62,19 @@ class Room(Protocol):
         """The request is over: answered, refused, or its application has gone. Called exactly once."""
 
 
+class Express(Protocol):
+    """Answers requests of one connection whose heads are one and the same; called in the event loop's thread."""
+
+    def answer(self, body: bytes) -> bytes | list[Buffer] | None:
+        """The bytes of the response, with its head; None where the request is to be admitted and handled as ever.
+
+        The connection is of HTTP/1.1 and stays open.
+
+        Raises:
+            ShoalError: See :func:`failure`.
+        """
+
+
 class HttpHandler(Protocol):
     """Answers requests; called in the event loop's thread."""
 
@@ -74,6 +87,9 @@ class HttpHandler(Protocol):
         Raises:
             ShoalError: It is refused; its body is not read.
         """
+
+    def express(self, head: HttpRequest, length: int) -> Express | None:
+        """What answers further requests with this head at once, in place of both others; None where nothing does."""
 
     def handle(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """The answer at once, or later. The waiting is cancelled when the application goes away.

@@ -29,7 +29,15 @@ from edge_agent.serving.http.chunked import ChunkedBody
 from edge_agent.serving.http.head import HEAD_END, Head, refusal_of_start
 from edge_agent.serving.http.head_reader import HeadReader
 from edge_agent.serving.http.limits import LINGERING_BYTES, HttpLimits, Phase, phase_limits
-from edge_agent.serving.http.message import HttpHandler, HttpRequest, HttpResponse, Room, document, failure
+from edge_agent.serving.http.message import (
+    Express,
+    HttpHandler,
+    HttpRequest,
+    HttpResponse,
+    Room,
+    document,
+    failure,
+)
 from edge_agent.serving.http.refusals import BodyTooLarge, HeadTooLarge, RequestTimeout, too_many_connections
 from edge_agent.serving.peer import Peer, Transport, unix_peer
 
@@ -65,6 +73,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._since = 0.0  # when the sweep first saw this phase; 0 where it has not yet
         self._heads = HeadReader()
         self._head = _NO_HEAD  # of the request at hand, or of the last one
+        self._repeats = False  # whether that head came before
+        self._express: Express | None = None  # what answers it then
         self._request: HttpRequest | None = None
         self._room: Room | None = None
         self._body: memoryview | None = None  # receives directly, from here on:
@@ -198,12 +208,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._check_start(data[at:size])
             return at
         end += len(HEAD_END)
+        before = self._head
         try:
             head = self._head = self._heads.read(bytes(view[at:end]))
         except ShoalError as error:
             self._refuse(error)
             return end
         length = head.length
+        if head is not before:
+            self._express, self._repeats = None, False
+        elif length and size - end >= length and self._answer_express(head, view[end : end + length]):
+            return end + length
         request = HttpRequest(head.method, head.path, head.query, head.headers, self._peer)
         if not self._admit(request, length):
             return end
@@ -217,6 +232,33 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._request = request
             end = self._begin_body(view, end, size)
         return end
+
+    def _find_express(self, head: Head) -> Express | None:
+        """What answers requests with this head, which comes for the second time, at once."""
+        if not head.length or not head.keep_alive or head.http_1_0:
+            return None
+        request = HttpRequest(head.method, head.path, head.query, head.headers, self._peer)
+        return self._handler.express(request, head.length)
+
+    def _answer_express(self, head: Head, body: memoryview) -> bool:
+        """Have a request with the same head as before answered at once; False where it goes the ordinary way."""
+        if not self._repeats:
+            self._repeats, self._express = True, self._find_express(head)
+        if self._express is None or self._draining:
+            return False
+        try:
+            data = self._express.answer(bytes(body))
+        except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
+            self._answer(self._failure(error))
+            return True
+        if data is None:
+            return False
+        self._write(data)
+        self._connections.answered()
+        if self._writing_paused:
+            self._phase = Phase.BLOCKED
+        self._since = 0.0
+        return True
 
     def _admit(self, request: HttpRequest, length: int | None) -> bool:
         """Whether the request is worth reading on; where not, it has been answered."""

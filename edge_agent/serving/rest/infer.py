@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable
+from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable, ShoalError
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import LoadedModel, Slots
+from edge_agent.serving.access import App
 from edge_agent.serving.answer_templates import AnswerTemplates
 from edge_agent.serving.codec import decode_request, encode_response
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
-from edge_agent.serving.http.message import JSON, HttpRequest, HttpResponse
+from edge_agent.serving.http.message import HttpRequest, HttpResponse
 from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.plans import Plans
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
+from edge_agent.serving.rest.express import Express, Reader, Writer, response
+from edge_agent.serving.rest.route import Target
 from edge_agent.serving.shared_memory import Regions
 from edge_agent.serving.waking import lease_awake
 
@@ -36,7 +39,6 @@ _MAX_UNPACKED: Final = 4
 _LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
 _ACCEPT: Final = b"accept-encoding"
-_BINARY: Final = b"application/octet-stream"
 
 
 class InferRoute:
@@ -92,7 +94,33 @@ class InferRoute:
             encoding = _wanted_encoding(request)
             if encoding is not None:
                 return self._packed(parts, length, encoding)
-        return _response(parts, length)
+        return response(parts, length)
+
+    def express(
+        self, request: HttpRequest, target: Target, app: App, count: Callable[[ShoalError], None]
+    ) -> Express | None:
+        """What answers small requests with this head at once; None where they go the ordinary way."""
+        if _ENCODING in request.headers or _wanted_encoding(request) is not None:
+            return None
+        try:
+            length = _json_length(request)
+        except MalformedRequest:
+            return None
+        return Express(
+            self._slots,
+            self._inference,
+            target.model,
+            target.version,
+            app=app,
+            json_length=length,
+            tools=self._tools,
+            count=count,
+        )
+
+    def _tools(self, loaded: LoadedModel) -> tuple[Reader, Writer]:
+        """What reads and writes bodies of a model, and does not keep it alive."""
+        plans, templates = self._plans_of(loaded), self._templates_of(loaded)
+        return plans.decode, templates.encode
 
     async def _later(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse:
         encoding = request_encoding(request.headers.get(_ENCODING))
@@ -130,7 +158,7 @@ class InferRoute:
     async def _finished(self, request: HttpRequest, parts: list[Buffer], length: int | None) -> HttpResponse:
         encoding = _wanted_encoding(request)
         if encoding is None or sum(map(len, parts)) <= SMALLEST_BYTES:
-            return _response(parts, length)
+            return response(parts, length)
         return await self._packed(parts, length, encoding)
 
     def _answered(self, decoded: InferenceRequest, model: str, version: str | None) -> tuple[list[Buffer], int | None]:
@@ -183,8 +211,8 @@ class InferRoute:
 
     async def _packed(self, parts: list[Buffer], length: int | None, encoding: str) -> HttpResponse:
         if sum(map(len, parts)) <= _PACKED_HERE_BYTES:
-            return _response(pack(parts, encoding), length, encoding)
-        return _response(await self._inference.in_thread(pack, parts, encoding), length, encoding)
+            return response(pack(parts, encoding), length, encoding)
+        return response(await self._inference.in_thread(pack, parts, encoding), length, encoding)
 
 
 def _json_length(request: HttpRequest) -> int | None:
@@ -232,13 +260,3 @@ def _elements(decoded: InferenceRequest, answer: InferenceAnswer) -> int:
         or not (output.binary or output.region is not None)
         or answer.outputs[output.name].dtype.kind == "O"
     )
-
-
-def _response(parts: Sequence[Buffer], length: int | None, encoding: str | None = None) -> HttpResponse:
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    if length is not None:
-        headers = ((b"inference-header-content-length", b"%d" % length),)
-    if encoding is not None:
-        headers += ((b"content-encoding", encoding.encode()),)
-    body = parts[0] if len(parts) == 1 else parts
-    return HttpResponse(200, body, JSON if length is None else _BINARY, headers)

@@ -22,6 +22,7 @@ Queries and slashes at the end make no difference; HEAD is GET. Errors are ``{"e
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from edge_agent.runtime.slots import Slots
 from edge_agent.serving.access import Access, App, bearer_token
 from edge_agent.serving.admission import Admission, HeldRoom, OpenRoom
 from edge_agent.serving.connections import Connections
-from edge_agent.serving.http.message import HttpRequest, HttpResponse, Room
+from edge_agent.serving.http.message import Express, HttpRequest, HttpResponse, Room
 from edge_agent.serving.inference import Inference
 from edge_agent.serving.labels import LabelSink
 from edge_agent.serving.rest.cors import Origins
@@ -126,6 +127,19 @@ class Router:
         except ShoalError as error:
             self._count(head, error)
             raise
+
+    def express(self, head: HttpRequest, length: int) -> Express | None:
+        """What answers further requests with this head; see :class:`edge_agent.serving.http.message.HttpHandler`."""
+        target = self._targets.get(head.path)
+        if target is None or target.route is not self._infer or head.method != "POST" or self._origins.enabled:
+            return None
+        if not 0 < length <= SMALL_BYTES:
+            return None
+        try:
+            app = self._identify(head)
+        except ShoalError:
+            return None
+        return self._infer_answer.express(head, target, app, functools.partial(self._count, head))
 
     def handle(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         """The answer at once, or later; see :class:`edge_agent.serving.http.message.HttpHandler`."""

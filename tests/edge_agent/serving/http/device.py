@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from edge_agent.contract.errors import Busy, Forbidden
+from edge_agent.contract.errors import Busy, Forbidden, MalformedRequest
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.limits import HttpLimits
 from edge_agent.serving.http.message import HttpRequest, HttpResponse, document
@@ -43,6 +43,20 @@ class CountedRoom:
         self._handler.releases += 1
 
 
+class Repeats:
+    """Answers bodies of requests whose head came before; some not, and some wrongly."""
+
+    def answer(self, body: bytes) -> bytes | list[bytes | bytearray | memoryview] | None:
+        if body == b"ordinary":
+            return None
+        if body == b"refused!":
+            raise MalformedRequest("not this")
+        if body == b"mistake!":
+            raise ZeroDivisionError("a mistake of ours")
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
+        return [head, body] if body == b"in parts" else head + body
+
+
 class Routes:
     """Answers by path: what came in, large bodies, later, never, wrongly."""
 
@@ -54,6 +68,7 @@ class Routes:
         self.working = threading.Event()
         self.go_on = threading.Event()
         self.lengths: list[int | None] = []
+        self.expressed: list[int] = []
 
     def admit(self, head: HttpRequest, length: int | None) -> CountedRoom:
         self.lengths.append(length)
@@ -66,6 +81,10 @@ class Routes:
         room = CountedRoom(self, BODY_LIMIT)
         self.rooms.append(room)
         return room
+
+    def express(self, head: HttpRequest, length: int) -> Repeats | None:
+        self.expressed.append(length)
+        return Repeats() if head.path == "/repeats" else None
 
     def handle(self, request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
         self.seen.append(request)

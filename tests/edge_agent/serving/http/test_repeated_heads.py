@@ -1,0 +1,69 @@
+"""Requests whose head came before may be answered the short way, and nothing else of the connection changes."""
+
+from __future__ import annotations
+
+from tests.edge_agent.serving.http.device import Device, get, post
+
+
+def test_the_second_request_with_one_head_and_all_later_ones_go_the_short_way(device: Device) -> None:
+    with device.connect() as client:
+        assert client.ask(post("/repeats", b"ordinary")).json()["size"] == 8
+        for body in (b"a second", b"in parts", b"and more"):
+            assert client.ask(post("/repeats", body)).body == body
+    assert device.routes.expressed == [8]
+
+
+def test_what_cannot_go_the_short_way_is_admitted_and_handled(device: Device) -> None:
+    with device.connect() as client:
+        for _ in range(2):
+            assert client.ask(post("/repeats", b"ordinary")).json()["size"] == 8
+        assert client.ask(post("/repeats", b"shortcut")).body == b"shortcut"
+        assert client.ask(post("/repeats", b"ordinary")).json()["size"] == 8
+    assert len(device.routes.rooms) == 3
+    device.routes.wait_released()
+
+
+def test_errors_on_the_short_way_are_answered_and_the_connection_goes_on(device: Device) -> None:
+    with device.connect() as client:
+        client.ask(post("/repeats", b"ordinary"))
+        refused = client.ask(post("/repeats", b"refused!"))
+        assert (refused.status, refused.error) == (400, "not this")
+        assert client.ask(post("/repeats", b"mistake!")).status == 500
+        assert client.ask(post("/repeats", b"goes on!")).body == b"goes on!"
+
+
+def test_another_head_goes_the_whole_way_again(device: Device) -> None:
+    with device.connect() as client:
+        for _ in range(2):
+            client.ask(post("/repeats", b"ordinary"))
+        assert client.ask(post("/echo", b"ordinary")).json()["path"] == "/echo"
+        assert client.ask(post("/repeats", b"shortcut")).json()["path"] == "/repeats"
+        assert client.ask(post("/repeats", b"shortcut")).body == b"shortcut"
+
+
+def test_pipelined_requests_with_one_head_are_answered_in_order(device: Device) -> None:
+    bodies = [b"body %03d" % number for number in range(50)]
+    with device.connect() as client:
+        client.send(b"".join(post("/repeats", body) for body in bodies))
+        answers = [client.answer() for _ in bodies]
+    assert answers[0].json()["size"] == 8
+    assert [answer.body for answer in answers[1:]] == bodies[1:]
+
+
+def test_a_body_that_comes_after_its_head_goes_the_whole_way(device: Device) -> None:
+    with device.connect() as client:
+        for _ in range(2):
+            client.ask(post("/repeats", b"ordinary"))
+        request = post("/repeats", b"shortcut")
+        client.send(request[:-3])
+        client.send(request[-3:])
+        answer = client.answer()
+        assert answer.body == b"shortcut" or answer.json()["size"] == 8  # as the pieces happened to arrive
+
+
+def test_requests_that_close_or_have_no_body_never_go_the_short_way(device: Device) -> None:
+    with device.connect() as client:
+        for _ in range(3):
+            client.ask(get("/repeats"))
+    assert device.ask(post("/repeats", b"ordinary", "Connection: close") * 2)[0].json()["size"] == 8
+    assert device.routes.expressed == []
