@@ -126,11 +126,11 @@ class Bindings:
         Raises:
             EngineBuildFailed: TensorRT gives none.
         """
-        config = engine.create_serialization_config()
+        serialization = engine.create_serialization_config()
         flags = self.trt.SerializationFlag
         if engine.refittable and hasattr(flags, "INCLUDE_REFIT"):
-            config.set_flag(flags.INCLUDE_REFIT)
-        plan = engine.serialize_with_config(config)
+            serialization.set_flag(flags.INCLUDE_REFIT)
+        plan = engine.serialize_with_config(serialization)
         if plan is None:
             raise EngineBuildFailed(f"{self.flavour} {self.version_text}: the engine could not be written")
         return plan
