@@ -190,7 +190,7 @@ class TensorRtBackend:
         try:
             shapes: dict[str, Shape] = {name: inputs[name].shape for name in self._names}
         except KeyError as error:
-            raise ModelFailed(f"the model takes {list(self._names)}, got {sorted(inputs)}") from error
+            raise ModelFailed(f"the model takes the inputs {list(self._names)}, got {sorted(inputs)}") from error
         return lane.shaped(shapes) or self._owner.call(lambda _: lane.shape(shapes))
 
     def _no_rows(self, inputs: Mapping[str, NDArray[Any]], wish: Wish) -> Arrays:
