@@ -73,6 +73,7 @@ class Agent:
             slots=self._slots,
             repository=self._repository,
             watcher=self._monitor,
+            board=self._monitor.board,
             threads=self._threads.at_once,
             agent_version=__version__,
         )

@@ -31,6 +31,7 @@ from edge_agent.contract.messages import (
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from edge_agent.monitor.block import NO_DRAWS
+from edge_agent.monitor.board.board import Board
 from edge_agent.monitor.machine import Machine
 from edge_agent.monitor.predictions import prediction, predictions
 from edge_agent.monitor.remembered import Remembered
@@ -102,6 +103,11 @@ class Monitor:
         self._from_ms = int(clock() * 1000)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
+
+    @property
+    def board(self) -> Board | None:
+        """Reads the board that this runs on; None where it tells nothing."""
+        return self._machine.board
 
     @property
     def over_budget(self) -> int:
@@ -225,8 +231,9 @@ class Monitor:
             self._forget_replaced(windows)
 
     def close(self) -> None:
-        """Close the file of remembered requests; flush before."""
+        """Close the file of remembered requests, and stop reading the board; flush before."""
         self._remembered.close()
+        self._machine.close()
 
     def _choose(
         self,

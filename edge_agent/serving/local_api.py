@@ -21,6 +21,7 @@ from edge_agent.serving.inference import Inference, Observer
 from edge_agent.serving.labels import LabelSink
 from edge_agent.serving.listen import address_of, listen_tcp, listen_unix
 from edge_agent.serving.peer import Transport
+from edge_agent.serving.rest.metrics import BoardState
 from edge_agent.serving.rest.router import Router
 from edge_agent.serving.server import Listener, Server, Service
 from edge_agent.serving.shared_memory import Regions
@@ -36,6 +37,7 @@ class LocalApi:
     Args:
         watcher: Told of every request; takes labels.
         threads: Inferences at once of models that are too slow for the event loop's own thread.
+        board: What ``/metrics`` tells of the board; None where it tells nothing.
     Raises:
         ConfigurationError: The settings would let strangers in, or no such address can be.
         AddressInUse: Somebody listens there already.
@@ -50,6 +52,7 @@ class LocalApi:
         watcher: Watcher,
         threads: int,
         agent_version: str,
+        board: BoardState | None = None,
     ) -> None:
         unix_sockets = bool(settings.unix_socket or settings.frames_socket)
         check_reach(settings.host, unix_sockets=unix_sockets, apps=settings.apps)
@@ -74,6 +77,7 @@ class LocalApi:
             body_limit_bytes=limit_bytes,
             cors_origins=settings.cors_origins,
             connections=self._connections,
+            board=board,
         )
         self._frames = FrameHandler(
             slots=slots,

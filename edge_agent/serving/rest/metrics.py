@@ -10,8 +10,10 @@ import bisect
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from edge_agent.contract.latency import BOUNDS_US
+from edge_agent.contract.messages import DeviceMetrics, GpuMetrics
 from edge_agent.runtime.memory import resident_bytes
 from edge_agent.runtime.slots import IndexEntry, LoadedModel, Slots
 from edge_agent.runtime.statistics import StatisticsSnapshot
@@ -26,6 +28,17 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _SHOWN = range(0, len(BOUNDS_US), 2)
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 Labels = Mapping[str, str]
+
+
+class BoardState(Protocol):
+    """The board that this runs on."""
+
+    @property
+    def energy_j(self) -> float:
+        """What it took since the agent started."""
+
+    def latest(self) -> DeviceMetrics:
+        """How it is now."""
 
 
 class Exposition:
@@ -70,6 +83,7 @@ class Metrics:
     Args:
         refused: Error answers by status; the router counts them.
         connections: None where nobody counts them.
+        board: None where it tells nothing.
     """
 
     def __init__(
@@ -81,8 +95,9 @@ class Metrics:
         connections: Connections | None,
         *,
         agent_version: str,
+        board: BoardState | None = None,
     ) -> None:
-        self._slots, self._access, self._admission = slots, access, admission
+        self._slots, self._access, self._admission, self._board = slots, access, admission, board
         self._refused, self._connections, self._version = refused, connections, agent_version
 
     def scrape(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's
@@ -95,6 +110,8 @@ class Metrics:
         _write_models(page, [loaded for loaded in self._slots.models() if app.permits(loaded.name)])
         _write_states(page, [entry for entry in self._slots.index() if app.permits(entry.name)])
         _write_process(page)
+        if self._board is not None:
+            _write_board(page, self._board)
         return HttpResponse(200, page.encode(), CONTENT_TYPE)
 
     def _write_agent(self, page: Exposition) -> None:
@@ -203,6 +220,39 @@ def _write_process(page: Exposition) -> None:
     times = os.times()
     page.family("process_resident_memory_bytes", "gauge", "Resident memory in bytes.", [({}, resident_bytes())])
     page.family("process_cpu_seconds_total", "counter", "CPU time in seconds.", [({}, times.user + times.system)])
+
+
+def _write_board(page: Exposition, board: BoardState) -> None:
+    now = board.latest()
+    mode = [({"mode": now.power_mode}, 1)] if now.power_mode else []
+    page.family("shoal_board_power_mode", "gauge", "The board's power mode.", mode)
+    if now.power_w is not None:
+        page.family("shoal_board_power_watts", "gauge", "What the board takes.", [({}, now.power_w)])
+    if energy_j := board.energy_j:
+        page.family("shoal_board_energy_joules_total", "counter", "What the board took.", [({}, energy_j)])
+    if now.temperature_c is not None:
+        page.family("shoal_board_temperature_celsius", "gauge", "Of its hottest part.", [({}, now.temperature_c)])
+    reasons = [({"reason": reason}, 1) for reason in now.throttled]
+    page.family("shoal_board_throttled", "gauge", "Why the board runs slower than it could.", reasons)
+    _write_gpus(page, now.gpus)
+
+
+def _write_gpus(page: Exposition, gpus: tuple[GpuMetrics, ...]) -> None:
+    fields = (
+        ("shoal_gpu_busy_ratio", "Share of the time in which the GPU computed.", "busy_percent", 0.01),
+        ("shoal_gpu_memory_used_bytes", "Of its own memory, or of what it shares.", "memory_used_bytes", 1),
+        ("shoal_gpu_memory_bytes", "All of that memory.", "memory_total_bytes", 1),
+        ("shoal_gpu_temperature_celsius", "The GPU's temperature.", "temperature_c", 1),
+        ("shoal_gpu_power_watts", "What the GPU takes.", "power_w", 1),
+        ("shoal_gpu_clock_hertz", "The GPU's clock now.", "clock_mhz", 1e6),
+        ("shoal_gpu_clock_limit_hertz", "What the power mode allows.", "max_clock_mhz", 1e6),
+    )
+    named = [({"gpu": str(index), "name": gpu.name}, gpu) for index, gpu in enumerate(gpus)]
+    for name, text, field, scale in fields:
+        told = [(labels, value * scale) for labels, gpu in named if (value := getattr(gpu, field)) is not None]
+        page.family(name, "gauge", text, told)
+    reasons = [({**labels, "reason": reason}, 1) for labels, gpu in named for reason in gpu.throttled]
+    page.family("shoal_gpu_throttled", "gauge", "Why the GPU runs slower than it could.", reasons)
 
 
 def _of(loaded: LoadedModel) -> dict[str, str]:

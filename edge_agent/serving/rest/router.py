@@ -40,7 +40,7 @@ from edge_agent.serving.rest.cors import Origins
 from edge_agent.serving.rest.feedback import FeedbackRoute
 from edge_agent.serving.rest.infer import InferRoute
 from edge_agent.serving.rest.introspection import Introspection
-from edge_agent.serving.rest.metrics import Metrics
+from edge_agent.serving.rest.metrics import BoardState, Metrics
 from edge_agent.serving.rest.openapi import OpenApi
 from edge_agent.serving.rest.paths import Paths, RegionAnswer
 from edge_agent.serving.rest.repository_routes import RepositoryRoutes
@@ -61,6 +61,7 @@ class Router:
         max_rows: Rows that one request may hold.
         cors_origins: Origins of web pages that may ask.
         connections: To be counted; None where nobody does.
+        board: Shown at ``/metrics``; None where it tells nothing.
     Raises:
         ConfigurationError: One of the origins is none.
     """
@@ -80,6 +81,7 @@ class Router:
         body_limit_bytes: int,
         cors_origins: Sequence[str] = (),
         connections: Connections | None = None,
+        board: BoardState | None = None,
     ) -> None:
         self._slots, self._regions = slots, regions
         self._access, self._admission = access, admission
@@ -93,7 +95,7 @@ class Router:
             slots, repository, inference, regions, max_rows=max_rows, body_limit_bytes=body_limit_bytes
         )
         self._infer = Route("POST", Needs.MODEL, self._answer_infer, body_limit_bytes)
-        metrics = Metrics(slots, access, admission, self._errors, connections, agent_version=agent_version)
+        metrics = Metrics(slots, access, admission, self._errors, connections, agent_version=agent_version, board=board)
         self._paths = Paths(
             Introspection(slots, agent_version=agent_version, max_rows=max_rows),
             RepositoryRoutes(slots, repository, self._loading, self._disk),

@@ -424,7 +424,7 @@ def test_the_machine_tells_what_it_is(tmp_path: Path) -> None:
     made_of = hardware()
     assert made_of.cpus >= 1
     assert made_of.memory_bytes > 0
-    assert set(made_of.runtimes) == {"onnxruntime", "python"}
+    assert set(made_of.runtimes) >= {"onnxruntime", "python"}
     state = Machine(tmp_path).metrics(outbox=(3, 4), traffic=(5, 6))
     assert (state.outbox_messages, state.outbox_bytes, state.bytes_up, state.bytes_down) == (3, 4, 5, 6)
     assert (state.resident_bytes or 0) > 0

@@ -14,7 +14,7 @@ from edge_agent.contract.errors import AcceleratorUnavailable
 from edge_agent.contract.messages import DeviceMetrics, GpuMetrics
 from edge_agent.monitor.board.board import Board, Source, find_board
 from edge_agent.monitor.board.energy import Energy
-from tests.edge_agent.monitor.board.conftest import MakeBoard
+from tests.edge_agent.monitor.conftest import MakeBoard
 
 
 class Still:

@@ -13,7 +13,7 @@ from edge_agent.monitor.board.jetson import Jetson
 from edge_agent.monitor.board.nvml import Nvml
 from edge_agent.monitor.board.power_mode import PowerMode, mode_names, printed_mode
 from edge_agent.monitor.board.system_files import SystemFiles
-from tests.edge_agent.monitor.board.conftest import MakeBoard
+from tests.edge_agent.monitor.conftest import MakeBoard
 
 
 def no_nvml() -> Nvml:

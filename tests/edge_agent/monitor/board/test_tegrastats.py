@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge_agent.monitor.board.jetson import hottest_c
 from edge_agent.monitor.board.rails import gpu_w, whole_w
 from edge_agent.monitor.board.tegrastats import TegrastatsProcess, parse
-from tests.edge_agent.monitor.board.conftest import HERE
+from tests.edge_agent.monitor.conftest import HERE
 
 
 def recorded(name: str) -> str:

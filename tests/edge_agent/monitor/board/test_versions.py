@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_agent.monitor.board.system_files import SystemFiles
 from edge_agent.monitor.board.versions import accelerator, versions
-from tests.edge_agent.monitor.board.conftest import MakeBoard
+from tests.edge_agent.monitor.conftest import MakeBoard
 
 
 def test_a_jetson_with_everything(make_board: MakeBoard) -> None:

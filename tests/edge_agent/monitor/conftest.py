@@ -1,4 +1,4 @@
-"""Recorded boards as folders, and a stub of NVML, compiled."""
+"""Recorded boards (``board/``) as folders, and a stub of NVML, compiled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "board"
 MakeBoard = Callable[[str], Path]
 
 
