@@ -23,6 +23,7 @@ from tests.fakes.tensorrt_module.enums import (
     HardwareCompatibilityLevel,
     IHostMemory,
     ILogger,
+    LayerType,
     MemoryPoolType,
     ProfilingVerbosity,
     tell,
@@ -46,18 +47,36 @@ class ITensor:
         self.is_network_input = self.is_network_output = True
 
 
+class ILayer:
+    """An operator of a network."""
+
+    def __init__(self, node: onnx.NodeProto, outputs: list[ITensor]) -> None:
+        self.name = node.name
+        kinds = {"QuantizeLinear": LayerType.QUANTIZE, "DequantizeLinear": LayerType.DEQUANTIZE}
+        self.type = kinds.get(node.op_type, LayerType.ELEMENTWISE)
+        self._outputs = outputs
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self._outputs)
+
+    def get_output(self, index: int) -> ITensor:
+        return self._outputs[index]
+
+
 class INetworkDefinition:
     """What a parser fills."""
 
     def __init__(self, flags: int) -> None:
         self.flags, self.name = flags, ""
         self._model: onnx.ModelProto | None = None
+        self._layers: list[ILayer] = []
         self._inputs: list[ITensor] = []
         self._outputs: list[ITensor] = []
 
     @property
     def num_layers(self) -> int:
-        return len(self._model.graph.node) if self._model else 0
+        return len(self._layers)
 
     @property
     def num_inputs(self) -> int:
@@ -73,6 +92,9 @@ class INetworkDefinition:
     def get_output(self, index: int) -> ITensor:
         return self._outputs[index]
 
+    def get_layer(self, index: int) -> ILayer:
+        return self._layers[index]
+
     def get_flag(self, flag: Any) -> bool:
         return bool(self.flags >> int(flag) & 1)
 
@@ -81,6 +103,9 @@ class INetworkDefinition:
         weights = {weight.name for weight in model.graph.initializer}
         self._inputs = [ITensor(info) for info in model.graph.input if info.name not in weights]
         self._outputs = [ITensor(info) for info in model.graph.output]
+        graph = onnx.shape_inference.infer_shapes(model).graph
+        known = {info.name: ITensor(info) for info in (*graph.value_info, *graph.output)}
+        self._layers = [ILayer(node, [known[name] for name in node.output if name in known]) for node in graph.node]
 
 
 class ParserError:

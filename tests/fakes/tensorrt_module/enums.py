@@ -83,6 +83,12 @@ class HardwareCompatibilityLevel(_Enum):
     AMPERE_PLUS = 1
 
 
+class LayerType(_Enum):
+    QUANTIZE = 32
+    DEQUANTIZE = 33
+    ELEMENTWISE = 9
+
+
 class OnnxParserFlag(_Enum):
     NATIVE_INSTANCENORM = 0
 
