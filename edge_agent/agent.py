@@ -23,7 +23,7 @@ from edge_agent.reporter import Reporter, pace_s
 from edge_agent.runtime import cpus
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
 from edge_agent.runtime.catalogue import Catalogue
-from edge_agent.runtime.memory import give_back
+from edge_agent.runtime.memory import Tidying, give_back
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
@@ -80,6 +80,7 @@ class Agent:
         self._reporter = Reporter(
             flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
         )
+        self._tidying = Tidying()
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM, then stop every part in order."""
@@ -94,6 +95,7 @@ class Agent:
         _log.info("stopping")
         (self._state / ADDRESS_FILE).unlink(missing_ok=True)
         self._updates.stop()
+        self._tidying.stop()
         self._repository.close()
         self._reporter.stop()
         if self._link is not None:
@@ -112,6 +114,7 @@ class Agent:
         self._tell(Event(kind=EventKind.AGENT_STARTED, at_ms=_now_ms(), detail={"version": __version__}))
         self._updates.start()
         self._reporter.start()
+        self._tidying.start()
         if self._link is not None:
             self._link.start()
         else:

@@ -120,6 +120,34 @@ def test_what_a_large_batch_took_goes_back_when_small_ones_follow(tmp_path: Path
     assert found["after"] <= 4 * MIB
 
 
+_A_BURST = """
+import json, time
+from edge_agent.runtime.memory import Tidying, resident_bytes
+
+tidying = Tidying(every_s=0.2)
+before = resident_bytes()
+blocks = [bytearray(50_000) for _ in range(1000)]
+kept = blocks[-1]  # at the top of the heap: what lies below is not given back by itself
+del blocks
+after = resident_bytes()
+tidying.start()
+until = time.monotonic() + 60
+while resident_bytes() - before > 25_000_000 and time.monotonic() < until:
+    time.sleep(0.05)
+tidying.stop()
+print(json.dumps({"burst": after - before, "tidied": resident_bytes() - before}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc's malloc")
+def test_what_a_burst_has_left_behind_goes_back_by_and_by() -> None:
+    done = subprocess.run([sys.executable, "-c", _A_BURST], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["burst"] > 40 * MIB
+    assert found["tidied"] < 5 * MIB, found
+
+
 _HEAPS_OF_SIX_THREADS = """
 import ctypes, os, sys, threading
 from edge_agent.runtime.memory import share_heaps
