@@ -183,6 +183,7 @@ class EventKind(str, enum.Enum):
     METADATA_REFUSED = "metadata-refused"
     OUTBOX_DROPPED = "outbox-dropped"
     STORAGE = "storage"
+    RUNTIME_CHANGED = "runtime-changed"
 
 
 class Event(Message, frozen=True, kw_only=True):

@@ -76,12 +76,13 @@ class Choice:
     reason: str
 
 
-def choose(measured: Sequence[Measured], refused: Sequence[Refused] = ()) -> Choice:
+def choose(measured: Sequence[Measured], refused: Sequence[Refused] = (), *, wanted: str = "") -> Choice:
     """The fastest of what was measured.
 
     Args:
         measured: All within tolerance. The first is what serves now: it stays unless another is clearly faster.
         refused: What could not be measured; said in the reason.
+        wanted: A runtime to take even where it is slower, if it was measured: ``tensorrt`` stands for ``tensorrt-rtx``.
     Raises:
         ValueError: Nothing was measured.
     """
@@ -90,6 +91,9 @@ def choose(measured: Sequence[Measured], refused: Sequence[Refused] = ()) -> Cho
     current, *others = measured
     fastest = min(others, key=lambda each: each.cost, default=current)
     best = fastest if fastest.cost * WORTH_IT < current.cost else current
+    asked_for = [each for each in measured if wanted and each.candidate.runtime.startswith(wanted)]
+    if asked_for:
+        best = min(asked_for, key=lambda each: each.cost)
     rest = sorted((each for each in measured if each is not best), key=lambda each: each.cost)
     parts = [_against(best, rest)] if rest else []
     parts += [f"{each.candidate} is not used: {each.why}" for each in refused]

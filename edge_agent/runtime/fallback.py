@@ -16,15 +16,21 @@ from edge_agent.runtime.backend import InferenceBackend, RunCancelled
 _log = logging.getLogger(__name__)
 
 
+def _nothing() -> None:
+    """Nobody to call."""
+
+
 class FallbackBackend:
     """Runs on ``engine`` until it fails, and from then on, that very request included, on what ``open_spare`` opens.
 
-    A request that the spare fails on too is the model's own failure, or the request's: the engine goes on then.
+    A request that the spare fails on too is the model's own failure, or the request's: the engine goes on then. Before
+    :meth:`arm` is called, the engine's errors are its own: it is being tested.
 
     Args:
         engine: Owned, and closed with this one.
         open_spare: Opens the same model on ONNX Runtime; called at most once, in the thread of the request that failed.
         on_failure: Told once, in that thread, when the engine is given up; must not block.
+        on_close: Called once it is closed.
     """
 
     def __init__(
@@ -33,8 +39,10 @@ class FallbackBackend:
         *,
         open_spare: Callable[[], InferenceBackend],
         on_failure: Callable[[Exception], None],
+        on_close: Callable[[], None] = _nothing,
     ) -> None:
-        self._engine, self._open_spare, self._on_failure = engine, open_spare, on_failure
+        self._engine, self._open_spare, self._on_failure, self._on_close = engine, open_spare, on_failure, on_close
+        self._armed = False
         self._spare: InferenceBackend | None = None
         self._gave_up = False
         self._closed = False
@@ -47,6 +55,10 @@ class FallbackBackend:
         spare = self._spare
         return spare.platform if self._gave_up and spare is not None else self._engine.platform
 
+    def arm(self) -> None:
+        """The engine has passed its tests, and is about to serve."""
+        self._armed = True
+
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch; see :class:`edge_agent.runtime.backend.InferenceBackend`."""
         spare = self._spare
@@ -56,7 +68,9 @@ class FallbackBackend:
             return self._engine.infer(inputs)
         except (CallerError, ModelUnavailable, RunCancelled):
             raise  # the request's own fault, or somebody's wish: not the engine's
-        except Exception as error:  # noqa: BLE001 - drivers and runtimes raise what they like
+        except Exception as error:  # drivers and runtimes raise what they like
+            if not self._armed:
+                raise
             return self._instead(inputs, error)
 
     def cancel(self) -> None:
@@ -74,6 +88,7 @@ class FallbackBackend:
         self._engine.close()
         if spare is not None:
             spare.close()
+        self._on_close()
 
     def _instead(self, inputs: Mapping[str, NDArray[Any]], error: Exception) -> dict[str, NDArray[Any]]:
         """The spare's answer to a request that the engine failed on; the engine's error where there is no spare."""

@@ -1,4 +1,4 @@
-"""Models on ONNX Runtime, on the CPU."""
+"""Models on ONNX Runtime, on the CPU or on another of its execution providers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edge_agent.contract.errors import ModelFailed, ModelUnavailable, PackageErr
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.backend import RunCancelled
-from edge_agent.runtime.onnx_session import open_session, run_options
+from edge_agent.runtime.onnx_session import CPU_PROVIDER, open_session, run_options
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
 
@@ -29,20 +29,28 @@ class OnnxBackend:
     Args:
         threads: Threads within one inference; they sleep between inferences instead of spinning.
         cache: Where optimised models are kept.
+        provider: Which of the runtime's execution providers runs it.
     Raises:
         PackageError: The package has no such variant.
         ModelLoadFailed: The runtime refuses the model, or the model differs from the manifest's signature.
+        AcceleratorUnavailable: The runtime cannot use the provider here.
     """
 
     platform = "onnx_onnxv1"
 
     def __init__(
-        self, package: Package, *, variant: str = "fp32", threads: int = 1, cache: OptimisedModels | None = None
+        self,
+        package: Package,
+        *,
+        variant: str = "fp32",
+        threads: int = 1,
+        cache: OptimisedModels | None = None,
+        provider: str = CPU_PROVIDER,
     ) -> None:
         manifest = package.manifest
         if variant not in manifest.variants:
             raise PackageError(f"{package.folder}: no variant {variant!r}; it has: {sorted(manifest.variants)}")
-        session = open_session(package, variant=variant, threads=threads, cache=cache)
+        session = open_session(package, variant=variant, threads=threads, cache=cache, provider=provider)
         self.signature: Signature = manifest.signature
         self._outputs = tuple(spec.name for spec in self.signature.outputs)
         self._text_inputs = tuple(spec.name for spec in self.signature.inputs if spec.datatype is Datatype.BYTES)

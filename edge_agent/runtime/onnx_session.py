@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edge_agent.contract.errors import DigestMismatch, ModelLoadFailed, PackageError, storage_error
+from edge_agent.contract.errors import (
+    AcceleratorUnavailable,
+    DigestMismatch,
+    ModelLoadFailed,
+    PackageError,
+    storage_error,
+)
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.memory import give_back
@@ -41,21 +47,29 @@ _SMALLEST_MODEL = base64.b64decode(
     "CAcSADpBChAKAXgSAXkiCElkZW50aXR5EgFnWhQKAXgSDwoNCAESCQoDEgFOCgIIAWIUCgF5Eg8KDQgBEgkKAxIBTgoCCAFCBAoAEA0="
 )
 
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+
 # A method of the session's options, which older runtimes lack.
 _IN_MEMORY = "add_external_initializers_from_files_in_memory"
 # Smaller weights stay in the optimised model itself.
 _EXTERNAL_FROM_BYTES = 1024
 
 
-def open_session(package: Package, *, variant: str, threads: int, cache: OptimisedModels | None) -> Any:
+def open_session(
+    package: Package, *, variant: str, threads: int, cache: OptimisedModels | None, provider: str = CPU_PROVIDER
+) -> Any:
     """An ``onnxruntime.InferenceSession`` of a variant that the package has.
 
     Args:
         threads: Threads within one inference.
         cache: Where optimised models are kept; one that is missing is made, one that is of no use is dropped.
+        provider: Which of the runtime's execution providers runs it; others than the CPU's have no use for the cache.
     Raises:
         ModelLoadFailed: The runtime refuses the model, or the model differs from the manifest's signature.
+        AcceleratorUnavailable: The runtime cannot use the provider here.
     """
+    if provider != CPU_PROVIDER:
+        return _open_elsewhere(_Source(package, variant, is_own=False), threads, package.manifest.signature, provider)
     signature = package.manifest.signature
     source = _Source(package, variant, is_own=cache is None or cache.owns(package))
     if cache is not None and cache.wants(package, variant):
@@ -71,6 +85,19 @@ def open_session(package: Package, *, variant: str, threads: int, cache: Optimis
     return source.open(_options(threads), signature)
 
 
+def _open_elsewhere(source: _Source, threads: int, signature: Signature, provider: str) -> Any:
+    """A session that really runs on ``provider``: the runtime takes the CPU in its place with a line in its own log."""
+    if provider not in ort.get_available_providers():
+        offered = ", ".join(ort.get_available_providers())
+        raise AcceleratorUnavailable(f"ONNX Runtime {ort.__version__} was built without {provider}; it has: {offered}")
+    session = source.open(_options(threads), signature, provider=provider)
+    if provider not in session.get_providers():
+        raise AcceleratorUnavailable(
+            f"ONNX Runtime {ort.__version__} cannot use {provider} here: are CUDA and cuDNN of its versions installed?"
+        )
+    return session
+
+
 class _Source:
     """The model as the package has it.
 
@@ -83,10 +110,10 @@ class _Source:
         self._package, self._form, self._is_own = package, package.manifest.variants[variant], is_own
         self._path = package.path(self._form.model)
 
-    def open(self, options: Any, signature: Signature) -> Any:
+    def open(self, options: Any, signature: Signature, *, provider: str = CPU_PROVIDER) -> Any:
         """A session of it; see :func:`open_session`."""
         weights = self._add_weights(options)
-        session = _session(self._path, options, signature)
+        session = _session(self._path, options, signature, provider)
         del weights  # not needed any longer: the runtime has copied them
         return session
 
@@ -164,20 +191,20 @@ def take_own_memory() -> None:
 
     Else that would be counted as the first model's own.
     """
-    session = ort.InferenceSession(_SMALLEST_MODEL, _options(1), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(_SMALLEST_MODEL, _options(1), providers=[CPU_PROVIDER])
     session.run(None, {"x": np.zeros((1, 1), np.float32)})
 
 
-def _session(path: Path, options: Any, signature: Signature) -> Any:
-    session = _create(path, options)
+def _session(path: Path, options: Any, signature: Signature, provider: str = CPU_PROVIDER) -> Any:
+    session = _create(path, options, provider)
     _compare(str(path), "input", signature.inputs, session.get_inputs())
     _compare(str(path), "output", signature.outputs, session.get_outputs())
     return session
 
 
-def _create(path: Path, options: Any) -> Any:
+def _create(path: Path, options: Any, provider: str = CPU_PROVIDER) -> Any:
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((provider, CPU_PROVIDER))))
     except Exception as error:
         # The runtime's exceptions share no base class but this one.
         raise ModelLoadFailed(f"{path}: ONNX Runtime {ort.__version__} refuses the model: {error}") from error

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Collection, Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
 from edge_agent.contract.manifest import PipelineStep
@@ -23,12 +23,17 @@ from edge_agent.runtime.budget import MemoryBudget, ThreadBudget
 from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.idle import IdleUnloader
-from edge_agent.runtime.loaded import LoadedModel, load
+from edge_agent.runtime.loaded import LoadedModel, OtherRuntime, load
+from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import IndexEntry, ModelState, Slots
 from edge_agent.runtime.versions import natural_order
+
+if TYPE_CHECKING:
+    from edge_agent.runtime.acceleration import Acceleration
+    from edge_agent.runtime.backend import InferenceBackend
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class Repository:
         memory: What models may take.
         cache: Where optimised models are kept; None keeps none.
         idle_unload_s: After so long without a request a model's memory is given back; 0 keeps it loaded.
+        acceleration: Finds models a faster runtime; None where there is no accelerator. Closed with the repository.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Repository:
         memory: MemoryBudget | None = None,
         cache: OptimisedModels | None = None,
         idle_unload_s: float = 0.0,
+        acceleration: Acceleration | None = None,
     ) -> None:
         self._slots, self._catalogue, self._policy = slots, catalogue, policy
         self._threads = threads or ThreadBudget(1, 1)
@@ -72,6 +79,9 @@ class Repository:
         self._guard = RunGuard()
         self._broken: Collection[tuple[str, str]] = ()
         self._idle = IdleUnloader(slots, idle_unload_s, self._idle_out) if idle_unload_s else None
+        self._acceleration = acceleration
+        if acceleration is not None:
+            acceleration.follow(self)
         # What load() was asked for by version: it stays when a newer version comes.
         self._wanted: set[tuple[str, str]] = set()
 
@@ -100,6 +110,8 @@ class Repository:
         self._guard.close()
         if self._idle is not None:
             self._idle.close()
+        if self._acceleration is not None:
+            self._acceleration.close()
 
     def load(self, model: str, version: str | None = None) -> LoadedModel:
         """Load a package of this device, or load it again as it now lies on the disk; of a pipeline, its steps first.
@@ -185,11 +197,37 @@ class Repository:
     def serve(self, loaded: LoadedModel) -> LoadedModel | None:
         """Let a model of the fleet serve, as :meth:`Slots.install` does, and load the pipelines that waited for it."""
         replaced = self._slots.install(loaded)
+        self._consider(loaded)
         with self._loading:
             self._refresh()
             self._load_waiting()
             self._collect()
         return replaced
+
+    def load_on(self, package: Package, runtime: OtherRuntime | None, *, beside: LoadedModel) -> LoadedModel:
+        """A package that serves, once more on another runtime, tested; the caller lets it serve, or closes it.
+
+        Args:
+            runtime: None for ONNX Runtime on the CPU.
+            beside: What serves; both are there until one is closed.
+        Raises:
+            BudgetExceeded: There is no room for both.
+            SelfTestFailed: It answers otherwise than the golden samples, beyond the runtime's tolerance.
+            Exception: Whatever else the runtime raises.
+        """
+        with self._loading:
+            self._memory.check(package, replaces=beside)
+            loaded = self._on(package, runtime)
+            try:
+                self._memory.hold(loaded, replaces=beside)
+            except BudgetExceeded:
+                loaded.close()
+                raise
+            return loaded
+
+    def open_on_cpu(self, package: Package) -> InferenceBackend:
+        """A package on ONNX Runtime, on the CPU, neither tested nor counted: for one that serves already."""
+        return OnnxBackend(package, threads=self._threads.per_model, cache=self._cache)
 
     def index(self) -> list[IndexEntry]:
         """Every package of this device, as it lies on the disk now, with its state."""
@@ -305,6 +343,7 @@ class Repository:
         if not self._slots.replace(old, loaded, default=fleets):
             loaded.close()  # the fleet has installed another one meanwhile, which is newer than what was asked for
             return self._slots.get(name)
+        self._consider(loaded)
         return loaded
 
     def _versions(self, model: str) -> list[str]:
@@ -330,13 +369,53 @@ class Repository:
             # What is wrong with a step is said by load(), which looks for it, and never blamed on this package.
             with contextlib.suppress(ShoalError):
                 self.wake(step.model, step.version)
-        loaded = load(package, threads=self._threads.per_model, cache=self._cache, slots=self._slots, guard=self._guard)
+        loaded = self._as_before(package) or self._load_package(package)
         try:
             self._memory.hold(loaded, replaces=replaces, refuse=not is_refuge)
         except BudgetExceeded:
             loaded.close()
             raise
         return loaded
+
+    def _load_package(self, package: Package, runtime: OtherRuntime | None = None) -> LoadedModel:
+        return load(
+            package,
+            threads=self._threads.per_model,
+            cache=self._cache,
+            slots=self._slots,
+            guard=self._guard,
+            runtime=runtime,
+        )
+
+    def _on(self, package: Package, runtime: OtherRuntime | None) -> LoadedModel:
+        """Loaded and tested, whoever is to blame."""
+        loaded = self._load_package(package, runtime)
+        try:
+            prove(loaded, guard=self._guard)
+        except BaseException:
+            loaded.close()
+            raise
+        return loaded
+
+    def _as_before(self, package: Package) -> LoadedModel | None:
+        """On the runtime that it ran on best before; None where there is none, or it does not work any more."""
+        acceleration = self._acceleration
+        before = acceleration.remembered(package) if acceleration is not None else None
+        if acceleration is None or before is None:
+            return None
+        try:
+            loaded = self._on(package, before)
+        except ModelUnavailable:  # the agent stops
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the package is not to blame: ONNX Runtime runs it
+            acceleration.refused(package, error)
+            return None
+        acceleration.proved(loaded)
+        return loaded
+
+    def _consider(self, loaded: LoadedModel) -> None:
+        if self._acceleration is not None:
+            self._acceleration.consider(loaded)
 
     def _unload_others(self, latest: Known, loaded: LoadedModel) -> None:
         """Versions that were loaded as the latest, and are not any more; those whose package is gone."""
@@ -376,8 +455,11 @@ class Repository:
         return all(step.version in (None, *self._versions(step.model)) and self._versions(step.model) for step in steps)
 
     def _collect(self) -> None:
+        packages = [*self._catalogue.packages(), *(each.package for each in self._in_memory())]
         if self._cache is not None:
-            self._cache.collect([*self._catalogue.packages(), *(each.package for each in self._in_memory())])
+            self._cache.collect(packages)
+        if self._acceleration is not None:
+            self._acceleration.collect([package.digest for package in packages])
 
     def _in_memory(self) -> set[LoadedModel]:
         """What serves, and what is loaded and about to."""

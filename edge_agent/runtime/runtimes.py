@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.durable import write_durably
-from edge_agent.runtime.choice import Candidate
+from edge_agent.runtime.choice import CPU, Candidate
 
 RUNTIMES_FILE = "runtimes.json"
-# An engine that has ended the process while it was loaded is not loaded once more: once may be the power plug.
-MAX_DEATHS = 2
+# An engine that has ended the process while it was loaded, or failed while it served, has one more chance: once may be
+# the power plug.
+MAX_TROUBLES = 2
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +29,10 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Args:
         machine: What the finding holds for: see :func:`edge_agent.runtime.acceleration.machine_key`.
         runtime, precision: What was chosen.
-        engine: Key of its engine in the cache; empty for ONNX Runtime.
+        engine: Key of its engine in the cache, chosen or not: it may be refitted. Empty where there is none.
         reason: Why, with the figures.
-        refused: By precision: what would fail again if it were tried again.
-        deaths: Times that the process ended while the engine was loaded; counted before each try, taken back after it.
+        troubles: Times that it failed while it served, or that the process ended while it was loaded: counted before
+            each load, and taken back after it.
     """
 
     machine: str
@@ -39,13 +40,27 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     precision: str = "fp32"
     engine: str = ""
     reason: str = ""
-    refused: dict[str, str] = {}
-    deaths: int = 0
+    troubles: int = 0
 
     @property
     def candidate(self) -> Candidate:
         """Runtime and precision."""
         return Candidate(self.runtime, self.precision)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it says to load the model on something else than ONNX Runtime on the CPU."""
+        return self.runtime != CPU and self.troubles < MAX_TROUBLES
+
+    @property
+    def why_on_cpu(self) -> str:
+        """Why the model is on the CPU, where it is for good."""
+        if self.runtime == CPU:
+            return self.reason
+        return (
+            f"{self.candidate} has failed here {self.troubles} times and is not used any more; remove {RUNTIMES_FILE} "
+            "from the state folder to have it tried again"
+        )
 
 
 class _Runtimes(msgspec.Struct, kw_only=True):
@@ -70,10 +85,9 @@ class RuntimesFile:
         found = self._packages.get(package)
         return found if found is not None and found.machine == machine else None
 
-    def names(self, package: str) -> bool:
-        """Whether an engine is remembered for the package, if perhaps for another machine than this one is now."""
-        found = self._packages.get(package)
-        return found is not None and bool(found.engine)
+    def of(self, package: str) -> Remembered | None:
+        """What is known of a package, if perhaps of another machine than this one is now."""
+        return self._packages.get(package)
 
     def engines(self) -> set[str]:
         """Keys of the engines that are remembered."""
@@ -84,6 +98,12 @@ class RuntimesFile:
         with self._lock:
             if self._packages.get(package) != remembered:
                 self._write({**self._packages, package: remembered})
+
+    def count_trouble(self, package: str, change: int) -> None:
+        """Note down that a package's runtime is in trouble (+1), or was not after all (-1)."""
+        found = self._packages.get(package)
+        if found is not None:
+            self.put(package, msgspec.structs.replace(found, troubles=max(0, found.troubles + change)))
 
     def drop(self, package: str) -> None:
         """Forget what is known of a package."""

@@ -47,6 +47,7 @@ _EVENT_TONES = {
     EventKind.METADATA_REFUSED: Tone.BAD,
     EventKind.OUTBOX_DROPPED: Tone.WARN,
     EventKind.STORAGE: Tone.WARN,
+    EventKind.RUNTIME_CHANGED: Tone.QUIET,
 }
 
 

@@ -26,6 +26,12 @@ def test_what_serves_stays_where_another_is_hardly_faster() -> None:
     assert choice.reason == "onnxruntime-cpu: 6.1 ms against 5.8 ms on tensorrt fp16"
 
 
+def test_a_runtime_that_was_asked_for_is_taken_though_it_is_slower() -> None:
+    slow = Measured(Candidate("tensorrt-rtx", "fp32"), 9_000.0)
+    assert choose([ON_CPU, slow], wanted="tensorrt").best is slow
+    assert choose([ON_CPU], wanted="tensorrt").best is ON_CPU, "it could not run the model"
+
+
 def test_a_batch_counts_as_much_as_a_row() -> None:
     on_cpu = Measured(Candidate(CPU), 100.0, batch_rows=16, batch_us=1_600.0)
     choice = choose([on_cpu, Measured(ENGINE, 150.0, batch_rows=16, batch_us=400.0)])

@@ -64,6 +64,7 @@ def package(tmp_path: Path) -> Package:
 @pytest.fixture
 def parts(package: Package) -> Iterator[Parts]:
     made = Parts(package, lambda: OnnxBackend(package))
+    made.backend.arm()
     yield made
     made.backend.close()
 
@@ -102,8 +103,17 @@ def test_where_the_spare_cannot_be_opened_the_engines_own_error_is_said(package:
         raise MemoryError("nothing left")
 
     parts = Parts(package, refuse)
+    parts.backend.arm()
     parts.engine.raises = GpuMemoryExhausted("no GPU memory left")
     with pytest.raises(GpuMemoryExhausted, match="no GPU memory left"):
+        parts.ask()
+    parts.backend.close()
+
+
+def test_an_engine_that_is_being_tested_has_no_spare_to_hide_behind(package: Package) -> None:
+    parts = Parts(package, lambda: OnnxBackend(package))
+    parts.engine.raises = RuntimeError("the engine failed")
+    with pytest.raises(RuntimeError, match="the engine failed"):
         parts.ask()
     parts.backend.close()
 
@@ -116,6 +126,7 @@ def test_many_who_fail_at_once_open_one_spare(package: Package) -> None:
         return opened[-1]
 
     parts = Parts(package, open_spare)
+    parts.backend.arm()
     parts.engine.raises = RuntimeError("an illegal memory access was encountered")
     answers: list[NDArray[Any]] = []
     threads = [threading.Thread(target=lambda: answers.append(parts.ask())) for _ in range(8)]

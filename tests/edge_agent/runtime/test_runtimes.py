@@ -18,7 +18,7 @@ def test_what_was_found_is_known_after_a_restart_on_the_same_machine_alone(tmp_p
     assert again.get("a" * 64, "orin") == FOUND
     assert again.get("a" * 64, "another TensorRT") is None
     assert again.get("b" * 64, "orin") is None
-    assert again.names("a" * 64)
+    assert again.of("a" * 64) == FOUND
     assert again.engines() == {"e" * 64}
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -30,7 +30,25 @@ def test_packages_that_are_gone_are_forgotten(tmp_path: Path) -> None:
     runtimes.drop("c" * 64)
     runtimes.collect(["b" * 64])
     again = RuntimesFile(tmp_path / "runtimes.json")
-    assert [again.names(digest * 64) for digest in "abc"] == [False, True, False]
+    assert [again.of(digest * 64) is not None for digest in "abc"] == [False, True, False]
+
+
+def test_what_has_failed_twice_is_not_used_any_more(tmp_path: Path) -> None:
+    runtimes, digest = RuntimesFile(tmp_path / "runtimes.json"), "a" * 64
+    runtimes.put(digest, FOUND)
+    runtimes.count_trouble(digest, +1)
+    runtimes.count_trouble(digest, -1)
+    runtimes.count_trouble(digest, -1)
+    runtimes.count_trouble(digest, +1)
+    runtimes.count_trouble("of nobody", +1)
+    after_one = RuntimesFile(tmp_path / "runtimes.json")
+    assert (found := after_one.get(digest, "orin")) is not None
+    assert found.is_usable
+    after_one.count_trouble(digest, +1)
+    assert (found := after_one.get(digest, "orin")) is not None
+    assert not found.is_usable
+    assert "tensorrt fp16 has failed here 2 times" in found.why_on_cpu
+    assert Remembered(machine="orin", runtime="onnxruntime-cpu", reason="faster").why_on_cpu == "faster"
 
 
 def test_a_damaged_file_is_said_and_counts_as_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
