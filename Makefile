@@ -24,7 +24,7 @@ TEST_FOLDERS = $(wildcard $(addprefix tests/,$(TEST_ORDER)))
 BENCHMARKS = $(sort $(wildcard benchmarks/*.py))
 TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*.py benchmarks/*.py)))
 
-.PHONY: help setup demo test check format bench protobuf soak real-parts clients clean
+.PHONY: help setup demo test check format bench protobuf soak real-parts gpu-parts clients clean
 
 help:  ## show this list
 	@echo "Shoal: machine-learning models on fleets of edge devices, kept right."
@@ -61,7 +61,7 @@ setup: $(DEV_STAMP)  ## make .venv with everything, as constraints.txt pins it
 demo: $(RUN_STAMP)  ## the whole loop on real data, in minutes (DEMO_ARGS=--keep leaves it running)
 	@$(BIN)/shoal demo $(DEMO_ARGS)
 
-test: $(DEV_STAMP) real-parts clients  ## every test but the slow ones, fast ones first
+test: $(DEV_STAMP) real-parts clients gpu-parts  ## every test but the slow ones, fast ones first
 	@$(BIN)/python -m pytest $(TEST_FOLDERS) $(PYTEST_ARGS)
 
 check: $(DEV_STAMP)  ## lint, format, types and import rules
@@ -95,6 +95,9 @@ soak: $(DEV_STAMP)  ## the slow tests: minutes to hours
 
 real-parts:
 	@.ci/install-real-parts
+
+gpu-parts: $(DEV_STAMP)  ## install what the tests of the GPU's code need; no GPU
+	@.ci/install-gpu-parts "$(VENV)"
 
 # Its dependencies exclude ours, so it gets an environment of its own. Without it its tests are skipped, and say so.
 clients: $(DEV_STAMP)  ## install the foreign clients that some tests use

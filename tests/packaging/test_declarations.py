@@ -31,8 +31,9 @@ def test_the_device_wheel_needs_exactly_the_base_dependencies(whole: dict[str, A
     assert device["dependencies"] == whole["dependencies"]
 
 
-def test_the_device_wheel_has_the_same_extra_for_grpc(whole: dict[str, Any], device: dict[str, Any]) -> None:
-    assert device["optional-dependencies"] == {"grpc": whole["optional-dependencies"]["grpc"]}
+def test_the_device_wheel_has_the_same_extras_for_devices(whole: dict[str, Any], device: dict[str, Any]) -> None:
+    extras = ("grpc", "tensorrt", "cuda-graphs")
+    assert device["optional-dependencies"] == {name: whole["optional-dependencies"][name] for name in extras}
 
 
 def test_both_projects_carry_the_same_version_and_licence(whole: dict[str, Any], device: dict[str, Any]) -> None:
