@@ -1,9 +1,9 @@
-"""A float32 model in half precision: cast node by node, but for those whose numbers are too large for it.
+"""A float32 model in half precision: cast node by node, but for those whose numbers do not fit it.
 
-float16 ends at 65504 and has 11 bits of mantissa. Nodes whose outputs on the golden samples come near that end stay in
-float32; if the answers then differ by more than the tolerance, so do sums, exponentials and normalisations, which lose
-most; if they still differ, there is no fp16 engine. Networks are strongly typed, so the casts stand in the ONNX model,
-and TensorRT does as it says.
+float16 ends at 65504 and has 11 bits of mantissa. Nodes that give or take numbers near that end, on the golden samples,
+stay in float32, as do those whose weights are beyond it or vanish in it. If the answers then differ by more than the
+tolerance, so do sums, exponentials and normalisations, which lose most; if they still differ, there is no fp16 engine.
+Networks are strongly typed: the casts stand in the ONNX model, and TensorRT does as it says.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from edge_agent.runtime.tensorrt.onnx_file import LARGEST_BYTES, load_model
 _LARGEST_VALUE = 65504.0 / 4
 # Rows on which the range of each node is measured, one by one: all activations are held at once.
 _ROWS_MEASURED = 8
+# Below it float16 loses its bits one by one.
+_SMALLEST_NORMAL = 6.104e-5
 _DELICATE = frozenset({
     "Exp", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax", "LpNormalization",
     "Pow", "Reciprocal", "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Softmax", "Sqrt",
@@ -68,14 +70,14 @@ def cast_to_fp16(
         _save(source, target, kept_fp32)
         return Cast(tuple(kept_fp32))
     samples = None if golden is None else _golden(golden)
-    too_large = _too_large_weights(source)
+    unfit = _unfit_weights(source)
     if samples is None:
-        _save(source, target, sorted(too_large))
-        return Cast(tuple(sorted(too_large)))
-    too_large |= _too_large_values(source, samples.inputs)
+        _save(source, target, sorted(unfit))
+        return Cast(tuple(sorted(unfit)))
+    unfit |= _unfit_values(source, samples.inputs)
     delicate = {node.name for node in source.graph.node if node.op_type in _DELICATE}
     worst = ""
-    for kept in dict.fromkeys((frozenset(too_large), frozenset(too_large | delicate))):
+    for kept in dict.fromkeys((frozenset(unfit), frozenset(unfit | delicate))):
         _save(_load(model), target, sorted(kept))
         difference, worst = _difference(target, samples, tolerance or Tolerance())
         if not worst:
@@ -106,6 +108,7 @@ def _save(model: Any, target: Path, kept_fp32: Sequence[str]) -> None:
     try:
         cast = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(kept_fp32))
         _sort(cast.graph)
+        _drop_detours(cast.graph)
         onnx.save(cast, str(target))
     except Exception as error:
         # The converter asserts, and onnx's shape inference raises, whatever they do not expect of a model.
@@ -141,21 +144,50 @@ def _uses(node: Any) -> set[str]:
     return names
 
 
-def _too_large_weights(model: Any) -> set[str]:
-    """Nodes with a weight that float16 cannot hold."""
+def _drop_detours(graph: Any) -> None:
+    """Between two nodes that stay in float32 nothing is cast down and up again, which would lose what they kept.
+
+    The nodes are sorted, so that of several detours in a row each leads to the first.
+    """
+    from onnx import TensorProto, helper
+
+    outputs = {output.name for output in graph.output}
+    down: dict[str, str] = {}  # float16 tensor -> the float32 one that it was cast from
+    instead: dict[str, str] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = instead.get(name, name)
+        target = next((each.i for each in node.attribute if each.name == "to"), 0) if node.op_type == "Cast" else 0
+        if target == TensorProto.FLOAT16:
+            down[node.output[0]] = node.input[0]
+        elif target == TensorProto.FLOAT and node.input[0] in down:
+            instead[node.output[0]] = down[node.input[0]]
+            if node.output[0] in outputs:  # its name must stay
+                node.CopyFrom(helper.make_node("Identity", [down[node.input[0]]], [node.output[0]], name=node.name))
+    needed = set(outputs)
+    for number in reversed(range(len(graph.node))):
+        node = graph.node[number]
+        if node.op_type == "Cast" and node.output[0] not in needed:
+            del graph.node[number]
+        else:
+            needed |= _uses(node)
+
+
+def _unfit_weights(model: Any) -> set[str]:
+    """Nodes with weights that float16 cannot hold: too large, or so small that they vanish."""
     from onnx import TensorProto, numpy_helper
 
-    large = {
-        weight.name
-        for weight in model.graph.initializer
-        if weight.data_type == TensorProto.FLOAT
-        and np.abs(numpy_helper.to_array(weight)).max(initial=0.0) > _LARGEST_VALUE
-    }
-    return {node.name for node in model.graph.node if large & set(node.input)}
+    unfit = set()
+    for weight in model.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT:
+            largest = np.abs(numpy_helper.to_array(weight)).max(initial=0.0)
+            if largest > _LARGEST_VALUE or 0.0 < largest < _SMALLEST_NORMAL:
+                unfit.add(weight.name)
+    return {node.name for node in model.graph.node if unfit & set(node.input)}
 
 
-def _too_large_values(model: Any, inputs: Mapping[str, NDArray[Any]]) -> set[str]:
-    """Nodes with an output, on golden rows, that comes near the end of float16."""
+def _unfit_values(model: Any, inputs: Mapping[str, NDArray[Any]]) -> set[str]:
+    """Nodes that give or take, on golden rows, what comes near the end of float16."""
     import onnx
     from onnx import TensorProto
 
@@ -165,22 +197,25 @@ def _too_large_values(model: Any, inputs: Mapping[str, NDArray[Any]]) -> set[str
         # Shape inference raises whatever protobuf or its C++ part raises.
         raise EngineBuildFailed(f"the types within the model cannot be told: {error}", is_final=True) from error
     floats = {value.name for value in typed.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    maker = {name: node.name for node in model.graph.node for name in node.output if name in floats}
+    inner = [name for node in model.graph.node for name in node.output if name in floats]
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     known = {output.name for output in model.graph.output}
     watched.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in maker if name not in known
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner if name not in known
     )
     session = _session(watched.SerializeToString())
     rows = len(next(iter(inputs.values())))
-    found: set[str] = set()
-    for row in range(min(rows, _ROWS_MEASURED)):
+    unfit = {name for name, value in inputs.items() if value.dtype.kind == "f" and not _fits(value)}
+    for row in range(min(rows, _ROWS_MEASURED) if inner else 0):
         one = {name: values[row : row + 1] for name, values in inputs.items()}
-        for name, value in zip(maker, _run(session, list(maker), one), strict=True):
-            if not np.abs(value).max(initial=0.0) <= _LARGEST_VALUE:  # NaN too
-                found.add(maker[name])
-    return found
+        values = _run(session, inner, one)
+        unfit |= {name for name, value in zip(inner, values, strict=True) if not _fits(value)}
+    return {node.name for node in model.graph.node if unfit & {*node.input, *node.output}}
+
+
+def _fits(values: NDArray[Any]) -> bool:
+    return bool(np.abs(values).max(initial=0.0) <= _LARGEST_VALUE)  # not where there is a NaN
 
 
 def _difference(file: Path, golden: Golden, tolerance: Tolerance) -> tuple[float, str]:
