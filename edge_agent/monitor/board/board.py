@@ -7,12 +7,11 @@ trapezoids. A device whose board tells nothing has no thread.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -20,9 +19,10 @@ from edge_agent.contract.errors import AcceleratorUnavailable
 from edge_agent.contract.messages import DeviceMetrics, GpuMetrics
 from edge_agent.monitor.board import tegra
 from edge_agent.monitor.board.energy import Energy
-from edge_agent.monitor.board.jetson import Jetson
-from edge_agent.monitor.board.nvml import LIBRARY, Nvml
 from edge_agent.monitor.board.system_files import SystemFiles
+
+if TYPE_CHECKING:
+    from edge_agent.monitor.board.nvml import Nvml
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +151,11 @@ class Board:
     def _run(self) -> None:
         try:
             source = self._open_source()
-        except AcceleratorUnavailable as error:
-            log.warning("the board does not tell how its GPU is doing: %s", error)
+        except AcceleratorUnavailable as error:  # a driver without its library, as in a container: nothing is wrong
+            log.info("the board does not tell how its GPU is doing: %s", error)
+            return
+        except Exception:
+            log.exception("the board cannot be read; its state is reported as unknown")
             return
         is_told = False
         try:
@@ -174,7 +177,7 @@ class Board:
 def find_board(
     root: Path = Path("/"),
     *,
-    nvml_library: str = LIBRARY,
+    nvml_library: str | None = None,
     search_path: str | None = None,
     interval_s: float = _INTERVAL_S,
 ) -> Board | None:
@@ -182,23 +185,32 @@ def find_board(
 
     Args:
         root: Of the files; a recorded tree in tests.
+        nvml_library: Its path; the driver's where None.
         search_path: Folders of ``tegrastats`` and ``nvpmodel``; ``PATH``'s where None.
     """
     files = SystemFiles(root)
-    if tegra.is_tegra(files):
+    is_tegra = tegra.is_tegra(files)
+    if not is_tegra and not _has_any(files, _ON_DISCRETE):
+        return None
 
-        def open_source() -> Source:
-            return Jetson(
-                files,
-                open_nvml=lambda: Nvml(nvml_library),
-                tegrastats=shutil.which("tegrastats", path=search_path),
-                nvpmodel=shutil.which("nvpmodel", path=search_path),
-            )
+    def open_source() -> Source:
+        # Here, so that a device without a GPU does not load what reads one.
+        import shutil
 
-        return Board(open_source, interval_s=interval_s)
-    if _has_any(files, _ON_DISCRETE):
-        return Board(lambda: DiscreteGpus(Nvml(nvml_library)), interval_s=interval_s)
-    return None
+        from edge_agent.monitor.board.jetson import Jetson
+        from edge_agent.monitor.board.nvml import LIBRARY, Nvml
+
+        library = nvml_library or LIBRARY
+        if not is_tegra:
+            return DiscreteGpus(Nvml(library))
+        return Jetson(
+            files,
+            open_nvml=lambda: Nvml(library),
+            tegrastats=shutil.which("tegrastats", path=search_path),
+            nvpmodel=shutil.which("nvpmodel", path=search_path),
+        )
+
+    return Board(open_source, interval_s=interval_s)
 
 
 def _has_any(files: SystemFiles, paths: Sequence[str]) -> bool:

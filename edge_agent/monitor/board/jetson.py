@@ -26,6 +26,7 @@ _COLDEST_C = -50.0  # below it: the part is off, and says -256
 _WITHOUT_NVML = frozenset({"Tegra X1", "Tegra X2", "Xavier", "Orin"})
 # Kernel drivers may come up after the agent: looked for again after so many samples, while something is missing.
 _LOOK_AGAIN = 30
+_GIVE_UP = 30
 
 
 class Jetson:
@@ -53,6 +54,7 @@ class Jetson:
         self._nvml_tried = False
         self._tegrastats = TegrastatsProcess(tegrastats) if tegrastats else None
         self._samples = 0
+        self._in_vain = 0  # lines of tegrastats, one after the other, that told nothing that is missing
         self._look()
 
     def sample(self) -> DeviceMetrics:
@@ -67,7 +69,7 @@ class Jetson:
         if gpu.busy_percent is None and self._name not in _WITHOUT_NVML:
             gpu = _filled(gpu, self._by_nvml())
         if gpu.busy_percent is None or rails.whole_w(watts) is None:
-            printed = self._tegrastats.latest() if self._tegrastats else None
+            printed = self._printed()
             if printed is not None:
                 watts = watts if rails.whole_w(watts) is not None else printed.rails_w
                 zones = zones or printed.temperatures_c
@@ -118,6 +120,17 @@ class Jetson:
             if thousandths is not None and thousandths / 1000 > _COLDEST_C:
                 found[kind] = thousandths / 1000
         return found
+
+    def _printed(self) -> Tegrastats | None:
+        """What tegrastats says; it ends for good where it says nothing that is missing (a Nano 2GB has no monitors)."""
+        printed = self._tegrastats.latest() if self._tegrastats is not None else None
+        if printed is not None and self._tegrastats is not None:
+            is_of_use = printed.gpu_busy_percent is not None or bool(printed.rails_w)
+            self._in_vain = 0 if is_of_use else self._in_vain + 1
+            if self._in_vain >= _GIVE_UP:
+                self._tegrastats.close()
+                self._tegrastats = None
+        return printed
 
     def _by_nvml(self) -> GpuMetrics | None:
         if not self._nvml_tried:

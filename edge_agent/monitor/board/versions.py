@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -22,7 +21,7 @@ _L4T = re.compile(r"R(\d+) \(release\), REVISION: ([\d.]+)")
 _VERSION = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
 _NAME = re.compile(r"^Model:\s*(.+?)\s*$", re.MULTILINE)
 _LIBRARY = re.compile(r"\.so\.(\d+(?:\.\d+)+)$")
-_JETPACK = re.compile(rb"^Package: nvidia-jetpack\n(?:.+\n)*?Version: ([^+\s]+)", re.MULTILINE)
+_JETPACK = b"Package: nvidia-jetpack\n"
 
 
 def accelerator(files: SystemFiles) -> str:
@@ -65,14 +64,24 @@ def _l4t(files: SystemFiles) -> str:
 
 def _jetpack(database: Path) -> str:
     """The version of the package that stands for a JetPack; where only parts were installed it is not there."""
+    is_jetpack = False
     try:
-        found = _JETPACK.search(database.read_bytes())
+        with database.open("rb") as lines:  # some MB, of which no more than a line is held
+            for line in lines:
+                if line == _JETPACK:
+                    is_jetpack = True
+                elif is_jetpack and line.startswith(b"Version: "):
+                    return line[9:].strip().partition(b"+")[0].decode("ascii", "replace")
+                elif line == b"\n":
+                    is_jetpack = False
     except OSError:
         return ""
-    return found[1].decode("ascii", "replace") if found else ""
+    return ""
 
 
 def _cuda(files: SystemFiles) -> str:
+    import json
+
     try:
         found = json.loads(files.text(_CUDA_JSON) or "{}")
         return str(found["cuda"]["version"])

@@ -125,16 +125,22 @@ def test_a_source_that_fails_is_told_once_and_tried_again(caplog: pytest.LogCapt
     assert len(caplog.records) == 1
 
 
-def test_a_source_that_cannot_be_opened_leaves_everything_unknown(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("error", "level"), [(AcceleratorUnavailable("no library"), logging.INFO), (ValueError("odd"), logging.ERROR)]
+)
+def test_a_source_that_cannot_be_opened_leaves_everything_unknown(
+    error: Exception, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse() -> Source:
-        raise AcceleratorUnavailable("no driver")
+        raise error
 
+    caplog.set_level(logging.INFO)
     board = Board(refuse)
     board.start()
     wait_for(lambda: bool(caplog.records))
     assert board.take() == DeviceMetrics()
     board.close()
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records] == [level]
 
 
 def test_a_machine_without_a_board_has_nothing_to_read(tmp_path: Path) -> None:

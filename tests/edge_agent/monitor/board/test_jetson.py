@@ -94,6 +94,21 @@ def test_tegrastats_tells_what_no_file_does(make_board: MakeBoard, tmp_path: Pat
     assert (found.power_w, found.gpus[0].busy_percent, found.gpus[0].power_w) == (124.486, 87.0, 37.939)
 
 
+def test_tegrastats_ends_where_it_says_nothing_that_is_missing(make_board: MakeBoard, tmp_path: Path) -> None:
+    root = make_board("nano")
+    for file in (root / "sys/bus/i2c/drivers/ina3221x/6-0040").glob("*/*"):
+        file.unlink()  # as a Nano 2GB, which has no power monitor
+    program = tmp_path / "tegrastats"
+    program.write_text("#!/bin/sh\nwhile echo 'RAM 1/2MB CPU@40C'; do sleep 1; done\n")
+    program.chmod(0o755)
+    jetson = Jetson(SystemFiles(root), open_nvml=no_nvml, tegrastats=str(program))
+    while jetson._tegrastats is not None:  # the test's own time limit ends it
+        found = jetson.sample()
+    assert (found.power_w, found.gpus[0].busy_percent) == (None, 43.7)
+    assert jetson.sample().power_w is None
+    jetson.close()
+
+
 def test_throttling_is_what_happened_since_the_last_look(make_board: MakeBoard) -> None:
     root = make_board("orin-nano")
     jetson = Jetson(SystemFiles(root))
