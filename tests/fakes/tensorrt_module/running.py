@@ -97,7 +97,10 @@ class ICudaEngine:
         options.log_severity_level = 4
         self._session = ort.InferenceSession(self._plan.model, options, providers=["CPUExecutionProvider"])
         graph = onnx.load_model_from_string(self._plan.model).graph
-        self._depends_on_data = any(node.op_type in _DATA_DEPENDENT for node in graph.node)
+        self._data_dependent: set[str] = set()
+        for node in graph.node:
+            if node.op_type in _DATA_DEPENDENT or self._data_dependent & set(node.input):
+                self._data_dependent.update(node.output)
         self.name = graph.name
         self.num_layers = len(graph.node)
 
@@ -278,13 +281,13 @@ class IExecutionContext:
         if key not in self._inferred:
             session = self.engine._session
             names = [tensor.name for tensor in self.engine._tensors[self.engine._input_count :]]
-            if self.engine._depends_on_data:
-                self._inferred[key] = {name: tuple(self.engine.get_tensor_shape(name)) for name in names}
-            else:
-                types = {tensor.name: _numpy_of(tensor.type) for tensor in session.get_inputs()}
-                zeros = {name: np.zeros(shape, types[name]) for name, shape in zip(self._inputs(), key, strict=True)}
-                found = _run(session, names, zeros)
-                self._inferred[key] = {name: each.shape for name, each in zip(names, found, strict=True)}
+            types = {tensor.name: _numpy_of(tensor.type) for tensor in session.get_inputs()}
+            zeros = {name: np.zeros(shape, types[name]) for name, shape in zip(self._inputs(), key, strict=True)}
+            found = zip(names, _run(session, names, zeros), strict=True)
+            self._inferred[key] = {
+                name: tuple(self.engine.get_tensor_shape(name)) if name in self.engine._data_dependent else each.shape
+                for name, each in found
+            }
         return self._inferred[key]
 
     def _inputs(self) -> list[str]:
