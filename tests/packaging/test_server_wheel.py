@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleet_server.migrations.revisions import HEAD
 from tests.packaging.interpreters import INSTALL_TIMEOUT_S, run
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,7 +52,7 @@ def test_the_installed_server_upgrades_a_database(installed: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     file, head, needed = done.stdout.splitlines()
     assert Path(file).is_relative_to(installed)
-    assert (head, needed) == ("0001", "False")
+    assert (head, needed) == (HEAD, "False")
 
 
 def test_whatever_is_no_python_travels_and_nothing_else_does(installed: Path, repository: Path) -> None:
