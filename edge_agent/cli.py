@@ -102,9 +102,9 @@ def run_command(
     agent.json in the state folder names its address and process.
     """
     from edge_agent.agent import Agent
-    from edge_agent.runtime.memory import share_heaps
+    from edge_agent.runtime.memory import share_heap
 
-    share_heaps()
+    share_heap()
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )

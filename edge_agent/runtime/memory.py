@@ -11,7 +11,6 @@ from collections.abc import Callable
 import psutil
 
 _M_ARENA_MAX = -8  # as glibc's malloc.h numbers it; other C libraries ignore what they do not know
-_HEAPS = 2
 _TIDY_EVERY_S = 10.0
 
 
@@ -59,17 +58,19 @@ class Tidying:
             give_back()
 
 
-def share_heaps() -> None:
-    """Let all threads of this program share two heaps, where the C library (glibc) would give each its own.
+def share_heap() -> None:
+    """Let all threads of this program share one heap, where the C library (glibc) would give each its own.
 
-    Each heap keeps what was freed in it for its own threads: a CNN's agent held 102 MB after much JSON, not 97. There
-    are two, so that threads that compute do not wait for the event loop's: two of them at once are as fast as before.
-    To be called by a program, before it has threads; who says otherwise in the environment is heard.
+    Each heap keeps what was freed in it for its own threads: with one, a CNN's agent held 95 MB after much JSON, and
+    100 with two or more. What it costs was not to be told from noise with two threads that ran a small model at once
+    (7.4 to 9.4 us of processor time a run, 7.2 to 8.0 with a heap each, on a busy machine); more threads were not
+    measured. To be called by a program, before it has threads; MALLOC_ARENA_MAX or GLIBC_TUNABLES in the environment
+    prevail.
     """
     if os.name == "posix" and "MALLOC_ARENA_MAX" not in os.environ and "GLIBC_TUNABLES" not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_ARENA_MAX, _HEAPS)
+            mallopt(_M_ARENA_MAX, 1)
 
 
 @functools.cache
