@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -169,9 +170,11 @@ class EngineBuilder:
         return self._engine(job, plan, on_progress, cancelled)
 
     def clean(self) -> None:
-        """Remove the unfinished plans that a crash has left; not while a build runs."""
+        """Remove what a crash has left of builds; not while one runs."""
         for path in self._folder.glob(".new-*"):
             path.unlink(missing_ok=True)
+        for path in self._folder.glob(".job-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _engine(self, job: Job, plan: Path, on_progress: OnProgress, cancelled: threading.Event) -> BuiltEngine:
         begun = time.monotonic()

@@ -23,7 +23,7 @@ def load_model(file: Path, *, weights: bool) -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise AcceleratorUnavailable(f"the package onnx is missing, install shoal-device[tensorrt]: {error}") from error
+        raise AcceleratorUnavailable(f"the package onnx is missing, install shoal-agent[tensorrt]: {error}") from error
     try:
         return onnx.load(str(file), load_external_data=weights)
     except Exception as error:

@@ -23,8 +23,6 @@ from edge_agent.runtime.tensorrt.job import EngineFacts, Failure, GraphFacts, Jo
 _WORKER = "edge_agent.runtime.tensorrt.worker"
 # How often memory and cancellation are looked at; a build takes seconds to minutes.
 _TICK_S = 0.1
-# From asking the worker to stop until it is killed: TensorRT asks the monitor between kernels, not within one.
-_GRACE_S = 5.0
 _LAST_WORDS_BYTES = 2000
 
 
@@ -35,10 +33,12 @@ class WorkerLimits:
     Args:
         memory_bytes: Most memory of its own, files mapped left out; 0 sets no limit.
         nice: Priority of its processor time; 19 is the least.
+        grace_s: From asking it to stop until it is killed: TensorRT looks between its steps, not within one.
     """
 
     memory_bytes: int = 0
     nice: int = 10
+    grace_s: float = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_worker(
     except OSError as error:
         raise storage_error(error, str(place)) or EngineBuildFailed(f"no build worker: {error}") from error
     with process:
-        watch = _Watch(process, limits.memory_bytes, cancelled, on_progress)
+        watch = _Watch(process, limits, cancelled, on_progress)
         try:
             watch.until_end()
         finally:
@@ -97,11 +97,11 @@ class _Watch:
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        memory_bytes: int,
+        limits: WorkerLimits,
         cancelled: threading.Event,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._process, self._memory_bytes, self._cancelled = process, memory_bytes, cancelled
+        self._process, self._limits, self._cancelled = process, limits, cancelled
         self._on_progress = on_progress
         self._decoder = msgspec.json.Decoder(Line)
         self._pending = b""
@@ -136,8 +136,8 @@ class _Watch:
         status, last = self._process.returncode, self._last
         if self._is_too_large:
             raise EngineBuildFailed(
-                f"the build worker took {self._peak_bytes >> 20} MiB, its limit is {self._memory_bytes >> 20} MiB; "
-                "raise accelerator.build_memory_mib, or build for smaller batches"
+                f"the build worker took {self._peak_bytes >> 20} MiB, its limit is "
+                f"{self._limits.memory_bytes >> 20} MiB; raise accelerator.build_memory_mib, or take smaller batches"
             )
         if self._cancelled.is_set() and not isinstance(last, (EngineFacts, GraphFacts)):
             raise EngineBuildCancelled("the build was broken off")
@@ -167,7 +167,7 @@ class _Watch:
         """Hold it to its memory, and pass a cancellation on."""
         taken_bytes = _own_bytes(self._process.pid)
         self._peak_bytes = max(self._peak_bytes, taken_bytes)
-        if self._memory_bytes and taken_bytes > self._memory_bytes:
+        if 0 < self._limits.memory_bytes < taken_bytes:
             self._is_too_large = True
             self._process.kill()
         if not self._cancelled.is_set():
@@ -175,7 +175,7 @@ class _Watch:
         if self._stopped_at is None:
             self._stopped_at = time.monotonic()
             self._process.terminate()
-        elif time.monotonic() - self._stopped_at > _GRACE_S:
+        elif time.monotonic() - self._stopped_at > self._limits.grace_s:
             self._process.kill()
 
 
