@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import ipaddress
 import socket
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 
 class Transport(str, enum.Enum):
@@ -40,3 +42,17 @@ def unix_peer(connection: socket.socket, transport: Transport) -> Peer:
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("3i", packed)
     return Peer(transport, pid=pid, uid=uid, gid=gid)
+
+
+def peer_of(transport: asyncio.Transport, kind: Transport) -> Peer:
+    """Who is at the other end.
+
+    Raises:
+        OSError, ValueError, TypeError: It has gone.
+    """
+    if kind is Transport.UNIX:
+        return unix_peer(cast(socket.socket, transport.get_extra_info("socket")), kind)
+    host = str(transport.get_extra_info("peername")[0])
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return Peer(kind, address=host, loopback=(mapped or address).is_loopback)

@@ -65,7 +65,7 @@ class Room(Protocol):
 class Express(Protocol):
     """Answers requests of one connection whose heads are one and the same; called in the event loop's thread."""
 
-    def answer(self, body: bytes) -> bytes | list[Buffer] | None:
+    def answer(self, body: bytes | memoryview) -> bytes | list[Buffer] | None:
         """The bytes of the response, with its head; None where the request is to be admitted and handled as ever.
 
         The connection is of HTTP/1.1 and stays open.

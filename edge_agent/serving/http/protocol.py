@@ -14,9 +14,7 @@ body that does not come with its head is received straight into the buffer that 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import socket
 from collections.abc import Awaitable
 from typing import Any, cast
 
@@ -39,7 +37,7 @@ from edge_agent.serving.http.message import (
     failure,
 )
 from edge_agent.serving.http.refusals import BodyTooLarge, HeadTooLarge, RequestTimeout, too_many_connections
-from edge_agent.serving.peer import Peer, Transport, unix_peer
+from edge_agent.serving.peer import Peer, Transport, peer_of
 
 _log = logging.getLogger(__name__)
 # Received while a request is being worked on; beyond it the socket is not read, so that its application waits.
@@ -93,7 +91,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         if self._connections.add(self):
             try:
-                self._peer = _peer(self._transport, self._kind)
+                self._peer = peer_of(self._transport, self._kind)
             except (OSError, ValueError, TypeError):  # it has gone before anybody could ask who it is
                 self._transport.abort()
         elif self._connections.add_refused(self):
@@ -214,40 +212,46 @@ class HttpProtocol(asyncio.BufferedProtocol):
         except ShoalError as error:
             self._refuse(error)
             return end
-        length = head.length
         if head is not before:
             self._express, self._repeats = None, False
-        elif length and size - end >= length and self._answer_express(head, view[end : end + length]):
-            return end + length
-        request = HttpRequest(head.method, head.path, head.query, head.headers, self._peer)
-        if not self._admit(request, length):
-            return end
-        if length == 0:
-            self._handle(request)
-        elif length is not None and size - end >= length:
-            request.body = bytes(view[end : end + length])
-            end += length
-            self._handle(request)
-        else:
+            return self._take_body(view, end, size, express=False)
+        return self._take_body(view, end, size, express=self._has_express(head))
+
+    def _take_body(self, view: memoryview, at: int, size: int, *, express: bool) -> int:
+        """Take the body of the head at hand, or as much of it as is there; return where it ends."""
+        length = self._head.length
+        whole = length is not None and size - at >= length
+        if express and length:
+            if not whole:  # nobody is asked about it before it is
+                return self._begin_body(view, at, size)
+            if self._answer_express(bytes(view[at : at + length])):
+                return at + length
+        request = self._request_of(self._head)
+        if not self._admit(request, length, length):
+            return at
+        if not whole:
             self._request = request
-            end = self._begin_body(view, end, size)
-        return end
+            return self._begin_body(view, at, size)
+        if length:
+            request.body = bytes(view[at : at + length])
+            at += length
+        self._handle(request)
+        return at
 
-    def _find_express(self, head: Head) -> Express | None:
-        """What answers requests with this head, which comes for the second time, at once."""
-        if not head.length or not head.keep_alive or head.http_1_0:
-            return None
-        request = HttpRequest(head.method, head.path, head.query, head.headers, self._peer)
-        return self._handler.express(request, head.length)
-
-    def _answer_express(self, head: Head, body: memoryview) -> bool:
-        """Have a request with the same head as before answered at once; False where it goes the ordinary way."""
+    def _has_express(self, head: Head) -> bool:
+        """Whether requests with this head, which came before, may be answered at once."""
         if not self._repeats:
-            self._repeats, self._express = True, self._find_express(head)
+            self._repeats = True
+            if head.length and head.keep_alive and not head.http_1_0:
+                self._express = self._handler.express(self._request_of(head), head.length)
+        return self._express is not None and not self._draining
+
+    def _answer_express(self, body: bytes | memoryview) -> bool:
+        """Have it answered at once; False where it goes the ordinary way."""
         if self._express is None or self._draining:
             return False
         try:
-            data = self._express.answer(bytes(body))
+            data = self._express.answer(body)
         except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
             self._answer(self._failure(error))
             return True
@@ -255,22 +259,28 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return False
         self._write(data)
         self._connections.answered()
-        if self._writing_paused:
-            self._phase = Phase.BLOCKED
+        self._phase = Phase.BLOCKED if self._writing_paused else Phase.IDLE
         self._since = 0.0
         return True
 
-    def _admit(self, request: HttpRequest, length: int | None) -> bool:
-        """Whether the request is worth reading on; where not, it has been answered."""
+    def _request_of(self, head: Head) -> HttpRequest:
+        return HttpRequest(head.method, head.path, head.query, head.headers, self._peer)
+
+    def _admit(self, request: HttpRequest, length: int | None, left: int | None) -> bool:
+        """Whether the request is worth reading on; where not, it has been answered.
+
+        Args:
+            left: Of its body, what has not been taken out of what arrived.
+        """
         try:
             room = self._handler.admit(request, length)
         except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
-            self._refuse_body(self._failure(error), length)
+            self._refuse_body(self._failure(error), left)
             return False
         self._room = room
         if length is not None and length > room.limit_bytes:
             self._release()
-            self._refuse_body(failure(BodyTooLarge(room.limit_bytes)), length)
+            self._refuse_body(failure(BodyTooLarge(room.limit_bytes)), left)
             return False
         return True
 
@@ -341,9 +351,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # ---- answering ----
 
     def _handle_body(self, body: memoryview) -> None:
-        request = cast(HttpRequest, self._request)
-        request.body = body
+        request = self._request
         self._body = self._chunks = self._request = None
+        if request is None:  # its head came before: nobody was asked about it
+            if self._answer_express(body):
+                return
+            request = self._request_of(self._head)
+            if not self._admit(request, len(body), 0):
+                return
+        request.body = body
         self._handle(request)
 
     def _handle(self, request: HttpRequest) -> None:
@@ -467,17 +483,3 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._phase is Phase.BODY:
             return MalformedRequest(f"the body ended after {self._arrived} of {self._head.length} bytes")
         return MalformedRequest(f"the request ended within its {'head' if self._phase is Phase.HEAD else 'body'}")
-
-
-def _peer(transport: asyncio.Transport, kind: Transport) -> Peer:
-    """Who is at the other end.
-
-    Raises:
-        OSError, ValueError, TypeError: It has gone.
-    """
-    if kind is Transport.UNIX:
-        return unix_peer(cast(socket.socket, transport.get_extra_info("socket")), kind)
-    host = str(transport.get_extra_info("peername")[0])
-    address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return Peer(kind, address=host, loopback=(mapped or address).is_loopback)

@@ -74,7 +74,7 @@ class Express:
         self._write: Writer
         self._limit = 0.0
 
-    def answer(self, body: bytes) -> bytes | list[Buffer] | None:
+    def answer(self, body: bytes | memoryview) -> bytes | list[Buffer] | None:
         """The bytes of the response, with its head; None where it has to go the ordinary way, nothing done yet.
 
         Raises:
@@ -101,7 +101,7 @@ class Express:
         head = _head(size, length)
         return b"".join((head, *parts)) if size <= _JOINED_BYTES else [head, *parts]
 
-    def _decode(self, loaded: LoadedModel, body: bytes) -> InferenceRequest:
+    def _decode(self, loaded: LoadedModel, body: Buffer) -> InferenceRequest:
         try:
             return self._read(body, self._json_length)
         except CallerError as error:

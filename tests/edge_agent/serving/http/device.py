@@ -46,8 +46,9 @@ class CountedRoom:
 class Repeats:
     """Answers bodies of requests whose head came before; some not, and some wrongly."""
 
-    def answer(self, body: bytes) -> bytes | list[bytes | bytearray | memoryview] | None:
-        if body == b"ordinary":
+    def answer(self, body: bytes | memoryview) -> bytes | list[bytes | bytearray | memoryview] | None:
+        body = bytes(body)
+        if body.startswith(b"ordinary"):
             return None
         if body == b"refused!":
             raise MalformedRequest("not this")

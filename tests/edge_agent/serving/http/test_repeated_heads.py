@@ -61,6 +61,19 @@ def test_a_body_that_comes_after_its_head_goes_the_whole_way(device: Device) -> 
         assert answer.body == b"shortcut" or answer.json()["size"] == 8  # as the pieces happened to arrive
 
 
+def test_larger_bodies_with_one_head_go_the_short_way_too(device: Device) -> None:
+    bodies = [bytes((number,)) * 40_000 for number in range(4)]
+    with device.connect() as client:
+        assert client.ask(post("/repeats", bodies[0])).json()["size"] == 40_000
+        for body in bodies:
+            assert client.ask(post("/repeats", body)).body == body
+        declined = b"ordinary".ljust(40_000)
+        assert client.ask(post("/repeats", declined)).json()["size"] == 40_000
+        assert client.ask(post("/repeats", bodies[1])).body == bodies[1]
+    assert len(device.routes.rooms) == 2
+    device.routes.wait_released()
+
+
 def test_requests_that_close_or_have_no_body_never_go_the_short_way(device: Device) -> None:
     with device.connect() as client:
         for _ in range(3):

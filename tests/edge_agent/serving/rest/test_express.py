@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,32 @@ def test_a_swapped_model_answers_the_next_request_and_the_old_one_is_let_go(devi
     device.slots.remove("digits")
     assert repeats.ask(_row())[0] == 404
     repeats.close()
+
+
+def test_a_body_that_is_refused_once_it_is_whole_leaves_the_connection_in_order(device: Device) -> None:
+    request = b"POST %b HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+    whole = request % (_PATH.encode(), len(_HEAD), len(_row())) + _row()
+    with (
+        socket.create_connection(("127.0.0.1", device.port), timeout=30) as connection,
+        connection.makefile("rb") as got,
+    ):
+
+        def answered() -> bytes:
+            status = got.readline().split()[1]
+            lengths = [line for line in iter(got.readline, b"\r\n") if line.startswith(b"content-length")]
+            got.read(int(lengths[0].split()[1]))
+            return status
+
+        for _ in range(2):
+            connection.sendall(whole)
+            assert answered() == b"200"
+        connection.sendall(whole[:-20])
+        time.sleep(0.2)  # until the head is read, and what there is of the body
+        device.slots.remove("digits")
+        connection.sendall(whole[-20:])
+        assert answered() == b"404"
+        connection.sendall(whole)
+        assert answered() == b"404"
 
 
 def test_a_model_that_is_not_quick_any_more_is_answered_from_a_thread(device: Device) -> None:
