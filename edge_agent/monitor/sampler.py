@@ -30,7 +30,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from edge_agent.contract.messages import SampleReason
 from edge_agent.contract.sampling import SamplingPolicy
@@ -191,7 +194,7 @@ class Sampler:
             self.over_budget += 1
         return Draw(reason, probability)
 
-    def settle(self, margins: Iterable[float], now_s: float) -> None:
+    def settle(self, margins: ArrayLike, now_s: float) -> None:
         """Learn from the rows of a block that is over: rates, and the threshold.
 
         The threshold moves towards the quantile of the margins that the budget can take (Robbins and Monro, 1951, on
@@ -202,12 +205,15 @@ class Sampler:
         up, down = math.exp(_THRESHOLD_STEP * share), math.exp(_THRESHOLD_STEP * (share - 1.0))
         low, high = _THRESHOLD_BOUNDS
         limit = threshold = self.threshold
-        rows = uncertain = 0
-        for margin in margins:
-            rows += 1
-            uncertain += margin < limit
-            threshold = max(threshold * down, low) if margin < threshold else min(threshold * up, high)
-        self.threshold = threshold
+        found = np.asarray(margins, dtype=np.float64)
+        rows, uncertain = len(found), int(np.count_nonzero(found < limit))
+        at = 0
+        # Only rows below the highest that the threshold can come to may lower it; all others raise it by one step.
+        for row in np.flatnonzero(found < min(threshold * up**rows, high)).tolist():
+            threshold = min(threshold * up ** (row - at), high)
+            threshold = max(threshold * down, low) if found[row] < threshold else min(threshold * up, high)
+            at = row + 1
+        self.threshold = min(threshold * up ** (rows - at), high)
         self._rows.add(rows, now_s)
         if uncertain:
             self._uncertain.add(uncertain, now_s)

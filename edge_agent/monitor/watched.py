@@ -118,7 +118,7 @@ class Watched:
     def _counted(self, block: Block, now_s: float, now_ms: int) -> AnsweredRows:
         noted = block.noted
         found = predictions_of(block.probabilities())
-        self.sampler.settle(found.margin.tolist(), now_s)
+        self.sampler.settle(found.margin, now_s)
         if not block.copies:
             per_minute = self._byte_rate.add(block.bytes * len(noted) / max(1, block.counted), now_s)
             self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
