@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+import psutil
 
 from edge_agent import __version__
 from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
@@ -23,14 +26,19 @@ from edge_agent.reporter import Reporter, pace_s
 from edge_agent.runtime import cpus
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
 from edge_agent.runtime.catalogue import Catalogue
+from edge_agent.runtime.gpu.survey import may_have_gpu
 from edge_agent.runtime.memory import Tidying, give_back
 from edge_agent.runtime.optimised import OptimisedModels
+from edge_agent.runtime.package import Tolerance
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.state_lock import lock_state
 from edge_agent.update.installer import Installer
 from edge_agent.update.update_thread import UpdateThread
+
+if TYPE_CHECKING:
+    from edge_agent.runtime.acceleration import Acceleration
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +66,8 @@ class Agent:
             config.runtime.threads, config.runtime.threads_per_model, available=cpus.available()
         )
         self._slots = Slots()
-        self._repository = _repository(config, self._slots, self._threads)
+        self._acceleration = _acceleration(config, self._slots, self._tell)
+        self._repository = _repository(config, self._slots, self._threads, self._acceleration)
         identity = self._enrolment
         self._outbox = open_outbox(self._state, identity, config.report)
         self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
@@ -102,6 +111,8 @@ class Agent:
             self._link.stop()
         self._api.close()
         self._slots.close()
+        if self._acceleration is not None:
+            self._acceleration.let_go()
         self._monitor.close()
         self._outbox.close()
         self._lock.close()
@@ -168,7 +179,9 @@ class Agent:
             self._link.report(reported)
 
 
-def _repository(config: AgentConfig, slots: Slots, threads: ThreadBudget) -> Repository:
+def _repository(
+    config: AgentConfig, slots: Slots, threads: ThreadBudget, acceleration: Acceleration | None
+) -> Repository:
     settings, state = config.runtime, Path(config.state)
     return Repository(
         slots,
@@ -178,7 +191,32 @@ def _repository(config: AgentConfig, slots: Slots, threads: ThreadBudget) -> Rep
         memory=MemoryBudget(settings.memory_mib << 20),
         cache=OptimisedModels(state / "optimised", own=state),
         idle_unload_s=settings.idle_unload_s,
+        acceleration=acceleration,
     )
+
+
+def _acceleration(config: AgentConfig, slots: Slots, tell: Callable[[Event], None]) -> Acceleration | None:
+    """What finds models a faster runtime; None where there is no GPU, or none is to be used."""
+    settings, state = config.accelerator, Path(config.state)
+    if settings.use == "off" or (settings.use == "auto" and not may_have_gpu()):
+        return None
+    # Only here: a device without a GPU spends nothing on it.
+    from edge_agent.runtime.acceleration import Acceleration
+    from edge_agent.runtime.accelerator import Accelerator, AcceleratorRules
+    from edge_agent.runtime.runtimes import RUNTIMES_FILE, RuntimesFile
+
+    rules = AcceleratorRules(
+        use=settings.use,
+        precisions=settings.precisions,
+        tolerance=Tolerance(settings.tolerance, settings.tolerance),
+        build_memory_bytes=settings.build_memory_mib << 20 or psutil.virtual_memory().total // 2,
+        workspace_bytes=settings.workspace_mib << 20,
+        gpu_memory_bytes=settings.gpu_memory_mib << 20,
+        streams=settings.streams,
+        cuda_graphs=settings.cuda_graphs,
+        refit=settings.new_weights == "refit",
+    )
+    return Acceleration(Accelerator(state, rules), RuntimesFile(state / RUNTIMES_FILE), slots, tell=tell)
 
 
 def _warn_if_open(state: Path) -> None:

@@ -127,6 +127,35 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     load: Literal["latest", "all", "none"] = "latest"
 
 
+class AcceleratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a GPU is used.
+
+    Args:
+        use: ``auto`` measures each model on each runtime and takes the fastest; ``off`` uses none; a runtime's name
+            takes that one wherever it can run the model.
+        precisions: What TensorRT may compute in, tried in this order until one is within the tolerance; ``int8`` is
+            for packages that have that variant.
+        tolerance: How far answers may be from a package's golden ones, relative and absolute.
+        build_memory_mib: Most memory of the process that builds an engine; 0 allows half of the machine's.
+        workspace_mib: Most GPU memory that a layer may have while it runs; 0 leaves it to TensorRT.
+        gpu_memory_mib: GPU memory that all engines together may take; 0 sets no limit.
+        streams: Runs of one model that may be on the GPU at once.
+        cuda_graphs: Whether runs are recorded as CUDA graphs, where that works.
+        new_weights: What is done for a model whose graph is the same and whose weights are new: ``refit`` an engine
+            and build one only where its answers are wrong, or always ``rebuild``.
+    """
+
+    use: Literal["auto", "off", "tensorrt", "onnxruntime-cuda"] = "auto"
+    precisions: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], msgspec.Meta(min_length=1)] = ("fp16", "fp32")
+    tolerance: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.01
+    build_memory_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    workspace_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    gpu_memory_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    streams: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    cuda_graphs: bool = False
+    new_weights: Literal["refit", "rebuild"] = "refit"
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of an agent.
 
@@ -138,6 +167,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     api: ApiSettings = ApiSettings()
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    accelerator: AcceleratorSettings = AcceleratorSettings()
 
 
 def read_config(path: Path | None) -> AgentConfig:

@@ -40,8 +40,14 @@ from edge_agent.runtime.loaded import LoadedModel, OtherRuntime
 from edge_agent.runtime.measure import measure as measure_models
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.runtimes import Remembered, RuntimesFile
+from edge_agent.runtime.selftest import deviation
 from edge_agent.runtime.slots import Slots
 from edge_agent.runtime.tensorrt.job import Progress
+
+# A refitted engine may be so much further off than the one that it was made of, and by that share of the tolerance in
+# any case.
+_REFITTED_FACTOR = 3.0
+_REFITTED_LIMIT = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +74,8 @@ class _Tried(NamedTuple):
     """A model loaded on another runtime, and the engine that it has there."""
 
     loaded: LoadedModel
-    engine: str
+    engine: str = ""
+    deviation: float = 0.0
 
 
 class _Failed(NamedTuple):
@@ -262,17 +269,36 @@ class Acceleration:
         """The package on another runtime, tested; an engine that was refitted and answers wrong is built instead."""
         if candidate.runtime == CUDA:
             self._show(model, building=f"loading it on {CUDA}")
-            return _Tried(self._load_on(model, package, candidate, ""), "")
+            return _Tried(self._load_on(model, package, candidate, ""))
         engine = self._engine(model, package, candidate, cancelled)
         try:
-            return _Tried(self._load_on(model, package, candidate, engine.kept.key), engine.kept.key)
+            return self._tested(model, package, candidate, engine)
         except (EngineBuildFailed, SelfTestFailed) as error:
             self._accelerator.drop(engine.kept.key, str(error))
             if not engine.may_be_stale:
                 raise
             _log.warning("model %s %s: its engine is built anew: %s", model.name, model.version, error)
-        engine = self._engine(model, package, candidate, cancelled, refit=False)
-        return _Tried(self._load_on(model, package, candidate, engine.kept.key), engine.kept.key)
+        return self._tested(model, package, candidate, self._engine(model, package, candidate, cancelled, refit=False))
+
+    def _tested(self, model: _Model, package: Package, candidate: Candidate, engine: Engine) -> _Tried:
+        """The package on its engine, within tolerance; a refitted one also nearly as near as the one it was made of.
+
+        A tolerance wide enough for half precision does not show that a bias has kept its earlier value.
+        """
+        loaded = self._load_on(model, package, candidate, engine.kept.key)
+        try:
+            found = deviation(loaded)
+        except BaseException:
+            loaded.close()
+            raise
+        limit = max(_REFITTED_LIMIT, _REFITTED_FACTOR * self._runtimes.deviation(engine.parent))
+        if engine.parent and found > limit:
+            loaded.close()
+            raise SelfTestFailed(
+                f"refitted, it is off by {found:.0%} of the tolerance; going by the engine that it was made of, "
+                f"{limit:.0%} is the most"
+            )
+        return _Tried(loaded, engine.kept.key, found)
 
     def _engine(
         self, model: _Model, package: Package, candidate: Candidate, cancelled: threading.Event, *, refit: bool = True
@@ -334,13 +360,14 @@ class Acceleration:
                 if not self._slots.exchange(current, chosen):
                     raise ModelUnavailable("another took its place meanwhile")
         candidate = choice.best.candidate
-        engines = [each.engine for each in tried if each.engine]
+        made = next((each for each in tried if each.engine), None)
         if number or all(each.is_final for each in failed):
             found = Remembered(
                 machine=self._accelerator.machine(),
                 runtime=candidate.runtime,
                 precision=candidate.precision,
-                engine=engines[0] if engines else "",
+                engine=made.engine if made is not None else "",
+                deviation=made.deviation if made is not None else 0.0,
                 reason=choice.reason,
             )
             self._runtimes.put(model.digest, found)

@@ -84,10 +84,12 @@ class Engine:
 
     Args:
         origin: How it came about: ``found``, ``refitted`` or ``built``.
+        parent: Key of the engine that it was refitted from.
     """
 
     kept: KeptEngine
     origin: Literal["found", "refitted", "built"]
+    parent: str = ""
 
     @property
     def may_be_stale(self) -> bool:
@@ -228,7 +230,7 @@ class Accelerator:
         if made is None:
             built.plan.unlink(missing_ok=True)
             raise EngineBuildFailed(f"{self._folder}: the engine could not be kept; is there room on the disk?")
-        return Engine(made, "refitted" if similar is not None else "built")
+        return Engine(made, "built") if similar is None else Engine(made, "refitted", similar.key)
 
     def open(self, package: Package, kept: KeptEngine) -> Opened:
         """A backend on an engine.

@@ -30,6 +30,7 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         machine: What the finding holds for: see :func:`edge_agent.runtime.acceleration.machine_key`.
         runtime, precision: What was chosen.
         engine: Key of its engine in the cache, chosen or not: it may be refitted. Empty where there is none.
+        deviation: How far that engine's answers are from the golden ones, as a share of the tolerance.
         reason: Why, with the figures.
         troubles: Times that it failed while it served, or that the process ended while it was loaded: counted before
             each load, and taken back after it.
@@ -39,6 +40,7 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     runtime: str
     precision: str = "fp32"
     engine: str = ""
+    deviation: float = 0.0
     reason: str = ""
     troubles: int = 0
 
@@ -92,6 +94,10 @@ class RuntimesFile:
     def engines(self) -> set[str]:
         """Keys of the engines that are remembered."""
         return {each.engine for each in self._packages.values() if each.engine}
+
+    def deviation(self, engine: str) -> float:
+        """How far an engine's answers are from its own golden ones; 0 where it is not remembered."""
+        return max((each.deviation for each in self._packages.values() if each.engine == engine), default=0.0)
 
     def put(self, package: str, remembered: Remembered) -> None:
         """Remember this of a package from now on."""

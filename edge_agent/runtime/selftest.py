@@ -79,6 +79,22 @@ def self_test(
             _compare(name, outputs[name], expected, rtol=rtol, atol=atol)
 
 
+def deviation(loaded: LoadedModel) -> float:
+    """How far a model's floats are from the golden ones: the largest difference as a share of its tolerance, 0..1.
+
+    Raises:
+        Exception: Whatever the runtime raises.
+    """
+    golden, (rtol, atol) = loaded.package.golden(), loaded.tolerance
+    outputs = loaded.backend.infer(loaded.check(golden.inputs).inputs)
+    shares = [0.0]
+    for name, expected in golden.outputs.items():
+        if expected.dtype.kind == "f" and expected.size:
+            difference = np.abs(outputs[name].astype(np.float64) - expected)
+            shares.append(float(np.nanmax(difference / (atol + rtol * np.abs(expected)), initial=0.0)))
+    return max(shares)
+
+
 def _compare_form(name: str, actual: NDArray[Any], expected: NDArray[Any]) -> None:
     if actual.shape != expected.shape:
         raise SelfTestFailed(f"output '{name}': shape {list(actual.shape)}, expected {list(expected.shape)}")

@@ -9,7 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.config import AgentConfig, ApiSettings, AppSettings, ReportSettings, RuntimeSettings
+from edge_agent.config import (
+    AcceleratorSettings,
+    AgentConfig,
+    ApiSettings,
+    AppSettings,
+    ReportSettings,
+    RuntimeSettings,
+)
 from edge_agent.contract.errors import CallerError, DeviceError, ShoalError
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import ModelState
@@ -31,7 +38,9 @@ def in_code(page: str) -> set[str]:
     return {word for text in code for word in re.findall(r"[\w-]+", text)}
 
 
-@pytest.mark.parametrize("settings", [AgentConfig, ApiSettings, AppSettings, ReportSettings, RuntimeSettings])
+@pytest.mark.parametrize(
+    "settings", [AgentConfig, ApiSettings, AppSettings, ReportSettings, RuntimeSettings, AcceleratorSettings]
+)
 def test_operations_has_every_setting_with_its_default(settings: type[msgspec.Struct]) -> None:
     for field in msgspec.structs.fields(settings):
         if isinstance(field.default, msgspec.Struct):
