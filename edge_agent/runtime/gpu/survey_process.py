@@ -55,7 +55,7 @@ class SurveyProcess:
         try:
             line = self._exchange(json.dumps(request).encode() + b"\n")
         except TimeoutError as error:
-            self._end()
+            self._end(patience_s=0)
             raise StepFailed(f"{what} took longer than {self._timeout_s:g} s: it hangs") from error
         except OSError as error:
             self._end()
@@ -101,7 +101,7 @@ class SurveyProcess:
             )
         return self._process
 
-    def _end(self) -> str:
+    def _end(self, *, patience_s: float = 2) -> str:
         """End the child; how it had ended before, in words."""
         process, self._process = self._process, None
         if process is None:
@@ -111,7 +111,7 @@ class SurveyProcess:
                 pipe.close()
         # It ends by itself at the end of its input, unless it hangs in a library.
         try:
-            status = process.wait(timeout=1)
+            status = process.wait(patience_s)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()
