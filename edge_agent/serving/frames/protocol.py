@@ -98,6 +98,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
         complete = self._buffer.received(nbytes)
         if self._closing:
             return
+        if len(complete) == 1 and not was_partial and self._is_at_ease:
+            # What nearly every request of a client that waits for its answers comes to: nothing else to look at.
+            self._begun_at = self._heard_at
+            self._take(complete[0], None)
+            if self._tasks or self._draining or not self._writable:
+                self._work()
+            return
         if complete:
             # A large frame comes alone; small ones need no room until they leave the event loop.
             self._frames.append((complete[0], self._room))
@@ -148,6 +155,16 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close now, whatever is in flight."""
         self._abort()
+
+    @property
+    def _is_at_ease(self) -> bool:
+        """Whether nothing waits, is held, or is about to end, so that a request can be taken up and forgotten."""
+        return (
+            self._reading
+            and self._writable
+            and not (self._frames or self._tasks or self._closing or self._draining or self._room)
+            and not (self._buffer.partial or self._buffer.wanted_bytes or self._buffer.refusal)
+        )
 
     @property
     def _busy(self) -> bool:
