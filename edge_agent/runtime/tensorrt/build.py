@@ -150,6 +150,8 @@ def _config(bindings: Bindings, builder: Any, job: BuildJob) -> Any:
     config = builder.create_builder_config()
     if job.refittable:
         config.set_flag(trt.BuilderFlag.REFIT)
+    if not job.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     if job.workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
     if job.optimisation_level is not None:

@@ -56,6 +56,7 @@ class BuildRequest:
         golden: The golden samples on which fp16 is checked; None checks nothing.
         refittable: Whether its weights can be replaced later.
         this_gpu_only: Whether TensorRT-RTX builds for the GPU at hand alone; False builds where there is none.
+        tf32: Whether float32 products may be rounded to 10 bits of mantissa, which Ampere and later do faster.
     """
 
     model: Path
@@ -65,6 +66,7 @@ class BuildRequest:
     tolerance: Tolerance = DEFAULT_TOLERANCE
     refittable: bool = True
     this_gpu_only: bool = True
+    tf32: bool = True
     optimisation_level: int | None = None
 
 
@@ -144,6 +146,7 @@ class EngineBuilder:
             tolerance=request.tolerance,
             refittable=request.refittable,
             this_gpu_only=request.this_gpu_only,
+            tf32=request.tf32,
             workspace_bytes=self._workspace_bytes,
             optimisation_level=request.optimisation_level,
             timing_cache=None if self._timings is None else str(self._timings),

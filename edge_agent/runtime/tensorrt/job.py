@@ -75,6 +75,7 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True, tag="build"):
         golden: Path of the golden samples, which fp16 is checked on; None checks nothing.
         refittable: Whether its weights can be replaced later; some layers are then fused less.
         this_gpu_only: Whether RTX builds for the GPU at hand alone; False builds without a GPU too.
+        tf32: Whether float32 products may be rounded to 10 bits of mantissa, which Ampere and later do faster.
         workspace_bytes: Most GPU memory that a layer may have while it runs; 0 leaves it to TensorRT.
         timing_cache: Path of measured kernels, read and written; None keeps none.
     """
@@ -89,6 +90,7 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True, tag="build"):
     tolerance: Tolerance = Tolerance()
     refittable: bool = True
     this_gpu_only: bool = True
+    tf32: bool = True
     workspace_bytes: int = 0
     optimisation_level: int | None = None
     timing_cache: str | None = None

@@ -18,7 +18,7 @@ def load_model(file: Path, *, weights: bool) -> Any:
         weights: Whether weights in files of their own are read too.
     Raises:
         AcceleratorUnavailable: The package ``onnx`` is not installed.
-        EngineBuildFailed: The file is no ONNX model; final.
+        EngineBuildFailed: The file is no ONNX model, which is final, or cannot be read.
     """
     try:
         import onnx
@@ -26,11 +26,10 @@ def load_model(file: Path, *, weights: bool) -> Any:
         raise AcceleratorUnavailable(f"the package onnx is missing, install shoal-agent[tensorrt]: {error}") from error
     try:
         return onnx.load(str(file), load_external_data=weights)
+    except OSError as error:
+        raise EngineBuildFailed(f"{file}: cannot be read: {error}") from error
+    except MemoryError:
+        raise
     except Exception as error:
-        # protobuf, onnx and the file system have an exception of their own for each way in which a file can be wrong.
+        # protobuf and onnx have an exception of their own for each way in which a file can be wrong.
         raise EngineBuildFailed(f"{file}: is no ONNX model: {error}", is_final=True) from error
-
-
-def standard_opset(model: Any) -> int:
-    """Version of the standard operators that a model uses."""
-    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)

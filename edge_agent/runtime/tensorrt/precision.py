@@ -110,6 +110,10 @@ def _save(model: Any, target: Path, kept_fp32: Sequence[str]) -> None:
         _sort(cast.graph)
         _drop_detours(cast.graph)
         onnx.save(cast, str(target))
+    except OSError as error:
+        raise EngineBuildFailed(f"{target}: the model in half precision could not be written: {error}") from error
+    except MemoryError:
+        raise
     except Exception as error:
         # The converter asserts, and onnx's shape inference raises, whatever they do not expect of a model.
         raise EngineBuildFailed(f"the model cannot be cast to half precision: {error}", is_final=True) from error
@@ -193,6 +197,8 @@ def _unfit_values(model: Any, inputs: Mapping[str, NDArray[Any]]) -> set[str]:
 
     try:
         typed = onnx.shape_inference.infer_shapes(model)
+    except MemoryError:
+        raise
     except Exception as error:
         # Shape inference raises whatever protobuf or its C++ part raises.
         raise EngineBuildFailed(f"the types within the model cannot be told: {error}", is_final=True) from error

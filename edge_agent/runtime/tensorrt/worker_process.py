@@ -77,7 +77,13 @@ def run_worker(
         order.write_bytes(msgspec.json.encode(job))
         with words.open("wb") as errors:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=place
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                cwd=place,
+                start_new_session=True,  # a Ctrl-C is for the agent, which then ends its build
             )
     except OSError as error:
         raise storage_error(error, str(place)) or EngineBuildFailed(f"no build worker: {error}") from error
