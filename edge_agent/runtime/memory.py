@@ -33,7 +33,7 @@ def give_back() -> None:
 class Tidying:
     """A thread that gives freed memory back now and then: what bursts of requests leave behind.
 
-    After a load from 16 connections it gave back 6 of 96 MB with a CNN, and 14 of 108 MB with inputs of 600 KB, in
+    After a load from 16 connections it gave back 5 of 93 MB with a CNN, and 23 of 108 MB with inputs of 600 KB, in about
     1.4 ms; where there is nothing it takes 0.1 ms. Thresholds beyond which the C library gives memory back by itself
     are no way to the same: they cost each request 30 to 300 page faults.
     """
