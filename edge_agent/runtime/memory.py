@@ -33,9 +33,9 @@ def give_back() -> None:
 class Tidying:
     """A thread that gives freed memory back now and then: what bursts of requests leave behind.
 
-    After a load from 16 connections it gave back 5 of 93 MB with a CNN, and 23 of 108 MB with inputs of 600 KB, in about
-    1.4 ms; where there is nothing it takes 0.1 ms. Thresholds beyond which the C library gives memory back by itself
-    are no way to the same: they cost each request 30 to 300 page faults.
+    After a load from 16 connections it gave back 5 of 93 MB with a CNN, and 23 of 108 MB with inputs of 600 KB; of all
+    that were timed the longest took 1.4 ms, and 0.1 ms those that found nothing. Thresholds beyond which the C library
+    gives memory back by itself are no way to the same: with them a request met 9 to 350 page faults.
     """
 
     def __init__(self, *, every_s: float = _TIDY_EVERY_S) -> None:
