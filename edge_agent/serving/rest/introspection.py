@@ -71,7 +71,12 @@ class Introspection:
                 "platform": loaded.backend.platform,
                 "inputs": [_tensor(spec) for spec in loaded.signature.inputs],
                 "outputs": [_tensor(spec) for spec in loaded.signature.outputs],
-                "parameters": {"default_version": self._slots.default_version(loaded.name), "package": loaded.digest},
+                "parameters": {
+                    "default_version": self._slots.default_version(loaded.name),
+                    "package": loaded.digest,
+                    "runtime": loaded.runtime.name,
+                    "precision": loaded.runtime.precision,
+                },
             }
         )
 

@@ -12,9 +12,12 @@ from typing import Any
 from edge_agent.contract.manifest import Batching, Overflow, PipelineStep
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
+from edge_agent.runtime.choice import CPU
 from edge_agent.runtime.slots import LoadedModel
 
-_BACKENDS = {"onnx_onnxv1": "onnxruntime"}
+_BACKENDS = {"onnx_onnxv1": "onnxruntime", "tensorrt_plan": "tensorrt"}
+# What Triton calls a TensorRT engine's file; here it is made on the device, and lies in no package.
+_ENGINE_FILE = "model.plan"
 
 
 def model_config(
@@ -41,13 +44,19 @@ def model_config(
         "parameters": {
             "package": {"string_value": loaded.digest},
             "max_run_s": {"string_value": f"{manifest.max_run_s:g}"},
+            "runtime": {"string_value": loaded.runtime.name},
+            "precision": {"string_value": loaded.runtime.precision},
+            "runtime_reason": {"string_value": loaded.runtime_text},
         },
     }
     if manifest.pipeline:
         config["ensemble_scheduling"] = {"step": [_step(step, others.get(step.model)) for step in manifest.pipeline]}
         return config
-    config["instance_group"] = [{"name": f"{loaded.name}_0", "kind": "KIND_CPU", "count": 1, "gpus": []}]
-    config["default_model_filename"] = manifest.variants["fp32"].model
+    on_cpu = loaded.runtime.name == CPU
+    kind, gpus = ("KIND_CPU", []) if on_cpu else ("KIND_GPU", [0])
+    config["instance_group"] = [{"name": f"{loaded.name}_0", "kind": kind, "count": 1, "gpus": gpus}]
+    is_engine = loaded.backend.platform == "tensorrt_plan"
+    config["default_model_filename"] = _ENGINE_FILE if is_engine else manifest.variants["fp32"].model
     config["model_warmup"] = [{"name": "golden", "batch_size": 1, "count": 1, "inputs": _warmup(loaded.signature)}]
     if manifest.batching is not None:
         config["dynamic_batching"] = _dynamic_batching(manifest.batching)
