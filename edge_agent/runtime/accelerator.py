@@ -210,10 +210,10 @@ class Accelerator:
             return Engine(kept, "found")
         form = package.manifest.variants[_variant(candidate)]
         model = package.path(form.model)
-        sha256 = package.manifest.files[form.model].sha256
+        digests = [package.manifest.files[name].sha256 for name in (form.model, *form.data)]
         builder, family = self._builder_here(), ""
         if self.rules.refit:
-            graph = builder.graph(model, sha256, cancelled).graph
+            graph = builder.graph(model, digests, cancelled).graph
             family = self._family(graph, profiles, candidate)
         similar = self._cache.find_refittable(family) if refit else None
         if similar is not None:

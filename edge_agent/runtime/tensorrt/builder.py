@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,25 +103,25 @@ class EngineBuilder:
         self._timings = folder / f"timings-{conditions[:16]}" if conditions else None
         self._lock = threading.Lock()
 
-    def graph(self, model: Path, sha256: str, cancelled: threading.Event) -> GraphFacts:
-        """What a model is, its weights aside; remembered by the model's digest.
+    def graph(self, model: Path, sha256: Sequence[str], cancelled: threading.Event) -> GraphFacts:
+        """What a model is, its weights aside; remembered by the digests of its files.
 
         Args:
-            sha256: Of the ONNX file.
+            sha256: Of the ONNX file, and of its files of weights: what belongs to the graph may lie there too.
         Raises:
             EngineBuildFailed: The file is no ONNX model, or the worker died of it.
             EngineBuildCancelled: ``cancelled`` was set.
         """
-        known = self._graphs()
-        if sha256 in known:
-            return known[sha256]
+        known, key = self._graphs(), " ".join(sha256)
+        if key in known:
+            return known[key]
         facts = self._run(InspectJob(model=str(model)), None, cancelled).result
         if not isinstance(facts, GraphFacts):
             raise EngineBuildFailed(f"{model}: the worker answered with {type(facts).__name__}; report this")
         if facts.graph:  # the package onnx may be installed later
             with self._lock:
                 kept = dict(list(self._graphs().items())[1 - _MOST_GRAPHS :])
-                self._write(self._folder / _GRAPHS_FILE, msgspec.json.encode({**kept, sha256: facts}))
+                self._write(self._folder / _GRAPHS_FILE, msgspec.json.encode({**kept, key: facts}))
         return facts
 
     def build(self, request: BuildRequest, on_progress: OnProgress, cancelled: threading.Event) -> BuiltEngine:

@@ -293,14 +293,14 @@ def test_timings_are_kept_for_the_next_build(builder: EngineBuilder, tmp_path: P
 
 def test_what_is_known_of_a_graph_is_asked_of_a_worker_once(builder: EngineBuilder, tmp_path: Path) -> None:
     model = convolutions(tmp_path / "a.onnx")
-    facts = builder.graph(model, "a" * 64, threading.Event())
+    facts = builder.graph(model, ["a" * 64, "c" * 64], threading.Event())
     model.unlink()
 
-    assert builder.graph(model, "a" * 64, threading.Event()) == facts
+    assert builder.graph(model, ["a" * 64, "c" * 64], threading.Event()) == facts
     assert len(facts.graph) == 64
     assert facts.precision == "fp32"
     with pytest.raises(EngineBuildFailed, match="cannot be read"):
-        builder.graph(model, "b" * 64, threading.Event())
+        builder.graph(model, ["a" * 64, "d" * 64], threading.Event())
 
 
 def test_unfinished_plans_of_a_crash_are_removed(builder: EngineBuilder, tmp_path: Path) -> None:
