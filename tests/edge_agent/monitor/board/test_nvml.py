@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +70,20 @@ def test_without_library_or_driver_it_is_unavailable(stub_nvml: str, monkeypatch
 def test_a_library_that_is_no_nvml_is_unavailable() -> None:
     with pytest.raises(AcceleratorUnavailable, match="nvmlInit_v2"):
         Nvml("libc.so.6")
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_tells_what_is_possible() -> None:
+    if not Path("/dev/nvidiactl").exists():
+        pytest.skip("NOT RUN: no NVIDIA driver on this machine")
+    nvml = Nvml()
+    gpus = nvml.gpus()
+    nvml.close()
+    assert gpus
+    for gpu in gpus:
+        assert gpu.name
+        assert gpu.busy_percent is None or 0 <= gpu.busy_percent <= 100
+        assert 0 < (gpu.memory_used_bytes or 0) < (gpu.memory_total_bytes or 0)
+        assert gpu.temperature_c is None or 10 < gpu.temperature_c < 110
+        assert gpu.power_w is None or 1 < gpu.power_w < 2000
+        assert gpu.clock_mhz is None or gpu.max_clock_mhz is None or gpu.clock_mhz <= gpu.max_clock_mhz
