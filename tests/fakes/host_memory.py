@@ -102,6 +102,15 @@ class HostMemory:
     def close(self) -> None:
         assert not self.open_streams, "a stream is still open"
 
+    def is_empty(self, timeout_s: float = 30.0) -> bool:
+        """Whether everything was given back, or is within a while: what a run was given up on uses comes later."""
+        deadline = time.monotonic() + timeout_s
+        while self.used_bytes or self.open_streams:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
+
     def take(self, size_bytes: int) -> None:
         with self._lock:
             if self.used_bytes + size_bytes > self.gpu.memory_bytes:

@@ -33,14 +33,25 @@ from tests.fakes.tensorrt_module.plan import Plan
 
 # Whose results have as many elements as the values say.
 _DATA_DEPENDENT = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress"})
-_running: set[Any] = set()
-_lock = threading.Lock()
+
+
+class _Runs:
+    """Runs under way, and those still to come that were enqueued before all were stopped."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stops = 0
+        self.running: set[Any] = set()
+
+
+_runs = _Runs()
 
 
 def stop_all_runs() -> None:
-    """End what a real GPU would go on with; for the end of a test. No name of TensorRT's."""
-    with _lock:
-        for options in _running:
+    """End what has been enqueued and a real GPU would go on with; for the end of a test. No name of TensorRT's."""
+    with _runs.lock:
+        _runs.stops += 1
+        for options in _runs.running:
             options.terminate = True
 
 
@@ -256,12 +267,14 @@ class IExecutionContext:
         inputs = {name: (self._addresses[name], tuple(self.get_tensor_shape(name))) for name in self._inputs()}
         outputs = {tensor.name: self._addresses[tensor.name] for tensor in engine._tensors[engine._input_count :]}
 
+        stops = _runs.stops
+
         def run() -> None:
             time.sleep(number("EXECUTE_S"))
             if fault("EXECUTE") == "error":
                 raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure")
             feeds = {name: self._read(name, *place) for name, place in inputs.items()}
-            for name, array in zip(outputs, _run(engine._session, list(outputs), feeds), strict=True):
+            for name, array in zip(outputs, _run(engine._session, list(outputs), feeds, stops), strict=True):
                 dtype = NUMPY[engine.get_tensor_dtype(name)]
                 values = np.ascontiguousarray(array.astype(dtype))
                 if fault("EXECUTE") == "wrong":
@@ -283,7 +296,7 @@ class IExecutionContext:
             names = [tensor.name for tensor in self.engine._tensors[self.engine._input_count :]]
             types = {tensor.name: _numpy_of(tensor.type) for tensor in session.get_inputs()}
             zeros = {name: np.zeros(shape, types[name]) for name, shape in zip(self._inputs(), key, strict=True)}
-            found = zip(names, _run(session, names, zeros), strict=True)
+            found = zip(names, _run(session, names, zeros, _runs.stops), strict=True)
             self._inferred[key] = {
                 name: tuple(self.engine.get_tensor_shape(name)) if name in self.engine._data_dependent else each.shape
                 for name, each in found
@@ -301,16 +314,18 @@ class IExecutionContext:
         return False
 
 
-def _run(session: Any, names: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def _run(session: Any, names: list[str], feeds: dict[str, NDArray[Any]], stops: int) -> list[NDArray[Any]]:
     options = ort.RunOptions()
     options.log_severity_level = 4
-    with _lock:
-        _running.add(options)
+    with _runs.lock:
+        if stops != _runs.stops:
+            raise RuntimeError("the run was stopped")
+        _runs.running.add(options)
     try:
         return list(session.run(names, feeds, options))
     finally:
-        with _lock:
-            _running.discard(options)
+        with _runs.lock:
+            _runs.running.discard(options)
 
 
 def _numpy_of(ort_type: str) -> np.dtype[Any]:
