@@ -75,7 +75,7 @@ class EventPool:
         self._timed: deque[int] = deque()
 
     def record(self, stream: int, *, timed: bool = False) -> DriverEvent:
-        """Mark what has been enqueued on a stream so far; on the owner's thread.
+        """Mark what has been enqueued on a stream so far; on a thread to which the GPU's context is current.
 
         Args:
             stream: Its handle.

@@ -3,6 +3,9 @@
 A CUDA context is current to a thread, and pycuda's objects can be freed only by the thread that made them. So every
 call goes to that thread. Waiting for the GPU does not: it is done on the thread of the one who waits, and many
 inferences may be in flight while the owner enqueues the next.
+
+Two owners may share a GPU, of which one loads and the other runs: what one has allocated both may use, and only that
+one closes.
 """
 
 from __future__ import annotations

@@ -262,12 +262,14 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph)
     stream->graph = NULL;
     stream->is_capturing = 0;
     capturing = NULL;
-    if (stream->is_invalidated) {
+    CUresult result = stub_enter("cuStreamEndCapture");
+    if (stream->is_invalidated)
+        result = CAPTURE_INVALIDATED;
+    if (result != SUCCESS) {
         cuGraphDestroy(*graph);
         *graph = NULL;
-        return CAPTURE_INVALIDATED;
     }
-    return stub_enter("cuStreamEndCapture");
+    return result;
 }
 
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned long long flags)

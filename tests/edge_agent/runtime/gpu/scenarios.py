@@ -291,6 +291,28 @@ def many_are_in_flight_at_once(provider: str) -> None:
 
 
 @scenario()
+def a_second_owner_allocates_while_the_first_enqueues(provider: str) -> None:
+    first, second = (GpuOwner(lambda: open_memory(provider, probe())) for _ in range(2))
+    there, stream = second.call(lambda memory: (memory.allocate(_SIZE), memory.new_stream()))
+
+    def start(_: DeviceMemory) -> Pending[int]:
+        there.host[:] = 9
+        stream.upload(there, _SIZE)
+        stream.download(there, _SIZE)
+        return Pending(stream.record(timed=True), lambda: int(there.host[-1]))
+
+    assert [first.submit(start) for _ in range(5)] == [9] * 5
+    assert counts()["events"] == 1, "they are used again on whichever thread"
+    # By the one that has made them: pycuda frees on no other thread.
+    second.call(lambda _: there.close())
+    second.call(lambda _: stream.close())
+    first.close()
+    second.close()
+    live = counts()
+    assert not {kind: n for kind, n in live.items() if n and kind not in {"allocations", "work"}}, live
+
+
+@scenario()
 def the_gpu_is_opened_again_after_it_was_closed(provider: str) -> None:
     for _ in range(2):
         owner = GpuOwner(lambda: open_memory(provider, probe()))
