@@ -139,7 +139,7 @@ class LanePool:
             self._dispose_later(given_up)
 
     def _take_back(self) -> None:
-        for entry in [entry for entry in self._given_up if entry[1].is_done()]:
+        for entry in [entry for entry in self._given_up if _has_ended(entry[1])]:
             self._given_up.remove(entry)
             self._free.append(entry[0])
 
@@ -148,8 +148,16 @@ class LanePool:
 
         def run() -> None:
             for lane, event in lanes:
-                while not event.is_done():
+                while not _has_ended(event):
                     time.sleep(_LOOK_AGAIN_S)
                 self._dispose(lane)
 
         threading.Thread(target=run, name="gpu-lanes-given-up", daemon=True).start()
+
+
+def _has_ended(event: Event) -> bool:
+    """Whether the GPU is done with what an event stands behind, well or not."""
+    try:
+        return event.is_done()
+    except RuntimeError:
+        return True  # it failed, or the GPU was let go of: nothing is written any more

@@ -37,9 +37,11 @@ class BackendContract:
 
     Attributes:
         atol: How far an answer may be from numpy's.
+        hangs_for: Turns of a loop that stand for a run that hangs.
     """
 
     atol = 1e-5
+    hangs_for = FOREVER
 
     def let_go_of_hung_runs(self) -> None:
         """Called once a hung run was broken off: end what the runtime itself cannot end."""
@@ -149,7 +151,7 @@ class BackendContract:
         backend = open_backend(make_hanging_package(tmp_path / "p"))
         images = reference_images(2)
         hanging = images.copy()
-        hanging[0, 0] = FOREVER
+        hanging[0, 0] = self.hangs_for
         expected = answer(*model_weights(), images)
         for _ in range(2):
             np.testing.assert_allclose(backend.infer({INPUT: images})[OUTPUT], expected, atol=self.atol)

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tests.fakes.host_memory import memory_at, stream_of
+from tests.fakes.host_memory import memory_at
 from tests.fakes.tensorrt_module.enums import (
     NUMPY,
     OF_NUMPY,
@@ -30,6 +30,7 @@ from tests.fakes.tensorrt_module.enums import (
 )
 from tests.fakes.tensorrt_module.faults import fault, number, version_numbers
 from tests.fakes.tensorrt_module.plan import Plan
+from tests.fakes.tensorrt_module.streams import enqueue
 
 # Whose results have as many elements as the values say.
 _DATA_DEPENDENT = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress"})
@@ -254,11 +255,7 @@ class IExecutionContext:
         if self._user_managed and self._scratch[1] < need:
             return self._refuse(f"Error Code 2: {need} bytes of device memory are needed, {self._scratch[1]} are set")
         work = self._work()
-        stream = stream_of(stream_handle)
-        if stream is None:
-            work()
-        else:
-            stream.enqueue(work)
+        enqueue(stream_handle, work)
         return True
 
     def _work(self) -> Callable[[], None]:
