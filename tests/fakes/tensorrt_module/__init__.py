@@ -42,7 +42,13 @@ from tests.fakes.tensorrt_module.enums import (
 )
 from tests.fakes.tensorrt_module.faults import version
 from tests.fakes.tensorrt_module.refitting import OnnxParserRefitter, Refitter
-from tests.fakes.tensorrt_module.running import ICudaEngine, IExecutionContext, ISerializationConfig, Runtime
+from tests.fakes.tensorrt_module.running import (
+    ICudaEngine,
+    IExecutionContext,
+    ISerializationConfig,
+    Runtime,
+    init_libnvinfer_plugins,
+)
 
 __version__ = version()
 
@@ -82,4 +88,5 @@ __all__ = [
     "TensorFormat",
     "TensorIOMode",
     "TensorLocation",
+    "init_libnvinfer_plugins",
 ]

@@ -56,6 +56,11 @@ def stop_all_runs() -> None:
             options.terminate = True
 
 
+def init_libnvinfer_plugins(logger: ILogger | None, namespace: str) -> bool:
+    """There are no plugins here."""
+    return True
+
+
 class ISerializationConfig:
     """What a plan is written with."""
 

@@ -36,6 +36,8 @@ def differences(version: str) -> Iterator[str]:
         entry = recording.get(name)
         if entry is None:
             yield f"{name}: not in TensorRT"
+        elif not isinstance(kind, type):
+            continue  # a function, which pybind11 does not describe
         elif issubclass(kind, enum.Enum):
             known = entry["enum"]
             yield from (f"{name}.{each.name} = {each.value}" for each in kind if known.get(each.name) != each.value)
