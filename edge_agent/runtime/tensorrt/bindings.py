@@ -87,6 +87,11 @@ class Bindings:
         """What ``Builder.create_network`` is given: strongly typed, the precision is the model's own."""
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
+    def register_plugins(self, logger: Any) -> None:
+        """Make NVIDIA's own layers known (NMS, ROI align ...), for parsing and for reading engines alike."""
+        if hasattr(self.trt, "init_libnvinfer_plugins"):  # not in the lean runtimes, which have none
+            self.trt.init_libnvinfer_plugins(logger, "")
+
     @property
     def has_timing_cache(self) -> bool:
         """Whether builds keep what kernels took; RTX compiles when an engine is first run, and measures nothing."""
@@ -113,6 +118,7 @@ class Bindings:
         Raises:
             EngineBuildFailed: TensorRT refuses it: of another version, another GPU, or damaged.
         """
+        self.register_plugins(runtime.logger)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineBuildFailed(

@@ -21,6 +21,7 @@ def parse_network(bindings: Bindings, builder: Any, logger: Any, model: Path) ->
     Raises:
         EngineBuildFailed: TensorRT cannot run it; it names the nodes. Final.
     """
+    bindings.register_plugins(logger)
     network = builder.create_network(bindings.network_flags())
     parser = bindings.trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):

@@ -231,6 +231,8 @@ def _difference(file: Path, golden: Golden, tolerance: Tolerance) -> tuple[float
     largest, worst = 0.0, ""
     for name, actual in zip(names, answers, strict=True):
         expected = golden.outputs[name]
+        if actual.shape != expected.shape:
+            return float("inf"), f"output '{name}': shape {list(actual.shape)}, expected {list(expected.shape)}"
         if actual.dtype.kind != "f":
             wrong = float(np.mean(actual != expected))
             worst = worst or (f"output '{name}': {wrong:.1%} of the values differ" if wrong else "")

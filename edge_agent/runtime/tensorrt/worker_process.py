@@ -112,7 +112,7 @@ class _Watch:
         self._decoder = msgspec.json.Decoder(Line)
         self._pending = b""
         self._last: EngineFacts | GraphFacts | Failure | None = None
-        self._stopped_at: float | None = None
+        self._ending_since: float | None = None
         self._peak_bytes = 0
         self._is_too_large = False
 
@@ -140,18 +140,18 @@ class _Watch:
             EngineBuildFailed, EngineBuildCancelled: See :func:`run_worker`.
         """
         status, last = self._process.returncode, self._last
+        if isinstance(last, (EngineFacts, GraphFacts)):
+            return Finished(last, self._peak_bytes)  # it is on the disk by then: TensorRT may well crash on its way out
         if self._is_too_large:
             raise EngineBuildFailed(
                 f"the build worker took {self._peak_bytes >> 20} MiB, its limit is "
                 f"{self._limits.memory_bytes >> 20} MiB; raise accelerator.build_memory_mib, or take smaller batches"
             )
-        if self._cancelled.is_set() and not isinstance(last, (EngineFacts, GraphFacts)):
+        if self._cancelled.is_set():
             raise EngineBuildCancelled("the build was broken off")
         if isinstance(last, Failure):
             kind = EngineBuildCancelled if last.is_cancelled else EngineBuildFailed
             raise kind(last.text, is_final=last.is_final)
-        if status == 0 and last is not None:
-            return Finished(last, self._peak_bytes)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise EngineBuildFailed(f"the build worker {how}{': ' if last_words else ''}{last_words}")
 
@@ -170,18 +170,18 @@ class _Watch:
         return bool(data)
 
     def _look(self) -> None:
-        """Hold it to its memory, and pass a cancellation on."""
+        """Hold it to its memory, pass a cancellation on, and wait for its end only so long."""
         taken_bytes = _own_bytes(self._process.pid)
         self._peak_bytes = max(self._peak_bytes, taken_bytes)
         if 0 < self._limits.memory_bytes < taken_bytes:
             self._is_too_large = True
             self._process.kill()
-        if not self._cancelled.is_set():
+        if self._last is None and not self._cancelled.is_set():
             return
-        if self._stopped_at is None:
-            self._stopped_at = time.monotonic()
+        if self._ending_since is None:
+            self._ending_since = time.monotonic()
             self._process.terminate()
-        elif time.monotonic() - self._stopped_at > self._limits.grace_s:
+        elif time.monotonic() - self._ending_since > self._limits.grace_s:
             self._process.kill()
 
 

@@ -18,6 +18,7 @@ from tests.fakes.tensorrt_module.building import (
     ITimingCache,
     OnnxParser,
     ParserError,
+    init_libnvinfer_plugins,
 )
 from tests.fakes.tensorrt_module.enums import (
     BuilderFlag,
@@ -88,5 +89,6 @@ __all__ = [
     "TensorFormat",
     "TensorIOMode",
     "TensorLocation",
+    "init_libnvinfer_plugins",
     "init_libnvinfer_plugins",
 ]

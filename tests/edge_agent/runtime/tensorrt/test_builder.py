@@ -226,6 +226,23 @@ def test_a_worker_that_does_not_listen_is_killed_after_its_grace(
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 11)", "ctypes.PyDLL(None).sleep(600)"])
+def test_an_engine_that_was_written_counts_though_tensorrt_crashes_or_hangs_on_its_way_out(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unsteady_tensorrt.py").write_text(
+        f"import atexit, ctypes, os\natexit.register(lambda: {end})\n"
+        "from tests.fakes.tensorrt_module import *\nfrom tests.fakes.tensorrt_module import __version__\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    unsteady = TensorRtLibrary(module="unsteady_tensorrt", flavour="tensorrt", version=(10,))
+    builder = EngineBuilder(unsteady, tmp_path / "builds", limits=WorkerLimits(grace_s=0.3))
+
+    built = builder.build(request(convolutions(tmp_path / "a.onnx")), nothing, threading.Event())
+
+    assert built.plan.stat().st_size > 1000
+
+
 def test_what_tensorrt_prints_does_not_disturb_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "loud_tensorrt.py").write_text(
         "import os\nprint('a banner')\nos.write(1, b'from native code')\n"
