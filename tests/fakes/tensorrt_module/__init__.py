@@ -18,7 +18,6 @@ from tests.fakes.tensorrt_module.building import (
     ITimingCache,
     OnnxParser,
     ParserError,
-    init_libnvinfer_plugins,
 )
 from tests.fakes.tensorrt_module.enums import (
     BuilderFlag,
@@ -89,6 +88,5 @@ __all__ = [
     "TensorFormat",
     "TensorIOMode",
     "TensorLocation",
-    "init_libnvinfer_plugins",
     "init_libnvinfer_plugins",
 ]

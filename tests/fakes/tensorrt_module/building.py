@@ -342,8 +342,3 @@ def _work(monitor: IProgressMonitor | None, seconds: float) -> bool:
                 if monitor is not None and not monitor.step_complete(name, step):
                     return False
     return True
-
-
-def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
-    """NVIDIA's own layers, of which there are none here."""
-    return True
