@@ -103,6 +103,8 @@ class Agent:
         """Stop: first what makes messages, then what sends them."""
         _log.info("stopping")
         (self._state / ADDRESS_FILE).unlink(missing_ok=True)
+        if self._acceleration is not None:
+            self._acceleration.close()  # before the updates, which may wait for an engine
         self._updates.stop()
         self._tidying.stop()
         self._repository.close()

@@ -15,8 +15,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,42 +24,29 @@ from edge_agent.contract.errors import (
     AcceleratorUnavailable,
     BudgetExceeded,
     EngineBuildCancelled,
-    EngineBuildFailed,
     GpuMemoryExhausted,
     ModelUnavailable,
-    SelfTestFailed,
     ShoalError,
     UnknownModel,
 )
-from edge_agent.contract.messages import Event, EventKind, ReportedRuntime
-from edge_agent.runtime.accelerator import Accelerator, Engine
-from edge_agent.runtime.backend import InferenceBackend
-from edge_agent.runtime.choice import CPU, CUDA, Candidate, Measured, Refused, choose
-from edge_agent.runtime.fallback import FallbackBackend
+from edge_agent.contract.messages import Event, EventKind
+from edge_agent.runtime.accelerator import Accelerator
+from edge_agent.runtime.choice import CPU, Candidate, Choice, Measured, choose
+from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.loaded import LoadedModel, OtherRuntime
 from edge_agent.runtime.measure import measure as measure_models
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.runtimes import Remembered, RuntimesFile
-from edge_agent.runtime.selftest import deviation
+from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import Slots
-from edge_agent.runtime.tensorrt.job import Progress
+from edge_agent.runtime.trial import Failed, Models, Occasion, Trials, Tried, arm, candidate_of, told
 
-# A refitted engine may be so much further off than the one that it was made of, and by that share of the tolerance in
-# any case.
-_REFITTED_FACTOR = 3.0
-_REFITTED_LIMIT = 0.05
+# A call that hangs in a driver must not keep the agent from ending; a build is broken off in five seconds.
+_CLOSE_TIMEOUT_S = 20.0
+# For all runs of a measurement beside one that hangs.
+_MEASURE_S = 30.0
 
 _log = logging.getLogger(__name__)
-
-
-class Models(Protocol):
-    """Who loads models; :class:`edge_agent.runtime.repository.Repository`."""
-
-    def load_on(self, package: Package, runtime: OtherRuntime | None, *, beside: LoadedModel) -> LoadedModel:
-        """The package on another runtime (None: ONNX Runtime on the CPU), tested and within the budgets."""
-
-    def open_on_cpu(self, package: Package) -> InferenceBackend:
-        """The package on ONNX Runtime, on the CPU."""
 
 
 class _Model(NamedTuple):
@@ -69,26 +56,12 @@ class _Model(NamedTuple):
     version: str
     digest: str
 
+    @classmethod
+    def of(cls, package: Package) -> _Model:
+        return cls(package.manifest.name, package.manifest.version, package.digest)
 
-class _Tried(NamedTuple):
-    """A model loaded on another runtime, and the engine that it has there."""
-
-    loaded: LoadedModel
-    engine: str = ""
-    deviation: float = 0.0
-
-
-class _Failed(NamedTuple):
-    """What a model cannot run on, and the error that said so."""
-
-    refused: Refused
-    error: Exception
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the next start need not try again."""
-        error = self.error
-        return isinstance(error, SelfTestFailed) or (isinstance(error, EngineBuildFailed) and error.is_final)
+    def __str__(self) -> str:
+        return f"model {self.name} {self.version}"
 
 
 class Acceleration:
@@ -111,13 +84,14 @@ class Acceleration:
     ) -> None:
         self._accelerator, self._runtimes, self._slots = accelerator, runtimes, slots
         self._tell, self._measure = tell, measure
+        self._guard = RunGuard()
         self._models: Models | None = None
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="acceleration", daemon=True)
         self._lock = threading.Lock()
         self._busy_with: _Model | None = None
         self._cancelled = threading.Event()
-        self._closing = False
+        self._stopping = threading.Event()
         self._falling: list[threading.Thread] = []
         self._said: set[str] = set()
 
@@ -127,29 +101,29 @@ class Acceleration:
 
     def consider(self, loaded: LoadedModel) -> None:
         """See to a model that has begun to serve; returns at once."""
-        model = _Model(loaded.name, loaded.version, loaded.digest)
+        model = _Model.of(loaded.package)
         with self._lock:
-            if loaded.manifest.pipeline or self._closing:
+            if loaded.manifest.pipeline or self._stopping.is_set():
                 return
             if self._thread.ident is None:
                 self._thread.start()
-        loaded.when_closed(self._break_off_if_gone)
+        loaded.when_closed(self._break_off_if_unwanted)
         self._tasks.put(lambda: self._accelerate(model))
 
     def remembered(self, package: Package) -> OtherRuntime | None:
         """The runtime that was found best for a package, to load it on at once; None where there is none to be had.
 
-        Who gets one calls :meth:`proved` or :meth:`refused` in the end.
+        Who gets one calls :meth:`proved`, :meth:`refused` or :meth:`interrupted` in the end.
         """
         known = self._runtimes.of(package.digest)
-        if self._closing or known is None or not known.is_usable:
+        if self._stopping.is_set() or known is None or not known.is_usable:
             return None  # without a look at the machine, which takes seconds
         try:
             if known.machine != self._accelerator.machine():
                 return None
-            other = self._other(package, known.candidate, known.engine, reason=known.reason)
+            other = self._trials().runtime(package, known.candidate, known.engine, reason=known.reason)
         except ShoalError as error:
-            _log.warning("model %s: what it ran on before cannot be used: %s", package.manifest.name, error)
+            _log.warning("%s: what it ran on before cannot be used: %s", _Model.of(package), error)
             return None
         if other is not None:
             self._runtimes.count_trouble(
@@ -159,13 +133,17 @@ class Acceleration:
 
     def proved(self, loaded: LoadedModel) -> None:
         """A model was loaded on what was remembered, and answers its golden samples."""
-        self._runtimes.count_trouble(loaded.digest, -1)
-        _arm(loaded)
-        _log.info("model %s %s runs on %s, as before", loaded.name, loaded.version, _candidate(loaded))
+        self.interrupted(loaded.package)
+        arm(loaded)
+        _log.info("%s runs on %s, as before", _Model.of(loaded.package), candidate_of(loaded))
+
+    def interrupted(self, package: Package) -> None:
+        """A model was not loaded on what was remembered, for a reason that says nothing."""
+        self._runtimes.count_trouble(package.digest, -1)
 
     def refused(self, package: Package, error: Exception) -> None:
         """A model could not be loaded on what was remembered: it is found out anew, once it serves."""
-        self._runtimes.count_trouble(package.digest, -1)
+        self.interrupted(package)
         known = self._runtimes.of(package.digest)
         if known is None:
             return
@@ -173,25 +151,55 @@ class Acceleration:
             self._runtimes.drop(package.digest)
             if known.engine:
                 self._accelerator.drop(known.engine, str(error))
-        name, version = package.manifest.name, package.manifest.version
-        self._say(
-            _Model(name, version, package.digest), f"{known.candidate} could not be used: {error}", Candidate(CPU)
-        )
+        self._say(_Model.of(package), f"{known.candidate} could not be used: {error}", Candidate(CPU))
+
+    def as_earlier(self, loaded: LoadedModel, earlier: LoadedModel | None) -> LoadedModel:
+        """A new version on an engine from its first request on, where the one before it has one that can be refitted.
+
+        Args:
+            loaded: It, on ONNX Runtime; closed where an engine takes its place.
+            earlier: What it is to replace.
+        Returns:
+            What shall serve: ``loaded``, where refitting fails or would not do.
+        """
+        package = loaded.package
+        if earlier is None or loaded.runtime.name != CPU or not earlier.runtime.name.startswith("tensorrt"):
+            return loaded
+        candidate = candidate_of(earlier)
+        if self._stopping.is_set() or loaded.manifest.pipeline or self._runtimes.of(package.digest) is not None:
+            return loaded
+        occasion = Occasion(package, lambda: loaded, lambda *_: None, self._stopping, may_build=False)
+        try:
+            prove(loaded, guard=self._guard)  # within the narrow tolerance of the processors
+            tried = self._trials().on(candidate, occasion)
+        except Exception as error:  # noqa: BLE001 - whatever it is, ONNX Runtime runs it, and an engine comes later
+            _log.info("%s begins on %s: %s", _Model.of(package), CPU, error)
+            return loaded
+        reason = f"{candidate}, as version {earlier.version}, whose engine was refitted"
+        tried.loaded.runtime = told(candidate, reason)
+        self._remember(_Model.of(package), candidate, reason, tried)
+        arm(tried.loaded)
+        loaded.close()
+        return tried.loaded
 
     def collect(self, packages: Collection[str]) -> None:
         """Forget all but these packages (by digest), and remove engines that none of them needs."""
         self._runtimes.collect(packages)
-        self._tasks.put(lambda: self._accelerator.collect(self._runtimes.engines()))
+        self._tasks.put(lambda: self._accelerator.collect(self._runtimes.engines(), packages))
 
     def close(self) -> None:
         """Break off what is being made. Models go on serving until the slots are closed."""
         with self._lock:
-            self._closing = True
+            self._stopping.set()
             self._cancelled.set()
             waiting = [*([self._thread] if self._thread.ident is not None else []), *self._falling]
+        self._guard.close()
         self._tasks.put(None)
+        until = time.monotonic() + _CLOSE_TIMEOUT_S
         for thread in waiting:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                _log.error("the thread '%s' hangs in a driver's call: it is left alone", thread.name)
 
     def let_go(self) -> None:
         """Let go of the GPU, once the slots are closed."""
@@ -201,20 +209,20 @@ class Acceleration:
         with contextlib.suppress(ShoalError):
             self._accelerator.clean()
         while (task := self._tasks.get()) is not None:
-            if not self._closing:
+            if not self._stopping.is_set():
                 task()
 
     def _accelerate(self, model: _Model) -> None:
         with self._lock:
-            if self._closing:
+            if self._stopping.is_set():
                 return
             self._busy_with, self._cancelled = model, threading.Event()
         try:
             self._find_best(model, self._cancelled)
         except (EngineBuildCancelled, ModelUnavailable) as error:
-            _log.info("model %s %s: looking for a faster runtime was broken off: %s", model.name, model.version, error)
+            _log.info("%s: looking for a faster runtime was broken off: %s", model, error)
         except Exception as error:  # noqa: BLE001 - a driver may raise what it likes: the others have their turn
-            _log.exception("model %s %s: looking for a faster runtime failed", model.name, model.version)
+            _log.exception("%s: looking for a faster runtime failed", model)
             self._show(model, reason=f"looking for a faster runtime failed: {error}")
         finally:
             with self._lock:
@@ -235,181 +243,121 @@ class Acceleration:
         if known is not None and not known.is_usable:
             self._show(model, reason=known.why_on_cpu)
             return
-        tried: list[_Tried] = []
-        failed: list[_Failed] = []
+        occasion = Occasion(
+            current.package,
+            lambda: self._needed(model),
+            lambda what, percent: self._show(model, building=what, percent=percent),
+            cancelled,
+        )
+        tried: list[Tried] = []
+        failed: list[Failed] = []
         try:
             for group in self._accelerator.candidates(current.package):
-                self._try_group(model, current.package, group, (tried, failed), cancelled)
+                found, not_these = self._trials().first_of(group, occasion)
+                failed += not_these
+                if found is not None:
+                    tried.append(found)
             self._take_best(model, tried, failed)
         finally:
             for each in tried:
                 if self._serving(model) is not each.loaded:
                     each.loaded.close()
 
-    def _try_group(
-        self,
-        model: _Model,
-        package: Package,
-        group: Sequence[Candidate],
-        outcome: tuple[list[_Tried], list[_Failed]],
-        cancelled: threading.Event,
-    ) -> None:
-        """The first of a group that can run the package, into the outcome; and all before it that cannot."""
-        for candidate in group:
-            try:
-                outcome[0].append(self._try(model, package, candidate, cancelled))
-                return
-            except (EngineBuildCancelled, ModelUnavailable):  # noqa: PERF203 - minutes each
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever a runtime raises, there are others
-                _log.warning("model %s %s on %s: %s", model.name, model.version, candidate, error)
-                outcome[1].append(_Failed(Refused(candidate, str(error) or type(error).__name__), error))
-
-    def _try(self, model: _Model, package: Package, candidate: Candidate, cancelled: threading.Event) -> _Tried:
-        """The package on another runtime, tested; an engine that was refitted and answers wrong is built instead."""
-        if candidate.runtime == CUDA:
-            self._show(model, building=f"loading it on {CUDA}")
-            return _Tried(self._load_on(model, package, candidate, ""))
-        engine = self._engine(model, package, candidate, cancelled)
-        try:
-            return self._tested(model, package, candidate, engine)
-        except (EngineBuildFailed, SelfTestFailed) as error:
-            self._accelerator.drop(engine.kept.key, str(error))
-            if not engine.may_be_stale:
-                raise
-            _log.warning("model %s %s: its engine is built anew: %s", model.name, model.version, error)
-        return self._tested(model, package, candidate, self._engine(model, package, candidate, cancelled, refit=False))
-
-    def _tested(self, model: _Model, package: Package, candidate: Candidate, engine: Engine) -> _Tried:
-        """The package on its engine, within tolerance; a refitted one also nearly as near as the one it was made of.
-
-        A tolerance wide enough for half precision does not show that a bias has kept its earlier value.
-        """
-        loaded = self._load_on(model, package, candidate, engine.kept.key)
-        try:
-            found = deviation(loaded)
-        except BaseException:
-            loaded.close()
-            raise
-        limit = max(_REFITTED_LIMIT, _REFITTED_FACTOR * self._runtimes.deviation(engine.parent))
-        if engine.parent and found > limit:
-            loaded.close()
-            raise SelfTestFailed(
-                f"refitted, it is off by {found:.0%} of the tolerance; going by the engine that it was made of, "
-                f"{limit:.0%} is the most"
-            )
-        return _Tried(loaded, engine.kept.key, found)
-
-    def _engine(
-        self, model: _Model, package: Package, candidate: Candidate, cancelled: threading.Event, *, refit: bool = True
-    ) -> Engine:
-        product = "TensorRT-RTX" if candidate.runtime.endswith("rtx") else "TensorRT"
-        what = f"building a {product} {candidate.precision} engine"
-        self._show(model, building=what, percent=0.0)
-        begun = time.monotonic()
-
-        def show(progress: Progress) -> None:
-            self._show(model, building=f"{what} ({progress.phase})", percent=float(round(progress.percent)))
-
-        engine = self._accelerator.make(package, candidate, show, cancelled, refit=refit)
-        took_s = time.monotonic() - begun
-        _log.info("model %s %s: %s engine %s in %.1f s", model.name, model.version, candidate, engine.origin, took_s)
-        return engine
-
-    def _load_on(self, model: _Model, package: Package, candidate: Candidate, engine: str) -> LoadedModel:
-        current, other = self._serving(model), self._other(package, candidate, engine)
-        if current is None:
-            raise ModelUnavailable("it does not serve any more")
-        if other is None:
-            raise EngineBuildFailed("its engine is gone, or damaged")
-        return self._loader().load_on(package, other, beside=current)
-
-    def _other(self, package: Package, candidate: Candidate, engine: str, *, reason: str = "") -> OtherRuntime | None:
-        """How to load a package on another runtime; None where its engine is not there."""
-        model = _Model(package.manifest.name, package.manifest.version, package.digest)
-        kept = None if candidate.runtime == CUDA else self._accelerator.find(engine)
-        if kept is None and candidate.runtime != CUDA:
-            return None
-
-        def opened() -> InferenceBackend:
-            found = self._accelerator.open_cuda(package) if kept is None else self._accelerator.open(package, kept)
-            return FallbackBackend(
-                found.backend,
-                open_spare=lambda: self._loader().open_on_cpu(package),
-                on_failure=lambda error: self._failed(model, error),
-                on_close=found.release,
-            )
-
-        return OtherRuntime(opened, _told(candidate, reason), self._accelerator.rules.tolerance)
-
-    def _take_best(self, model: _Model, tried: Sequence[_Tried], failed: Sequence[_Failed]) -> None:
+    def _take_best(self, model: _Model, tried: Sequence[Tried], failed: Sequence[Failed]) -> None:
         """Measure, choose, swap, remember."""
         self._show(model, building="measuring it on each runtime")
-        rules = self._accelerator.rules
         with self._slots.lease(model.name, model.version) as current:
             if current.digest != model.digest:
                 raise ModelUnavailable("another package serves in its place")
-            measured = self._measure([current, *(each.loaded for each in tried)])
-            wanted = "" if rules.use == "auto" else rules.use
-            choice = choose(measured, [each.refused for each in failed], wanted=wanted)
-            number = measured.index(choice.best)
-            if number:
-                chosen = tried[number - 1].loaded
-                chosen.runtime = _told(choice.best.candidate, choice.reason)
-                _arm(chosen)
-                if not self._slots.exchange(current, chosen):
+            choice, chosen = self._chosen(current, tried, failed)
+            candidate = choice.best.candidate
+            if chosen is not None:
+                chosen.loaded.runtime = told(candidate, choice.reason)
+                arm(chosen.loaded)
+                if not self._slots.exchange(current, chosen.loaded):
                     raise ModelUnavailable("another took its place meanwhile")
-        candidate = choice.best.candidate
-        made = next((each for each in tried if each.engine), None)
-        if number or all(each.is_final for each in failed):
-            found = Remembered(
-                machine=self._accelerator.machine(),
-                runtime=candidate.runtime,
-                precision=candidate.precision,
-                engine=made.engine if made is not None else "",
-                deviation=made.deviation if made is not None else 0.0,
-                reason=choice.reason,
-            )
-            self._runtimes.put(model.digest, found)
-        if number:
+        if chosen is not None or all(each.is_final for each in failed):
+            # An engine that is not used may be refitted one day.
+            made = chosen or next((each for each in tried if each.engine), None)
+            self._remember(model, candidate, choice.reason, made)
+        if chosen is not None:
             self._say(model, choice.reason, candidate)
         else:
             self._show(model, reason=choice.reason)
-            _log.info("model %s %s stays on %s: %s", model.name, model.version, candidate, choice.reason)
+            _log.info("%s stays on %s (%s)", model, candidate, choice.reason)
 
-    def _failed(self, model: _Model, error: Exception) -> None:
+    def _chosen(
+        self, current: LoadedModel, tried: Sequence[Tried], failed: Sequence[Failed]
+    ) -> tuple[Choice, Tried | None]:
+        """The best runtime, and what was loaded on it; None where that is what serves now."""
+        with self._guarded([each.loaded for each in tried]):
+            measured = self._measure([current, *(each.loaded for each in tried)])
+        use = self._accelerator.rules.use
+        choice = choose(measured, [each.refused for each in failed], wanted="" if use == "auto" else use)
+        number = measured.index(choice.best)
+        return choice, tried[number - 1] if number else None
+
+    @contextlib.contextmanager
+    def _guarded(self, models: Sequence[LoadedModel]) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for each in models:
+                stack.enter_context(self._guard.within(each.backend, _MEASURE_S + each.manifest.max_run_s))
+            yield
+
+    def _remember(self, model: _Model, candidate: Candidate, reason: str, made: Tried | None) -> None:
+        found = Remembered(
+            machine=self._accelerator.machine(),
+            runtime=candidate.runtime,
+            precision=candidate.precision,
+            engine=made.engine if made is not None else "",
+            deviation=made.deviation if made is not None else 0.0,
+            reason=reason,
+        )
+        self._runtimes.put(model.digest, found)
+
+    def _failed(self, package: Package, error: Exception) -> None:
         """An engine has failed on a request, which was answered all the same; in that request's thread."""
-        thread = threading.Thread(target=self._fall_back, args=(model, error), name="fall-back", daemon=True)
+        thread = threading.Thread(
+            target=self._fall_back, args=(_Model.of(package), error), name="fall-back", daemon=True
+        )
         with self._lock:
-            if not self._closing:
+            if not self._stopping.is_set():
                 self._falling = [*(each for each in self._falling if each.is_alive()), thread]
                 thread.start()
 
     def _fall_back(self, model: _Model, error: Exception) -> None:
         """Let the model serve on ONNX Runtime alone, so that what its engine holds of the GPU is free."""
         failing = self._serving(model)
-        if failing is None or failing.runtime.name == CPU:
+        if failing is None or self._models is None or failing.runtime.name == CPU:
             return
-        what = _candidate(failing)
+        what = candidate_of(failing)
         if not isinstance(error, GpuMemoryExhausted):  # which another program may have caused
             self._runtimes.count_trouble(model.digest, +1)
         reason = f"{what} failed while it served: {error}; until it is loaded again it runs on {CPU}"
-        failing.runtime = _told(Candidate(CPU), reason)
+        failing.runtime = told(Candidate(CPU), reason)
         self._say(model, reason, Candidate(CPU))
         try:
-            loaded = self._loader().load_on(failing.package, None, beside=failing)
+            loaded = self._models.load_on(failing.package, None, beside=failing)
         except Exception as unloaded:  # noqa: BLE001 - what took over in its place serves on
-            _log.warning("model %s %s: the failed engine keeps its memory: %s", model.name, model.version, unloaded)
+            _log.warning("%s: the failed engine keeps its memory: %s", model, unloaded)
             return
         loaded.runtime = failing.runtime
         if not self._slots.exchange(failing, loaded):
             loaded.close()
 
-    def _break_off_if_gone(self) -> None:
-        """A model was closed: where it was the one whose engine is made, nobody needs it any more."""
+    def _break_off_if_unwanted(self) -> None:
+        """A model was closed: where it was the one whose engine is made, nobody needs it, unless it is just asleep."""
         with self._lock:
             model, cancelled = self._busy_with, self._cancelled
-        if model is not None and self._serving(model) is None:
+        if model is None:
+            return
+        try:
+            wanted = self._slots.get(model.name, model.version).digest == model.digest
+        except UnknownModel:
+            wanted = False
+        except ModelUnavailable as error:
+            wanted = error.asleep
+        if not wanted:
             cancelled.set()
 
     def _serving(self, model: _Model) -> LoadedModel | None:
@@ -419,6 +367,12 @@ class Acceleration:
             return None
         return loaded if loaded.digest == model.digest else None
 
+    def _needed(self, model: _Model) -> LoadedModel:
+        loaded = self._serving(model)
+        if loaded is None:
+            raise ModelUnavailable("it does not serve any more")
+        return loaded
+
     def _show(
         self, model: _Model, *, building: str | None = None, percent: float | None = None, reason: str | None = None
     ) -> None:
@@ -426,18 +380,17 @@ class Acceleration:
         loaded = self._serving(model)
         if loaded is None:
             return
-        told = loaded.runtime
+        runtime = loaded.runtime
         if building is not None:
-            told = msgspec.structs.replace(told, building=building, building_percent=percent)
+            runtime = msgspec.structs.replace(runtime, building=building, building_percent=percent)
         if reason is not None:
-            told = msgspec.structs.replace(told, reason=reason)
-        loaded.runtime = told
+            runtime = msgspec.structs.replace(runtime, reason=reason)
+        loaded.runtime = runtime
 
     def _say(self, model: _Model, reason: str, candidate: Candidate) -> None:
         """In the log and to the fleet: the model runs on something else from now on."""
         level = logging.WARNING if candidate.runtime == CPU else logging.INFO
-        _log.log(level, "model %s %s runs on %s: %s", model.name, model.version, candidate, reason)
-        detail = {"version": model.version, "runtime": candidate.runtime, "precision": candidate.precision}
+        _log.log(level, "%s runs on %s (%s)", model, candidate, reason)
         self._tell(
             Event(
                 kind=EventKind.RUNTIME_CHANGED,
@@ -445,24 +398,11 @@ class Acceleration:
                 model=model.name,
                 package=model.digest,
                 reason=reason,
-                detail=detail,
+                detail={"version": model.version, "runtime": candidate.runtime, "precision": candidate.precision},
             )
         )
 
-    def _loader(self) -> Models:
+    def _trials(self) -> Trials:
         if self._models is None:
             raise ModelUnavailable("nobody loads models here")
-        return self._models
-
-
-def _told(candidate: Candidate, reason: str) -> ReportedRuntime:
-    return ReportedRuntime(name=candidate.runtime, precision=candidate.precision, reason=reason)
-
-
-def _candidate(loaded: LoadedModel) -> Candidate:
-    return Candidate(loaded.runtime.name, loaded.runtime.precision)
-
-
-def _arm(loaded: LoadedModel) -> None:
-    if isinstance(loaded.backend, FallbackBackend):
-        loaded.backend.arm()
+        return Trials(self._accelerator, self._runtimes, self._models, guard=self._guard, on_failure=self._failed)

@@ -132,6 +132,8 @@ class Accelerator:
         self._budget: GpuBudget | None = None
         self._bindings: Bindings | None = None
         self._builder: EngineBuilder | None = None
+        # By package: a model that fell asleep, or was unloaded, while its engine was made finds it when it is back.
+        self._made: dict[str, str] = {}
         self._cache = EngineCache(folder / ENGINES_FOLDER)
 
     @property
@@ -194,6 +196,7 @@ class Accelerator:
         cancelled: threading.Event,
         *,
         refit: bool = True,
+        build: bool = True,
     ) -> Engine:
         """The engine of a package: the kept one, else another's refitted, else a new one; up to many minutes.
 
@@ -201,6 +204,7 @@ class Accelerator:
             on_progress: Called on this thread.
             cancelled: Breaks it off within seconds.
             refit: Whether another's may be refitted, where the rules allow it.
+            build: Whether a new one may be built: without, it takes seconds.
         Raises:
             EngineBuildFailed, EngineBuildCancelled: There is none, and why.
         """
@@ -225,11 +229,14 @@ class Accelerator:
                 _log.warning("%s: an engine of the same graph could not be refitted: %s", package.folder, error)
                 similar = None
         if similar is None:
+            if not build:
+                raise EngineBuildFailed("there is no engine of its graph to refit")
             built = builder.build(self._request(package, candidate, model, profiles), on_progress, cancelled)
         made = self._cache.put(key, built.plan, built.facts, family=family)
         if made is None:
             built.plan.unlink(missing_ok=True)
             raise EngineBuildFailed(f"{self._folder}: the engine could not be kept; is there room on the disk?")
+        self._made[package.digest] = key
         return Engine(made, "built") if similar is None else Engine(made, "refitted", similar.key)
 
     def open(self, package: Package, kept: KeptEngine) -> Opened:
@@ -274,9 +281,10 @@ class Accelerator:
         """Remove an engine that is of no use."""
         self._cache.drop(key, reason)
 
-    def collect(self, keep: Collection[str]) -> None:
-        """Remove all engines but these; not while one is made."""
-        self._cache.collect(keep)
+    def collect(self, engines: Collection[str], packages: Collection[str]) -> None:
+        """Remove all engines but these, and those made since the start for these packages; not while one is made."""
+        self._made = {digest: key for digest, key in self._made.items() if digest in packages}
+        self._cache.collect({*engines, *self._made.values()})
 
     def clean(self) -> None:
         """Remove what a crash has left half made; not while an engine is made."""

@@ -192,7 +192,10 @@ class Repository:
             known = self._catalogue.known.get((name, version))
             # Going back to the last known good package is refused for nothing: the one that serves is worse.
             is_refuge = known is not None and known.installed and not known.active
-            return self._prepare(package, self._slots.last_served(name), is_refuge=is_refuge)
+            earlier = self._slots.last_served(name)
+            loaded = self._prepare(package, earlier, is_refuge=is_refuge)
+        # Not under the lock: to refit an engine takes seconds.
+        return loaded if self._acceleration is None else self._acceleration.as_earlier(loaded, earlier)
 
     def serve(self, loaded: LoadedModel) -> LoadedModel | None:
         """Let a model of the fleet serve, as :meth:`Slots.install` does, and load the pipelines that waited for it."""
@@ -406,6 +409,7 @@ class Repository:
         try:
             loaded = self._on(package, before)
         except ModelUnavailable:  # the agent stops
+            acceleration.interrupted(package)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the package is not to blame: ONNX Runtime runs it
             acceleration.refused(package, error)

@@ -11,9 +11,10 @@ import pytest
 from edge_agent.contract.messages import EventKind
 from edge_agent.runtime.accelerator import ENGINES_FOLDER, AcceleratorRules
 from edge_agent.runtime.choice import CPU
+from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import ModelState
 from tests.fakes.accelerated_device import WITHOUT, AcceleratedDevice, accelerated, engines_are_slow, until
-from tests.fakes.packages import INPUT, OUTPUT, answer, model_weights, reference_images
+from tests.fakes.packages import INPUT, OUTPUT, answer, make_package, model_weights, reference_images
 
 FP32 = AcceleratorRules(precisions=("fp32",))
 FIGURES = "tensorrt fp32: 0.90 ms against 6.1 ms on onnxruntime-cpu"
@@ -98,7 +99,7 @@ def test_the_next_start_is_on_the_engine_at_once(tmp_path: Path) -> None:
 def test_new_weights_are_refitted_and_an_engine_with_stale_ones_is_built_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="edge_agent.runtime.acceleration")
+    caplog.set_level("INFO", logger="edge_agent.runtime")
     with accelerated(tmp_path, rules=FP32) as device:
         device.add("1")
         device.repository.start()
@@ -116,6 +117,49 @@ def test_new_weights_are_refitted_and_an_engine_with_stale_ones_is_built_anew(
         assert "digits 3: tensorrt fp32 engine built" in caplog.text
         ask(device, "3")
         ask(device, "1")
+
+
+def test_an_update_of_a_model_on_an_engine_is_on_a_refitted_one_from_its_first_request_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with accelerated(tmp_path, rules=FP32) as device:
+        first, second, third = (
+            make_package(tmp_path / "fleet" / version, version=version, seed=int(version)) for version in "123"
+        )
+        loaded = device.repository.prepare(first)
+        assert loaded.runtime.name == CPU
+        device.repository.serve(loaded)
+        assert device.settled() == FIGURES
+        monkeypatch.setenv("SHOAL_FAKE_TENSORRT_BUILD", "fail")
+        loaded = device.repository.prepare(second)
+        prove(loaded)
+        device.repository.serve(loaded)
+        assert device.runs_on("2") == "tensorrt fp32"
+        assert device.settled("2") == "tensorrt fp32, as version 1, whose engine was refitted"
+        ask(device, "2")
+        monkeypatch.setenv("SHOAL_FAKE_TENSORRT_REFIT", "fail")
+        loaded = device.repository.prepare(third)
+        device.repository.serve(loaded)
+        assert loaded.runtime.name == CPU
+        assert "is not used" in device.settled("3")
+        ask(device, "3")
+    assert device.memory.used_bytes == 0
+
+
+def test_a_model_that_falls_asleep_while_its_engine_is_built_has_it_when_it_wakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_FAKE_TENSORRT_BUILD_S", "1.5")
+    with accelerated(tmp_path, rules=FP32) as device:
+        device.add("1")
+        device.repository.start()
+        until(lambda: "(" in device.entry().reason)
+        loaded = device.slots.get("digits")
+        device.slots.unload("digits", "1", reason="idle", idle_since=loaded.last_used + 1)
+        until(lambda: list((tmp_path / ENGINES_FOLDER).glob("*/engine.plan")))
+        monkeypatch.setenv("SHOAL_FAKE_TENSORRT_BUILD", "fail")
+        device.repository.wake("digits")
+        assert device.settled() == FIGURES
 
 
 def test_an_engine_that_fails_while_it_serves_answers_by_onnx_runtime_and_leaves_the_gpu(
@@ -203,7 +247,7 @@ def test_a_remembered_engine_that_is_refused_is_replaced_and_the_model_serves_me
 def test_unloading_a_model_ends_its_build_and_so_does_the_end_of_the_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="edge_agent.runtime.acceleration")
+    caplog.set_level("INFO", logger="edge_agent.runtime")
     monkeypatch.setenv("SHOAL_FAKE_TENSORRT_BUILD_S", "3600")
     with accelerated(tmp_path, rules=FP32) as device:
         device.add("1")
