@@ -115,6 +115,7 @@ class Engine:
         self.plan_bytes = len(data)
         # Both outlive the engine: it calls the one, and was made by the other.
         self._logger = bindings.new_logger(self.log)
+        bindings.register_plugins(self._logger)
         self._runtime = bindings.trt.Runtime(self._logger)
         try:
             self.native: Any = bindings.deserialise(self._runtime, data)
