@@ -54,7 +54,12 @@ def test_what_the_index_goes_through_is_what_the_code_says(page: str, repository
     assert f"`{swapped.reason}`" in page
     assert f"`{stays.reason}`" in page
     known = list(texts(repository / "edge_agent" / "runtime"))
-    for text in ("building a ... ... engine", "... (...)", "measuring it on each runtime"):
+    for text in (
+        "building a ... ... engine",
+        "... (...)",
+        "measuring it on each runtime",
+        "..., as version ..., whose engine was refitted",
+    ):
         assert text in known
 
 
@@ -87,7 +92,7 @@ def test_the_unit_starts_the_agent_as_the_page_installs_it(page: str, repository
     unit.read(repository / "packaging" / "device" / "shoal-agent.service")
     service = unit["Service"]
     assert service["ExecStart"] == "/opt/shoal/bin/shoal-agent run --config /etc/shoal/agent.toml"
-    assert f"useradd --system --home-dir /var/lib/shoal --groups video,render {service['User']}" in page
+    assert f"--groups video,render --home-dir /var/lib/shoal {service['User']}\n" in page
     assert service["SupplementaryGroups"] == "video render"
     assert f"/run/{service['RuntimeDirectory']}/api.sock" in page
     assert "PrivateDevices" not in service  # the GPU is one
