@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ RECEIVERS = {
 RECORDINGS = recordings()
 
 
+@functools.cache
 def all_uses() -> list[Use]:
     return [
         use
