@@ -206,11 +206,14 @@ class Acceleration:
         self._accelerator.close()
 
     def _run(self) -> None:
-        with contextlib.suppress(ShoalError):
-            self._accelerator.clean()
-        while (task := self._tasks.get()) is not None:
-            if not self._stopping.is_set():
-                task()
+        task: Callable[[], None] | None = self._accelerator.clean
+        while task is not None:
+            try:
+                if not self._stopping.is_set():
+                    task()
+            except Exception:  # noqa: BLE001 - a disk that cannot be read, say: the other models must have their turn
+                _log.exception("engines could not be tidied up")
+            task = self._tasks.get()
 
     def _accelerate(self, model: _Model) -> None:
         with self._lock:

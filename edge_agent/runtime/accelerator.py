@@ -134,6 +134,7 @@ class Accelerator:
         self._builder: EngineBuilder | None = None
         # By package: a model that fell asleep, or was unloaded, while its engine was made finds it when it is back.
         self._made: dict[str, str] = {}
+        self._keeping = threading.Lock()  # while an engine is moved into its place, or others are removed
         self._cache = EngineCache(folder / ENGINES_FOLDER)
 
     @property
@@ -232,11 +233,12 @@ class Accelerator:
             if not build:
                 raise EngineBuildFailed("there is no engine of its graph to refit")
             built = builder.build(self._request(package, candidate, model, profiles), on_progress, cancelled)
-        made = self._cache.put(key, built.plan, built.facts, family=family)
+        with self._keeping:
+            made = self._cache.put(key, built.plan, built.facts, family=family)
+            self._made[package.digest] = key
         if made is None:
             built.plan.unlink(missing_ok=True)
             raise EngineBuildFailed(f"{self._folder}: the engine could not be kept; is there room on the disk?")
-        self._made[package.digest] = key
         return Engine(made, "built") if similar is None else Engine(made, "refitted", similar.key)
 
     def open(self, package: Package, kept: KeptEngine) -> Opened:
@@ -282,9 +284,10 @@ class Accelerator:
         self._cache.drop(key, reason)
 
     def collect(self, engines: Collection[str], packages: Collection[str]) -> None:
-        """Remove all engines but these, and those made since the start for these packages; not while one is made."""
-        self._made = {digest: key for digest, key in self._made.items() if digest in packages}
-        self._cache.collect({*engines, *self._made.values()})
+        """Remove all engines but these, and those made since the start for these packages."""
+        with self._keeping:
+            self._made = {digest: key for digest, key in self._made.items() if digest in packages}
+            self._cache.collect({*engines, *self._made.values()})
 
     def clean(self) -> None:
         """Remove what a crash has left half made; not while an engine is made."""

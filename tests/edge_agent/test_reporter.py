@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from edge_agent.contract.errors import StorageFull
-from edge_agent.contract.messages import Hardware, Reported, ReportedModel, UpdateStep
+from edge_agent.contract.messages import Hardware, Reported, ReportedModel, ReportedRuntime, UpdateStep
 from edge_agent.reporter import Reporter
 
-MODEL = ReportedModel(version="1", package="a" * 64, step=UpdateStep.COMMITTED)
+RUNTIME = ReportedRuntime(name="onnxruntime-cpu", building="building a TensorRT fp16 engine", building_percent=42.0)
+MODEL = ReportedModel(version="1", package="a" * 64, step=UpdateStep.COMMITTED, runtime=RUNTIME)
 TWIN = Reported(
     agent_version="1", started_at_ms=1, desired_revision=0, hardware=Hardware(architecture="x", system="y"),
     models={"digits": MODEL},
@@ -120,14 +121,21 @@ def test_stopping_flushes_what_was_counted_last() -> None:
     assert ends.flushes == 1
 
 
-def test_counters_alone_are_held_back_for_a_moment() -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        msgspec.structs.replace(MODEL, requests=5),
+        msgspec.structs.replace(MODEL, runtime=msgspec.structs.replace(RUNTIME, building_percent=43.0)),
+    ],
+)
+def test_counters_alone_are_held_back_for_a_moment(changed: ReportedModel) -> None:
     ends = Ends()
     one = reporter(ends, interval_s=3600.0)
     one.start()
     ends.wait(lambda: len(ends.published) == 1)
     begin = time.monotonic()
-    ends.twin = msgspec.structs.replace(TWIN, models={"digits": msgspec.structs.replace(MODEL, requests=5)})
+    ends.twin = msgspec.structs.replace(TWIN, models={"digits": changed})
     ends.wait(lambda: len(ends.published) == 2)
     one.stop()
     assert time.monotonic() - begin > 0.5  # a step would have gone at the next look, half a second after the first
-    assert ends.published[-1].models["digits"].requests == 5
+    assert ends.published[-1].models["digits"] == changed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,16 @@ import pytest
 from edge_agent.contract.messages import EventKind
 from edge_agent.runtime.accelerator import ENGINES_FOLDER, AcceleratorRules
 from edge_agent.runtime.choice import CPU
+from edge_agent.runtime.gpu.survey import Survey
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import ModelState
-from tests.fakes.accelerated_device import WITHOUT, AcceleratedDevice, accelerated, engines_are_slow, until
+from tests.fakes.accelerated_device import WITH_GPU, WITHOUT, AcceleratedDevice, accelerated, engines_are_slow, until
 from tests.fakes.packages import INPUT, OUTPUT, answer, make_package, model_weights, reference_images
+from tests.fakes.pipeline_package import make_pipeline_package, make_scaler_package
 
-FP32 = AcceleratorRules(precisions=("fp32",))
+REFITTING = AcceleratorRules(precisions=("fp32",))
+# Without a look at each model's graph, which takes a process of its own.
+FP32 = dataclasses.replace(REFITTING, refit=False)
 FIGURES = "tensorrt fp32: 0.90 ms against 6.1 ms on onnxruntime-cpu"
 
 
@@ -100,7 +106,7 @@ def test_new_weights_are_refitted_and_an_engine_with_stale_ones_is_built_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="edge_agent.runtime")
-    with accelerated(tmp_path, rules=FP32) as device:
+    with accelerated(tmp_path, rules=REFITTING) as device:
         device.add("1")
         device.repository.start()
         device.settled()
@@ -122,7 +128,7 @@ def test_new_weights_are_refitted_and_an_engine_with_stale_ones_is_built_anew(
 def test_an_update_of_a_model_on_an_engine_is_on_a_refitted_one_from_its_first_request_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with accelerated(tmp_path, rules=FP32) as device:
+    with accelerated(tmp_path, rules=REFITTING) as device:
         first, second, third = (
             make_package(tmp_path / "fleet" / version, version=version, seed=int(version)) for version in "123"
         )
@@ -200,7 +206,6 @@ def test_an_engine_that_fails_while_it_serves_answers_by_onnx_runtime_and_leaves
         ("REFUSED", "MatMul", "No importer registered for op: MatMul"),
         ("DESERIALIZE", "none", "refuses the engine"),
         ("EXECUTE", "wrong", "output 'probabilities', row 0"),
-        ("EXECUTE", "error", "fails on its golden samples"),
     ],
 )
 def test_what_fails_on_the_way_leaves_the_model_where_it_is_with_the_reason(
@@ -293,10 +298,41 @@ def test_what_is_slower_is_not_taken_and_is_not_built_again(tmp_path: Path, monk
     with accelerated(tmp_path, rules=FP32) as device:
         device.repository.start()
         assert device.settled() == reason
-    with accelerated(tmp_path, rules=AcceleratorRules(use="tensorrt", precisions=("fp32",))) as device:
+    with accelerated(tmp_path, rules=dataclasses.replace(FP32, use="tensorrt")) as device:
         device.repository.start()
         device.settled()
         assert device.runs_on() == "tensorrt fp32", "as asked for, with the engine that was kept"
+
+
+def test_a_pipeline_runs_its_step_on_the_engine(tmp_path: Path) -> None:
+    with accelerated(tmp_path, rules=FP32) as device:
+        device.add("1", seed=0)
+        make_scaler_package(device.models / "scaler")
+        make_pipeline_package(device.models / "reader")
+        device.repository.start()
+        device.settled()
+        loaded = device.slots.get("reader")
+        golden = loaded.package.golden()
+        prove(loaded)
+        assert (loaded.runtime.name, device.entry(name="reader").reason) == ("pipeline", "")
+        loaded.backend.infer(loaded.check(golden.inputs).inputs)
+        assert device.slots.get("digits").requests > 0, "the step that was exchanged goes on counting"
+
+
+def test_onnx_runtimes_cuda_provider_is_a_candidate_where_it_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: offered)
+    alone = Survey(WITH_GPU.gpu, None, None, ("tensorrt cannot be imported",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the runtime's own, that it takes the CPU instead
+        with accelerated(tmp_path, rules=FP32, survey=alone) as device:
+            device.add("1")
+            device.repository.start()
+            reason = device.settled()
+    assert reason.startswith("onnxruntime-cuda is not used: ONNX Runtime")
+    assert "cannot use CUDAExecutionProvider here" in reason
 
 
 def test_half_precision_is_tried_first_and_what_is_beyond_the_tolerance_is_not_used(tmp_path: Path) -> None:

@@ -9,14 +9,21 @@ import numpy as np
 import onnx
 import pytest
 
-from edge_agent.contract.errors import ModelLoadFailed, PackageError, SelfTestFailed, SignatureMismatch
+from edge_agent.contract.errors import (
+    AcceleratorUnavailable,
+    ModelLoadFailed,
+    PackageError,
+    SelfTestFailed,
+    SignatureMismatch,
+)
 from edge_agent.contract.manifest import REFERENCE_FILE, Manifest, encode_manifest
 from edge_agent.contract.profile import Projection, encode_profile
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.onnx import OnnxBackend
-from edge_agent.runtime.package import Package
-from edge_agent.runtime.selftest import self_test
+from edge_agent.runtime.onnx_session import CUDA_PROVIDER
+from edge_agent.runtime.package import Package, Tolerance
+from edge_agent.runtime.selftest import deviation, self_test
 from edge_agent.runtime.slots import load
 from tests.fakes.packages import INPUT, OUTPUT, answer, make_package, model_weights, reference_images
 from tests.fakes.text_package import TEXT, make_text_package
@@ -94,6 +101,19 @@ def test_a_profile_that_does_not_fit_the_model_is_refused_when_loaded(tmp_path: 
     package.path(REFERENCE_FILE).write_bytes(encode_profile(broken))
     with pytest.raises(PackageError, match="index 64"):
         load(package)
+
+
+def test_an_execution_provider_that_the_runtime_lacks_is_said_and_not_replaced_by_the_cpu(tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    with pytest.raises(AcceleratorUnavailable, match="was built without CUDAExecutionProvider; it has: .*CPU"):
+        OnnxBackend(package, provider=CUDA_PROVIDER)
+
+
+def test_how_far_a_model_is_from_its_golden_samples_is_a_share_of_its_tolerance(tmp_path: Path) -> None:
+    exact, wrong = load(make_package(tmp_path / "1")), load(make_package(tmp_path / "2", golden_is_wrong=True))
+    assert deviation(exact) < 0.1
+    wrong.tolerance = Tolerance(rtol=0.0, atol=1.0)
+    assert deviation(wrong) == pytest.approx(0.5, rel=0.01)
 
 
 def test_the_self_test_passes_on_the_package_as_made(tmp_path: Path) -> None:

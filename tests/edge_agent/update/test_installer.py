@@ -16,7 +16,7 @@ import urllib3
 
 from edge_agent.contract.errors import ConfigurationError, DigestMismatch, SelfTestFailed
 from edge_agent.contract.manifest import Probation, Resources
-from edge_agent.contract.messages import EventKind, ReportedModel, UpdateStep
+from edge_agent.contract.messages import EventKind, ReportedModel, ReportedRuntime, UpdateStep
 from edge_agent.contract.repository import blob_path
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.package_writer import write_package
@@ -83,6 +83,11 @@ def test_files_that_another_package_has_are_linked_instead_of_downloaded(
         assert server.line.asked(blob_path(second.manifest.files[name].sha256)) == []
         packages = device.state / "packages"
         assert (packages / first.digest / name).samefile(packages / second.digest / name)
+
+
+def test_what_a_model_runs_on_is_reported(device: UpdatingDevice, first: Package) -> None:
+    assert device.reported().package == first.digest
+    assert device.reported().runtime == ReportedRuntime(name="onnxruntime-cpu")
 
 
 def test_a_package_that_fails_its_self_test_is_refused_and_not_tried_again_for_that_release(
