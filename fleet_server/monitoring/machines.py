@@ -48,7 +48,7 @@ def machine_records(
     connection: sa.Connection, devices: Sequence[str] | None = None, *, window_s: float = RECENT_S
 ) -> list[MachineRecord]:
     """The machines of those devices, or all that have ever reported, by name of the device."""
-    recent = _recent(round(window_s * 1000))
+    recent = _recent(round(window_s * 1000), devices)
     query = sa.select(machines, recent).outerjoin(recent, recent.c.whose == machines.c.device)
     if devices is not None:
         query = query.where(machines.c.device.in_(devices))
@@ -56,14 +56,14 @@ def machine_records(
     return [_record(row, window_s) for row in rows]
 
 
-def _recent(window_ms: int) -> sa.Subquery:
+def _recent(window_ms: int, devices: Sequence[str] | None) -> sa.Subquery:
     """Each machine's last windows, added up. By its own clock: ours may stand elsewhere."""
     known = machine_windows.c.energy_j.is_not(None)
     throttled = machine_windows.c.throttled
     within = sa.and_(
         machine_windows.c.device == machines.c.device, machine_windows.c.until_ms > machines.c.at_ms - window_ms
     )
-    return (
+    query = (
         sa.select(
             machines.c.device.label("whose"),
             sa.func.sum(machine_windows.c.energy_j).label("energy_j"),
@@ -74,8 +74,10 @@ def _recent(window_ms: int) -> sa.Subquery:
         )
         .join(machine_windows, within)
         .group_by(machines.c.device)
-        .subquery("recent")
     )
+    if devices is not None:
+        query = query.where(machines.c.device.in_(devices))
+    return query.subquery("recent")
 
 
 def _record(row: sa.RowMapping, window_s: float) -> MachineRecord:

@@ -8,7 +8,7 @@ from edge_agent.contract.messages import DeviceMetrics, GpuMetrics, MetricsRepor
 from edge_agent.contract.topics import Stream
 from fleet_server.database import Database
 from fleet_server.monitoring.intake import on_metrics
-from fleet_server.monitoring.machines import MachineRecord
+from fleet_server.monitoring.machines import MachineRecord, machine_records
 from fleet_server.monitoring.service import MonitoringService
 from fleet_server.monitoring.tables import machine_windows
 from tests.fleet_server.monitoring.fleet import START, envelope, reference
@@ -83,3 +83,25 @@ def test_old_windows_are_deleted_with_the_other_figures(db: Database) -> None:
     service.prune(START + 400 * 86_400_000)
     assert windows(db) == 0
     assert machine(db).state.power_w == 1.0  # the newest state stays
+
+
+def test_recent_windows_are_found_by_index_and_not_by_reading_all(db: Database) -> None:
+    for minute in range(1, 40):
+        report(db, DeviceMetrics(energy_j=1.0), device=f"d{minute % 3}", minute=minute)
+    asked: list[tuple[str, tuple[object, ...]]] = []
+
+    def remember(
+        _connection: object, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object
+    ) -> None:
+        asked.append((statement, parameters))
+
+    with db.read() as connection:
+        sa.event.listen(db.engine, "before_cursor_execute", remember)
+        for devices in (None, ["d1"]):
+            machine_records(connection, devices)
+        sa.event.remove(db.engine, "before_cursor_execute", remember)
+        assert len(asked) == 2
+        for statement, parameters in asked:
+            plan = [str(row[3]) for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            (step,) = [step for step in plan if " machine_windows " in f"{step} "]
+            assert "ix_machine_windows_device_until_ms (device=? AND until_ms>?)" in step, plan
