@@ -14,10 +14,10 @@ import edge_agent.cli
 import fleet_server.cli
 
 _ROOT = Path(__file__).parents[2]
-PAGES = ["docs/device-api.md", "packaging/device/README.md"]
+PAGES = ["docs/device-api.md", "docs/jetson.md", "packaging/device/README.md"]
 PROGRAMS = {"shoal-agent": edge_agent.cli.main, "shoal": fleet_server.cli.main}
-# As a person types them: after a prompt, or in an indented block.
-_LINE = re.compile(r"^(?:\$ |    )(?:\S*/)?(shoal(?:-agent)? [^#\n]+)", re.MULTILINE)
+# As a person types them: after a prompt, in an indented block, or as the agent's user.
+_LINE = re.compile(r"^(?:\$ |    |sudo -u shoal )(?:\S*/)?(shoal(?:-agent)? [^#\n]+)", re.MULTILINE)
 COMMANDS = [(page, line.strip()) for page in PAGES for line in _LINE.findall((_ROOT / page).read_text("utf-8"))]
 
 
