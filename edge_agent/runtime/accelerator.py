@@ -17,7 +17,12 @@ from typing import Literal
 import msgspec
 import onnxruntime as ort
 
-from edge_agent.contract.errors import AcceleratorUnavailable, EngineBuildCancelled, EngineBuildFailed
+from edge_agent.contract.errors import (
+    AcceleratorUnavailable,
+    BudgetExceeded,
+    EngineBuildCancelled,
+    EngineBuildFailed,
+)
 from edge_agent.contract.manifest import GOLDEN_FILE
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.choice import CUDA, Candidate
@@ -268,6 +273,13 @@ class Accelerator:
             hold.release()
             raise
         hold.size_bytes = backend.gpu_bytes
+        if budget.limit_bytes and budget.used_bytes > budget.limit_bytes:
+            backend.close()
+            hold.release()
+            raise BudgetExceeded(
+                f"'{holder}' was found to take {backend.gpu_bytes >> 20} MiB of GPU memory, more than is left of the "
+                f"{budget.limit_bytes >> 20} MiB that engines may take: raise accelerator.gpu_memory_mib"
+            )
         return Opened(backend, hold.release)
 
     def open_cuda(self, package: Package) -> Opened:

@@ -85,10 +85,12 @@ class FallbackBackend:
         with self._opening:
             self._closed = True
             spare, self._spare = self._spare, None
-        self._engine.close()
-        if spare is not None:
-            spare.close()
-        self._on_close()
+        try:
+            self._engine.close()
+            if spare is not None:
+                spare.close()
+        finally:
+            self._on_close()
 
     def _instead(self, inputs: Mapping[str, NDArray[Any]], error: Exception) -> dict[str, NDArray[Any]]:
         """The spare's answer to a request that the engine failed on; the engine's error where there is no spare."""

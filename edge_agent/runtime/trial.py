@@ -26,6 +26,8 @@ from edge_agent.runtime.tensorrt.job import Progress
 # any case.
 _REFITTED_FACTOR = 3.0
 _REFITTED_LIMIT = 0.05
+# The log has all of it.
+_LONGEST_REASON = 400
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ class Trials:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a runtime raises, there are others
                 _log.warning("%s on %s: %s", occasion, candidate, error)
-                failed.append(Failed(Refused(candidate, str(error) or type(error).__name__), error))
+                failed.append(Failed(Refused(candidate, _short(error)), error))
         return None, failed
 
     def on(self, candidate: Candidate, occasion: Occasion) -> Tried:
@@ -190,20 +192,30 @@ class Trials:
         except BaseException:
             loaded.close()
             raise
-        limit = max(_REFITTED_LIMIT, _REFITTED_FACTOR * self._runtimes.deviation(engine.parent))
-        if engine.parent and found > limit:
+        if not engine.kept.facts.refitted:
+            return Tried(loaded, engine.kept.key, found)
+        parents = self._runtimes.deviation(engine.parent)
+        limit = max(_REFITTED_LIMIT, _REFITTED_FACTOR * parents)
+        if found > limit:
             loaded.close()
             raise SelfTestFailed(
                 f"refitted, it is off by {found:.0%} of the tolerance; going by the engine that it was made of, "
                 f"{limit:.0%} is the most"
             )
-        return Tried(loaded, engine.kept.key, found)
+        # What was built is the measure for all that is made of it: else each could be a little further off.
+        return Tried(loaded, engine.kept.key, min(found, parents))
 
     def _load(self, candidate: Candidate, engine: str, occasion: Occasion) -> LoadedModel:
         beside, other = occasion.beside(), self.runtime(occasion.package, candidate, engine)
         if other is None:
             raise EngineBuildFailed("its engine is gone, or damaged")
         return self._models.load_on(occasion.package, other, beside=beside)
+
+
+def _short(error: Exception) -> str:
+    """What it says, cut where a runtime has filled a page."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def told(candidate: Candidate, reason: str) -> ReportedRuntime:

@@ -287,6 +287,14 @@ def test_a_gpu_without_room_leaves_models_on_the_cpu_until_the_next_start(tmp_pa
         assert device.settled() == FIGURES
 
 
+def test_engines_beyond_their_budget_stay_on_the_cpu(tmp_path: Path) -> None:
+    with accelerated(tmp_path, rules=dataclasses.replace(FP32, gpu_memory_bytes=1 << 20)) as device:
+        device.add("1")
+        device.repository.start()
+        assert "raise accelerator.gpu_memory_mib" in device.settled()
+        assert (device.runs_on(), device.memory.used_bytes) == (CPU, 0)
+
+
 def test_what_is_slower_is_not_taken_and_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with accelerated(tmp_path, rules=FP32, measure=engines_are_slow) as device:
         device.add("1")

@@ -105,7 +105,7 @@ def test_a_profile_that_does_not_fit_the_model_is_refused_when_loaded(tmp_path: 
 
 def test_an_execution_provider_that_the_runtime_lacks_is_said_and_not_replaced_by_the_cpu(tmp_path: Path) -> None:
     package = make_package(tmp_path / "package")
-    with pytest.raises(AcceleratorUnavailable, match="was built without CUDAExecutionProvider; it has: .*CPU"):
+    with pytest.raises(AcceleratorUnavailable, match=r"was built without CUDAExecutionProvider; it has: .*CPU"):
         OnnxBackend(package, provider=CUDA_PROVIDER)
 
 
