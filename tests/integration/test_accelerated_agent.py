@@ -178,6 +178,8 @@ def test_an_agent_serves_while_it_builds_swaps_starts_on_the_engine_refits_and_f
     [
         ({"INIT_ERROR": "100"}, "CUDA_ERROR_NO_DEVICE"),
         ({"DRIVER_VERSION": "11040"}, "older than 12.0"),
+        ({"CRASH": "cuInit"}, "SIGABRT"),
+        ({"FAIL": "cuDevicePrimaryCtxRetain=2"}, "cannot be opened"),
     ],
 )
 def test_a_driver_that_is_of_no_use_is_said_and_the_agent_serves(
@@ -190,4 +192,29 @@ def test_a_driver_that_is_of_no_use_is_said_and_the_agent_serves(
     device.infer("1")
     until(lambda: said in device.reason("1"), "the reason in the index")
     assert device.runtime("1") == "onnxruntime-cpu"
-    assert device.agent.log.count(said) == 1
+    assert device.agent.log.count("models run on onnxruntime-cpu: ") == 1
+
+
+def test_a_gpu_that_breaks_down_under_load_fails_no_request_and_the_agent_lives(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_STUB_CUDA_INTEGRATED", "0")
+    device.add("1")
+    device.agent.start()
+    until(lambda: device.runtime("1") == "tensorrt", "the engine to take over")
+    assert device.agent.stop() == 0
+    monkeypatch.setenv("SHOAL_STUB_CUDA_FAIL_AFTER", "500")
+    device.agent.start()
+    assert device.runtime("1") == "tensorrt"
+    with Load(device, "1") as load:
+        until(lambda: device.runtime("1") == "onnxruntime-cpu", "the GPU to break down")
+        after = load.answered
+        until(lambda: load.answered > after + 20, "requests after it")
+    assert device.requests("1") == load.answered
+    assert "tensorrt fp32 failed while it served: " in device.reason("1")
+    # What is loaded again finds the GPU still broken, and serves all the same.
+    device.ask("POST", "/v2/repository/models/digits/load", {})
+    device.infer("1")
+    assert device.runtime("1") == "onnxruntime-cpu"
+    assert device.agent.stop() == 0
+    assert "Traceback" not in device.agent.log, device.agent.log
