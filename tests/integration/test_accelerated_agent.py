@@ -218,3 +218,19 @@ def test_a_gpu_that_breaks_down_under_load_fails_no_request_and_the_agent_lives(
     assert device.runtime("1") == "onnxruntime-cpu"
     assert device.agent.stop() == 0
     assert "Traceback" not in device.agent.log, device.agent.log
+
+
+def test_the_real_tensorrt_rtx_on_a_driver_without_a_gpu_says_why_it_builds_nothing(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("TensorRT-RTX is not installed (`make gpu-parts` does): the agent over it was NOT run")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # without the stand-in
+    device.add("1")
+    device.agent.start()
+    device.infer("1")
+    until(lambda: "tensorrt-rtx fp32 is not used: " in device.reason("1"), "the reason in the index")
+    device.infer("1")
+    assert device.runtime("1") == "onnxruntime-cpu"
+    assert device.agent.stop() == 0
+    assert "Traceback" not in device.agent.log
