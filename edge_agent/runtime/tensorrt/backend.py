@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import InputCheck
-from edge_agent.contract.errors import AcceleratorUnavailable, ManifestError, ModelFailed
+from edge_agent.contract.errors import AcceleratorUnavailable, EngineBuildFailed, ManifestError, ModelFailed
 from edge_agent.contract.manifest import Batching
 from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import RunCancelled
@@ -56,8 +56,8 @@ class TensorRtBackend:
         streams: Requests that may be on the GPU at once; each has buffers and scratch memory of its own.
         graphs: Whether runs are captured as CUDA graphs, by shape, where they can be.
     Raises:
-        EngineBuildFailed: TensorRT refuses the plan, or it is no engine for this model; final where another would be
-            refused as well.
+        EngineBuildFailed: TensorRT refuses the plan, it is no engine for this model, or does not run on zeros; final
+            where another would be refused as well.
         GpuMemoryExhausted: There is no room on the GPU.
         AcceleratorUnavailable: The GPU cannot be opened.
     """
@@ -242,13 +242,21 @@ def _open(
     lanes: list[Lane] = []
     try:
         for _ in range(streams):
-            lanes.append(Lane(memory, engine, graphs=graphs))  # noqa: PERF401 - those made are to be undone
+            lanes.append(Lane(memory, engine, graphs=graphs))
+            lanes[-1].warm_up()
+    except (ModelFailed, RuntimeError) as error:
+        _undo(engine, lanes)
+        raise EngineBuildFailed(f"{plan}: the engine does not run: {error}") from error
     except BaseException:
-        for lane in lanes:
-            lane.close()
-        engine.close()
+        _undo(engine, lanes)
         raise
     return engine, lanes
+
+
+def _undo(engine: Engine, lanes: list[Lane]) -> None:
+    for lane in lanes:
+        lane.close()
+    engine.close()
 
 
 def _has_loops(package: Package) -> bool:

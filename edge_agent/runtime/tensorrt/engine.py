@@ -102,7 +102,7 @@ class Engine:
         signature: Of the package.
     Attributes:
         tensors: Inputs in the signature's order, then outputs in its order, then outputs that it does not name.
-        profiles: By number the largest shape of each input, and the smallest.
+        profiles: By number: of each input the smallest shape and the largest.
         plan_bytes: Of the plan; the weights take about as much of the GPU's memory.
     Raises:
         EngineBuildFailed: TensorRT refuses the plan, or it is not an engine of this model.
@@ -155,8 +155,10 @@ class Engine:
     def _profile(self, index: int) -> dict[str, tuple[Shape, Shape]]:
         shapes: dict[str, tuple[Shape, Shape]] = {}
         for tensor in self.inputs:
-            least, _, most = self.native.get_tensor_profile_shape(tensor.name, index)
-            shapes[tensor.name] = (tuple(least), tuple(most))
+            found = [tuple(shape) for shape in self.native.get_tensor_profile_shape(tensor.name, index)]
+            # Nothing of use for an input without open axes, in some versions.
+            is_said = len(found) == 3 and len(found[0]) == len(tensor.shape)
+            shapes[tensor.name] = (found[0], found[2]) if is_said else (tensor.shape, tensor.shape)
         return shapes
 
     def _tensors(self, plan: Path, signature: Signature) -> tuple[EngineTensor, ...]:

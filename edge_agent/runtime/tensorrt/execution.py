@@ -131,6 +131,25 @@ class Lane:
             self._known.popitem(last=False)
         return shaped
 
+    def warm_up(self) -> None:
+        """Run the smallest and the largest shapes of each profile on zeros, and wait.
+
+        Kernels are loaded, or with RTX compiled, when they first run: better now than while others wait. And what has
+        run at its largest will have the memory for it.
+
+        Raises:
+            ModelFailed: TensorRT refuses a run.
+            RuntimeError: It failed on the GPU.
+        """
+        for profile in self._engine.profiles:
+            for end in (1, 0):
+                shaped = self.shape({name: shapes[end] for name, shapes in profile.items()})
+                for _, _, view in shaped.inputs.values():
+                    view[...] = 0
+                self.run(self._context_of(shaped), shaped)
+                self._stream.wait()
+                shaped.has_run = True
+
     def enqueue(self, memory: DeviceMemory, shaped: Shaped) -> Event:
         """Enqueue a request whose inputs are written: copies, the run, copies back.
 

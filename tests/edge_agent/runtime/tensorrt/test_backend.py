@@ -124,6 +124,8 @@ def test_too_little_memory_is_told_and_nothing_stays_behind(gpu: Gpu, package: P
         ("DESERIALIZE=none", "refuses the engine.*not compatible with this device"),
         ("VERSION=10.13.4.1", "refuses the engine.*engine plan of version 10.13.3.9"),
         ("CONTEXT=none", "no execution context"),
+        ("EXECUTE=false", "does not run: TensorRT could not run the model"),
+        ("EXECUTE=error", "does not run: CUDA_ERROR_LAUNCH_FAILED"),
     ],
 )
 def test_an_engine_that_tensorrt_refuses_says_why(
@@ -223,15 +225,14 @@ def test_a_request_is_cut_up_only_where_rows_are_proven_independent(
 
 def test_graphs_are_captured_for_each_shape_the_third_time(gpu: Gpu, package: Package) -> None:
     backend = gpu.open(package, graphs=True)
-    for _ in range(2):
-        assert is_right(backend)
+    assert is_right(backend)
     assert backend.graph_counts == (0, 0)
     for _ in range(2):
         for rows in (1, 2, 1, 3, 4):  # shapes in turn: a graph must not see what another shape has set
             images = reference_images(rows, seed=rows)
             outputs = backend.infer({INPUT: images})[OUTPUT]
             np.testing.assert_allclose(outputs, answer(*model_weights(), images), atol=1e-5)
-    assert backend.graph_counts.captured == 1
+    assert backend.graph_counts.captured == 2  # of 1 row and of 4, which have run when it was opened too
     for rows in (2, 3, 4, 1):
         assert is_right(backend, rows)
     assert backend.graph_counts == (4, 0)
