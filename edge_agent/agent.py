@@ -26,7 +26,7 @@ from edge_agent.reporter import Reporter, pace_s
 from edge_agent.runtime import cpus
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
 from edge_agent.runtime.catalogue import Catalogue
-from edge_agent.runtime.gpu.survey import may_have_gpu
+from edge_agent.runtime.gpu.presence import may_have_gpu
 from edge_agent.runtime.memory import Tidying, give_back
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Tolerance

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import AcceleratorUnavailable, DeviceError
 from edge_agent.runtime.gpu.capacity import exhausted, left_bytes
 from edge_agent.runtime.gpu.device_memory import Buffer, Gpu, Graph, Stream
-from edge_agent.runtime.gpu.driver import LIBRARY, CudaDriver, CudaFailure
+from edge_agent.runtime.gpu.driver import CudaDriver, CudaFailure
 from edge_agent.runtime.gpu.events import DriverEvent, EventPool
+from edge_agent.runtime.gpu.presence import LIBRARY
 
 _NON_BLOCKING = 1
 _DEVICEMAP = 2

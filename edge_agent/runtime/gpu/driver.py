@@ -11,8 +11,8 @@ from typing import Any
 
 from edge_agent.contract.errors import AcceleratorUnavailable
 from edge_agent.runtime.gpu.device_memory import Gpu
+from edge_agent.runtime.gpu.presence import LIBRARY
 
-LIBRARY = "libcuda.so.1"
 # The oldest for which TensorRT 10.3, and the bindings of CUDA that we use, are made.
 OLDEST_DRIVER = (12, 0)
 

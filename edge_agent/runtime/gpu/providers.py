@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_agent.runtime.gpu.device_memory import DeviceMemory, Gpu
-from edge_agent.runtime.gpu.driver import LIBRARY
+from edge_agent.runtime.gpu.presence import LIBRARY
 
 
 def open_memory(provider: str, gpu: Gpu, *, library: str = LIBRARY) -> DeviceMemory:

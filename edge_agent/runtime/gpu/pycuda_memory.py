@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import AcceleratorUnavailable, DeviceError
 from edge_agent.runtime.gpu.capacity import exhausted, left_bytes
 from edge_agent.runtime.gpu.device_memory import Buffer, Gpu, Graph, Stream
-from edge_agent.runtime.gpu.driver import LIBRARY, CudaDriver
+from edge_agent.runtime.gpu.driver import CudaDriver
 from edge_agent.runtime.gpu.events import DriverEvent, EventPool
+from edge_agent.runtime.gpu.presence import LIBRARY
 
 # A stream that does not wait for the default one.
 _NON_BLOCKING = 1

@@ -7,14 +7,13 @@ Importing the wrong library for a driver has crashed processes before. So the lo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.runtime.gpu.device_memory import Gpu
-from edge_agent.runtime.gpu.driver import LIBRARY
+from edge_agent.runtime.gpu.presence import LIBRARY, may_have_gpu
 from edge_agent.runtime.gpu.survey_process import StepFailed, SurveyProcess
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -23,9 +22,6 @@ MemoryProvider = Literal["pycuda", "cuda-python"]
 # Modules to try, the first that works is taken. The full TensorRT knows every GPU of a Jetson, RTX does not.
 MODULES: tuple[tuple[str, Flavour], ...] = (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx"))
 OLDEST: dict[Flavour, tuple[int, ...]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 0)}
-
-# A Jetson's GPU is no PCI device: its nodes have other names. The last is the Linux inside Windows.
-_NODES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "dxg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +52,6 @@ class Survey:
     tensorrt: TensorRtLibrary | None
     memory: MemoryProvider | None
     reasons: tuple[str, ...]
-
-
-def may_have_gpu(library: str = LIBRARY, *, devices: Path = Path("/dev")) -> bool:
-    """Whether it is worth a process to look: there are nodes of a GPU, or the driver's library. Microseconds."""
-    if any(True for pattern in _NODES for _ in devices.glob(pattern)):
-        return True
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def survey(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent.runtime.gpu.survey import Flavour, Survey, TensorRtLibrary, may_have_gpu, survey
+from edge_agent.runtime.gpu.presence import may_have_gpu
+from edge_agent.runtime.gpu.survey import Flavour, Survey, TensorRtLibrary, survey
 from tests.fakes.cuda_driver import StubDriver
 
 _ABSENT = "libno-such-driver.so.1"
@@ -57,7 +58,9 @@ def _survey(devices: Path, *modules: str, **arguments: Any) -> Survey:
 
 
 def test_a_machine_without_nodes_and_driver_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "nvme0").touch()  # a disk
     assert not may_have_gpu(_ABSENT, devices=tmp_path)
+    assert not may_have_gpu(_ABSENT, devices=tmp_path / "none")
     found = survey(devices=tmp_path, library=_ABSENT, timeout_s=0)  # a process would take longer
     assert found == Survey(None, None, None, ("no NVIDIA GPU: neither a device node nor a driver is here",))
 
@@ -136,12 +139,11 @@ def test_pycuda_provides_memory_unless_graphs_are_asked_for(devices: Path, monke
 
 def test_an_agent_without_a_gpu_imports_nothing_of_it(repository: Path) -> None:
     code = (
-        "import sys, edge_agent.runtime.gpu.survey as s; from pathlib import Path; "
-        f"s.survey(devices=Path('/nowhere'), library='{_ABSENT}'); "
-        "import edge_agent.runtime.gpu.providers, edge_agent.runtime.gpu.owner; "
-        "print([name for name in ('tensorrt', 'tensorrt_rtx', 'pycuda', 'cuda', 'onnx') if name in sys.modules])"
+        "import sys, edge_agent.agent; "
+        "print([name for name in sys.modules if name.startswith('edge_agent.runtime.gpu.')], "
+        "[name for name in ('tensorrt', 'tensorrt_rtx', 'pycuda', 'cuda', 'onnx') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, env=os.environ, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "['edge_agent.runtime.gpu.presence'] []"
