@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -18,6 +19,8 @@ _CODE = (
     "from edge_agent.runtime.gpu.survey_steps import main; main()"
 )
 _WHAT = {"gpu": "looking for a GPU", "module": "importing {module}", "memory": "opening the GPU with {provider}"}
+# A process that hangs in a driver within the kernel outlives SIGKILL: nobody must wait for it for ever.
+_UNKILLABLE_S = 2.0
 
 
 class StepFailed(Exception):
@@ -76,11 +79,13 @@ class SurveyProcess:
             process.stdin.write(request)
         except BrokenPipeError:
             return None
+        waiting = select.poll()  # not select(), which takes no descriptor above 1023
+        waiting.register(process.stdout, select.POLLIN)
         deadline = time.monotonic() + self._timeout_s
         answer = b""
         while not answer.endswith(b"\n"):
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not select.select([process.stdout], [], [], left_s)[0]:
+            if left_s <= 0 or not waiting.poll(left_s * 1000):
                 raise TimeoutError
             part = os.read(process.stdout.fileno(), 65536)
             if not part:
@@ -98,6 +103,7 @@ class SurveyProcess:
                 stderr=self._errors,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 bufsize=0,
+                start_new_session=True,  # a Ctrl-C is for the agent, which then ends it
             )
         return self._process
 
@@ -105,16 +111,18 @@ class SurveyProcess:
         """End the child; how it had ended before, in words."""
         process, self._process = self._process, None
         if process is None:
-            return ""
+            return self._last_words()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
         # It ends by itself at the end of its input, unless it hangs in a library.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f"{_ending(process.wait(patience_s))}{self._last_words()}"
+        process.kill()
         try:
-            status = process.wait(patience_s)
+            status = process.wait(_UNKILLABLE_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
+            return f"it hangs in the kernel and cannot be ended{self._last_words()}"
         return f"{_ending(status)}{self._last_words()}"
 
     def _last_words(self) -> str:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,33 @@ def test_a_library_that_hangs_is_given_up_and_the_next_one_tried(devices: Path) 
     assert found.tensorrt is not None
     assert found.tensorrt.module == "good_trt"
     assert found.reasons[0] == "importing hanging_trt took longer than 5 s: it hangs"
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_process_with_very_many_files_open_finds_its_gpu_too(devices: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(1100):
+                opened.enter_context(Path(os.devnull).open("rb"))
+            assert _survey(devices).gpu is not None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_process_that_cannot_be_started_is_a_reason(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    (reason,) = _survey(devices).reasons
+    assert reason.startswith("looking for a GPU: no process could be started for it: ")
+    assert "/no/such/python" in reason
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_driver_that_hangs_is_given_up(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_STUB_CUDA_HANG", "cuInit")
+    found = _survey(devices, "good_trt", timeout_s=3)
+    assert found == Survey(None, None, None, ("looking for a GPU took longer than 3 s: it hangs",))
 
 
 @pytest.mark.usefixtures("driver")
