@@ -87,7 +87,7 @@ class Board:
 
     @property
     def energy_j(self) -> float:
-        """What the board took since the agent started."""
+        """What the board took since the agent started, as far as it told."""
         with self._lock:
             return self._energy.total_j
 
@@ -118,7 +118,7 @@ class Board:
                 newest,
                 gpus=tuple(self._windowed(index, gpu) for index, gpu in enumerate(newest.gpus)),
                 throttled=tuple(self._throttled),
-                energy_j=self._energy.take(),
+                energy_j=self._energy.take(self._clock()),
             )
             self._busy, self._gpu_throttled, self._throttled = {}, {}, {}
             return taken

@@ -8,7 +8,7 @@ class Energy:
 
     Args:
         longest_gap_s: Between two readings; over a longer one nobody knows what was taken, and the window's energy is
-            unknown, rather than too small.
+            unknown, rather than too small; ``total_j`` leaves it out.
     """
 
     def __init__(self, longest_gap_s: float = 10.0) -> None:
@@ -31,8 +31,13 @@ class Energy:
                 self.total_j += joules
         self._at_s, self._power_w = at_s, power_w
 
-    def take(self) -> float | None:
-        """Joules since the last time; None where too few readings tell. A trapezoid counts where it ends."""
-        joules = None if self._has_gap else self._window_j
+    def take(self, at_s: float) -> float | None:
+        """Joules since the last time; None where too few readings tell. A trapezoid counts where it ends.
+
+        Args:
+            at_s: When the window ends: the gap before it may not have ended.
+        """
+        has_gap = self._has_gap or (self._at_s is not None and at_s - self._at_s > self._longest_gap_s)
+        joules = None if has_gap else self._window_j
         self._window_j, self._has_gap = None, False
         return joules

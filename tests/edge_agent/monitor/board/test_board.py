@@ -51,13 +51,13 @@ def loaded(busy: float | None, *, watts: float | None = None, throttled: tuple[s
 
 def test_energy_is_the_area_under_the_power() -> None:
     energy = Energy()
-    assert energy.take() is None
+    assert energy.take(0.0) is None
     for at_s, watts in ((0.0, 10.0), (2.0, 20.0), (3.0, 20.0)):
         energy.add(at_s, watts)
-    assert energy.take() == pytest.approx(30.0 + 20.0)
+    assert energy.take(3.5) == pytest.approx(30.0 + 20.0)
     energy.add(4.0, 0.0)  # the trapezoid from the last reading of the window before
-    assert energy.take() == pytest.approx(10.0)
-    assert energy.take() is None
+    assert energy.take(4.5) == pytest.approx(10.0)
+    assert energy.take(5.0) is None
     assert energy.total_j == pytest.approx(60.0)
 
 
@@ -65,9 +65,26 @@ def test_energy_over_a_gap_is_unknown() -> None:
     energy = Energy(longest_gap_s=5.0)
     for at_s in (0.0, 1.0, 60.0, 61.0):
         energy.add(at_s, 10.0)
-    assert energy.take() is None
+    assert energy.take(61.0) is None
     energy.add(62.0, 10.0)
-    assert energy.take() == pytest.approx(10.0)
+    assert energy.take(62.0) == pytest.approx(10.0)
+    assert energy.total_j == pytest.approx(30.0)
+
+
+def test_energy_is_unknown_in_every_window_that_a_gap_touches() -> None:
+    energy = Energy(longest_gap_s=5.0)
+    for at_s in (0.0, 1.0, 2.0):
+        energy.add(at_s, 10.0)
+    assert energy.take(60.0) is None, "of the first two seconds alone it would be too small"
+    assert energy.take(120.0) is None
+    for at_s in (130.0, 131.0):
+        energy.add(at_s, 10.0)
+    assert energy.take(180.0) is None
+    for at_s in (190.0, 191.0):
+        energy.add(at_s, 10.0)
+    assert energy.take(191.5) is None
+    energy.add(192.0, 10.0)
+    assert energy.take(192.0) == pytest.approx(10.0)
 
 
 def test_a_window_has_the_mean_load_and_every_reason() -> None:
@@ -99,7 +116,7 @@ def test_an_old_sample_is_no_state_of_now() -> None:
     board.keep(80.0, loaded(50.0, watts=5.0))
     board.keep(81.0, loaded(50.0, watts=5.0))
     assert board.latest() == DeviceMetrics()
-    assert board.take() == DeviceMetrics(energy_j=5.0)
+    assert board.take() == DeviceMetrics()
 
 
 def test_a_thread_samples_until_it_is_closed() -> None:
