@@ -29,6 +29,7 @@ _RAIL = re.compile(
 _OFF_C = -200.0
 _RESTART_S = 60.0
 _FRESH_S = 5.0
+_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +106,12 @@ class TegrastatsProcess:
             return
         process.terminate()
         try:
-            process.wait(5)
+            process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if self._reader is not None:
-            self._reader.join(5)
-        if process.stdout is not None:
-            process.stdout.close()
+        if self._reader is not None:  # left behind where a child of the program still holds its output
+            self._reader.join(_PATIENCE_S)
 
     def _start(self, now: float) -> None:
         self.close()
@@ -135,12 +134,13 @@ class TegrastatsProcess:
     def _read(self, process: subprocess.Popen[str]) -> None:
         if process.stdout is None:
             return
-        for line in process.stdout:
-            found = parse(line)
-            if found is not None:
-                self._latest = (self._clock(), found)
-            elif line.strip():
-                self._tell(f"prints a line that nobody knows: {line.strip()[:80]!r}")
+        with process.stdout as lines:  # closed here and by nobody else: who closes a pipe that is read from waits
+            for line in lines:
+                found = parse(line)
+                if found is not None:
+                    self._latest = (self._clock(), found)
+                elif line.strip():
+                    self._tell(f"prints a line that nobody knows: {line.strip()[:80]!r}")
 
     def _tell(self, why: str) -> None:
         if not self._is_told:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +143,21 @@ def test_a_program_that_ends_is_started_again_after_a_minute(tmp_path: Path) -> 
             assert _count(starts) == wanted
     finally:
         process.close()
+
+
+def test_a_program_whose_child_holds_its_output_does_not_hold_up_its_end(tmp_path: Path) -> None:
+    program, child = tmp_path / "tegrastats", tmp_path / "child"
+    program.write_text(f"#!/bin/sh\nsleep 30 &\necho $! > {child}\necho 'RAM 1/2MB'\nexec sleep 30\n")
+    program.chmod(0o755)
+    process = TegrastatsProcess(str(program))
+    deadline = time.monotonic() + 20
+    while process.latest() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    closing = threading.Thread(target=process.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    os.kill(int(child.read_text()), signal.SIGKILL)
+    assert not closing.is_alive()
 
 
 def _count(file: Path) -> int:
