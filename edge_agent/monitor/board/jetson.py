@@ -74,6 +74,8 @@ class Jetson:
                 watts = watts if rails.whole_w(watts) is not None else printed.rails_w
                 zones = zones or printed.temperatures_c
                 gpu = _filled(gpu, _printed_gpu(self._name, printed))
+        elif self._tegrastats is not None:
+            self._tegrastats.close()  # a file that was silent for a moment has started it
         return DeviceMetrics(
             gpus=(gpu,),
             temperature_c=hottest_c(zones),

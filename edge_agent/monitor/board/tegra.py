@@ -16,9 +16,11 @@ _CHIPS = {
 }
 _COMPATIBLE = "proc/device-tree/compatible"
 RELEASE = "etc/nv_tegra_release"
+_FAMILY = "sys/devices/soc0/family"  # also what NVIDIA's device plugin for Kubernetes goes by
 # Clocks: Nano 57000000.gpu; TX2 17000000.gp10b; Xavier 17000000.gv11b; Orin 17000000.ga10b (JetPack 5) or
 # 17000000.gpu (6, 7); Thor gpu-gpc-0 (gpu-nvd-0 beside it is the video codec's).
-_CLOCKS = tuple(f"sys/class/devfreq/{name}" for name in ("*.gpu", "*.gp10b", "*.gv11b", "*.ga10b", "gpu-gpc-*"))
+_CLOCKS_OF_THOR = "sys/class/devfreq/gpu-gpc-*"
+_CLOCKS = (*(f"sys/class/devfreq/*.{name}" for name in ("gpu", "gp10b", "gv11b", "ga10b")), _CLOCKS_OF_THOR)
 # Tenths of a percent. Thor has no such file.
 _LOADS = (
     "sys/devices/gpu.0/load",
@@ -41,7 +43,8 @@ def is_tegra(files: SystemFiles) -> bool:
     """Whether this is a Jetson board; also inside a container that does not see the device tree."""
     if "nvidia,tegra" in (files.text(_COMPATIBLE) or "") or files.exists(RELEASE):
         return True
-    return bool(gpu_files(files).clocks)
+    # By its clocks alone no GPU is known: Rockchip's Mali is fb000000.gpu.
+    return (files.text(_FAMILY) or "").lower().startswith("tegra") or bool(files.find(_CLOCKS_OF_THOR))
 
 
 def chip_name(files: SystemFiles) -> str:

@@ -14,6 +14,8 @@ from edge_agent.contract.errors import AcceleratorUnavailable
 from edge_agent.contract.messages import DeviceMetrics, GpuMetrics
 from edge_agent.monitor.board.board import Board, Source, find_board
 from edge_agent.monitor.board.energy import Energy
+from edge_agent.monitor.board.system_files import SystemFiles
+from edge_agent.monitor.board.versions import accelerator
 from tests.edge_agent.monitor.conftest import MakeBoard
 
 
@@ -177,11 +179,23 @@ def test_a_jetson_is_found_and_read(make_board: MakeBoard, tmp_path: Path, name:
     assert len(taken.gpus) == 1
 
 
-def test_a_jetson_in_a_container_is_known_by_its_gpu(make_board: MakeBoard) -> None:
-    root = make_board("orin-nano")
+@pytest.mark.parametrize("name", ["orin-nano", "thor"])
+def test_a_jetson_in_a_container_is_known_by_its_chip(make_board: MakeBoard, name: str) -> None:
+    root = make_board(name)
     (root / "proc/device-tree/compatible").unlink()  # container runtimes hide the device tree
     (root / "etc/nv_tegra_release").unlink()
     assert find_board(root) is not None
+
+
+def test_the_gpu_of_another_makers_chip_is_no_jetsons(tmp_path: Path) -> None:
+    mali = tmp_path / "sys/class/devfreq/fb000000.gpu"  # Rockchip RK3588
+    mali.mkdir(parents=True)
+    (mali / "cur_freq").write_text("300000000\n")
+    tree = tmp_path / "proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "compatible").write_text("radxa,rock-5b\0rockchip,rk3588\0")
+    assert find_board(tmp_path) is None
+    assert accelerator(SystemFiles(tmp_path)) == "cpu"
 
 
 def test_a_discrete_gpu_is_read_through_nvml(tmp_path: Path, stub_nvml: str) -> None:

@@ -109,6 +109,24 @@ def test_tegrastats_ends_where_it_says_nothing_that_is_missing(make_board: MakeB
     jetson.close()
 
 
+def test_tegrastats_runs_no_longer_than_something_is_missing(make_board: MakeBoard, tmp_path: Path) -> None:
+    root = make_board("orin-nano")
+    load = root / "sys/devices/platform/bus@0/17000000.gpu/load"
+    program, ended = tmp_path / "tegrastats", tmp_path / "ended"
+    program.write_text(
+        f"#!/bin/sh\ntrap 'echo x > {ended}; exit' TERM\nwhile echo 'RAM 1/2MB GR3D_FREQ 55%'; do sleep 0.1; done\n"
+    )
+    program.chmod(0o755)
+    jetson = Jetson(SystemFiles(root), open_nvml=no_nvml, tegrastats=str(program))
+    away = load.rename(load.with_name("away"))
+    while jetson.sample().gpus[0].busy_percent != 55.0:  # the test's own time limit ends it
+        pass
+    away.rename(load)
+    assert jetson.sample().gpus[0].busy_percent == 63.0
+    assert ended.exists()
+    jetson.close()
+
+
 def test_throttling_is_what_happened_since_the_last_look(make_board: MakeBoard) -> None:
     root = make_board("orin-nano")
     jetson = Jetson(SystemFiles(root))
