@@ -11,6 +11,7 @@ one closes.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -57,6 +58,7 @@ class GpuOwner:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._memory: DeviceMemory | None = None
+        self._running: _Task | None = None
         self._closed = False
 
     def call(self, fn: Callable[[DeviceMemory], T]) -> T:
@@ -98,6 +100,7 @@ class GpuOwner:
             thread.join(CLOSE_TIMEOUT_S)
             if thread.is_alive():
                 _log.error("a call on the GPU's thread still runs after %.0f s: it is left alone", CLOSE_TIMEOUT_S)
+                self._give_up()
 
     def _put(self, task: _Task) -> None:
         with self._lock:
@@ -121,13 +124,27 @@ class GpuOwner:
             _log.exception("the GPU could not be opened")
             self._refuse(f"the GPU could not be opened: {type(error).__name__}: {error}")
             return
+        while (task := self._tasks.get()) is not None:
+            self._running = task
+            task.run(memory)
+            self._running = None
+            del task  # what it holds, such as buffers, must not live until the next one comes
+        self._memory = None
         try:
-            while (task := self._tasks.get()) is not None:
-                task.run(memory)
-                del task  # what it holds, such as buffers, must not live until the next one comes
-        finally:
-            self._memory = None
             memory.close()
+        except Exception:  # noqa: BLE001 - a driver that has failed before fails here as well
+            _log.exception("the GPU was not let go of in order; it is when this process ends")
+
+    def _give_up(self) -> None:
+        """Nobody waits for a thread that hangs: the interpreter would wait for them when it ends."""
+        waiting = [self._running]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.append(self._tasks.get_nowait())
+        for task in waiting:
+            if task is not None:
+                task.fail(AcceleratorUnavailable("the GPU's thread hangs in a call, and was given up on"))
+        self._tasks.put(None)
 
     def _refuse(self, reason: str) -> None:
         while (task := self._tasks.get()) is not None:
@@ -152,11 +169,15 @@ class _Task:
         except BaseException as error:  # noqa: BLE001 - the caller gets it; nothing may end the owner
             self._error = error
         finally:
-            self._done.release()
+            self._end()
 
     def fail(self, error: BaseException) -> None:
         self._error = error
-        self._done.release()
+        self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(RuntimeError):  # ended before: it was given up on
+            self._done.release()
 
     def wait(self) -> Any:
         self._done.acquire()

@@ -3,11 +3,13 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 import weakref
 
 import pytest
 
 from edge_agent.contract.errors import AcceleratorUnavailable, BudgetExceeded
+from edge_agent.runtime.gpu import owner as owner_module
 from edge_agent.runtime.gpu.device_memory import DeviceMemory
 from edge_agent.runtime.gpu.owner import GpuOwner, Pending
 from tests.fakes.host_memory import HostMemory
@@ -186,6 +188,50 @@ def test_close_waits_for_earlier_calls_and_refuses_later_ones() -> None:
     with pytest.raises(AcceleratorUnavailable, match="let go of"):
         owner.call(lambda _: None)
     owner.close()
+
+
+def test_who_waits_for_a_call_that_hangs_is_let_go_when_the_owner_closes(
+    memory: HostMemory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(owner_module, "CLOSE_TIMEOUT_S", 0.2)
+    owner = GpuOwner(lambda: memory)
+    started, gate, refused = threading.Event(), threading.Event(), []
+
+    def hangs(_: DeviceMemory) -> None:
+        started.set()
+        gate.wait()
+
+    def ask() -> None:
+        with pytest.raises(AcceleratorUnavailable, match="hangs in a call") as error:
+            owner.call(hangs)
+        refused.append(str(error.value))
+
+    callers = [threading.Thread(target=ask) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    started.wait()
+    hanging = next(thread for thread in threading.enumerate() if thread.name == "gpu-owner")
+    while owner._tasks.qsize() < 2:
+        time.sleep(0.001)
+    owner.close()
+    for caller in callers:
+        caller.join()
+    assert len(refused) == 3
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    gate.set()  # it comes back after all, and ends as it should
+    hanging.join()
+
+
+def test_a_gpu_that_cannot_be_let_go_of_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(HostMemory):
+        def close(self) -> None:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    owner = GpuOwner(Broken)
+    owner.call(lambda _: None)
+    owner.close()
+    (record,) = caplog.records
+    assert "illegal memory access" in str(record.exc_info)
 
 
 def test_an_owner_that_was_never_asked_closes_without_a_thread() -> None:
