@@ -43,6 +43,8 @@ from edge_agent.runtime.trial import Failed, Models, Occasion, Trials, Tried, ar
 
 # A call that hangs in a driver must not keep the agent from ending; a build is broken off in five seconds.
 _CLOSE_TIMEOUT_S = 20.0
+# All models of a start together wait so long for the look at the machine: a driver that hangs must not hold it up.
+_SURVEY_S = 10.0
 # For all runs of a measurement beside one that hangs.
 _MEASURE_S = 30.0
 
@@ -118,6 +120,9 @@ class Acceleration:
         known = self._runtimes.of(package.digest)
         if self._stopping.is_set() or known is None or not known.is_usable:
             return None  # without a look at the machine, which takes seconds
+        if not self._accelerator.is_surveyed(_SURVEY_S):
+            _log.warning("%s begins on %s: what this machine has is still being looked for", _Model.of(package), CPU)
+            return None
         try:
             if known.machine != self._accelerator.machine():
                 return None

@@ -10,7 +10,9 @@ import functools
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Literal
 
@@ -131,7 +133,8 @@ class Accelerator:
         self._folder, self._open_memory = folder, open_memory or _open_memory
         self._look = look or functools.partial(survey, wants_graphs=rules.cuda_graphs)
         self._lock = threading.Lock()
-        self._survey: Survey | None = None
+        self._looking = threading.Lock()
+        self._survey: tuple[Future[Survey], float] | None = None  # and when it began
         # One enqueues runs; the other reads engines and allocates, so that the first need not wait for that.
         self._owners: tuple[GpuOwner, GpuOwner] | None = None
         self._budget: GpuBudget | None = None
@@ -145,10 +148,12 @@ class Accelerator:
     @property
     def survey(self) -> Survey:
         """What this machine has; the first to ask waits for it."""
-        with self._lock:
-            if self._survey is None:
-                self._survey = self._look()
-            return self._survey
+        return self._surveyed()[0].result()
+
+    def is_surveyed(self, within_s: float) -> bool:
+        """Whether it is known what this machine has, at the latest so long after somebody first asked."""
+        survey, begun_s = self._surveyed()
+        return bool(wait([survey], max(0.0, begun_s + within_s - time.monotonic())).done)
 
     def why_not(self) -> str:
         """Why no model can run on anything but the processors; empty where one can."""
@@ -272,14 +277,12 @@ class Accelerator:
         except BaseException:
             hold.release()
             raise
-        hold.size_bytes = backend.gpu_bytes
-        if budget.limit_bytes and budget.used_bytes > budget.limit_bytes:
+        try:
+            hold.takes(backend.gpu_bytes)
+        except BudgetExceeded:
             backend.close()
             hold.release()
-            raise BudgetExceeded(
-                f"'{holder}' was found to take {backend.gpu_bytes >> 20} MiB of GPU memory, more than is left of the "
-                f"{budget.limit_bytes >> 20} MiB that engines may take: raise accelerator.gpu_memory_mib"
-            )
+            raise
         return Opened(backend, hold.release)
 
     def open_cuda(self, package: Package) -> Opened:
@@ -312,6 +315,21 @@ class Accelerator:
             owners, self._owners = self._owners, None
         for owner in owners or ():
             owner.close()
+
+    def _surveyed(self) -> tuple[Future[Survey], float]:
+        with self._looking:
+            if self._survey is None:
+                future: Future[Survey] = Future()
+                self._survey = future, time.monotonic()
+                # In a thread of its own, so that whoever asks decides how long to wait.
+                threading.Thread(target=self._fulfil, args=(future,), name="survey", daemon=True).start()
+            return self._survey
+
+    def _fulfil(self, survey: Future[Survey]) -> None:
+        try:
+            survey.set_result(self._look())
+        except Exception as error:  # noqa: BLE001 - whoever asks is told
+            survey.set_exception(error)
 
     def _library(self) -> TensorRtLibrary:
         found = self.survey

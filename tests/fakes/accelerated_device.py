@@ -90,6 +90,7 @@ def accelerated(
     *,
     rules: AcceleratorRules | None = None,
     survey: Survey = WITH_GPU,
+    look: Callable[[], Survey] | None = None,
     measure: Callable[[Sequence[LoadedModel]], list[Measured]] = engines_are_fast,
     gpu_bytes: int = 1 << 30,
 ) -> Iterator[AcceleratedDevice]:
@@ -99,7 +100,7 @@ def accelerated(
     accelerator = Accelerator(
         state,
         rules or AcceleratorRules(),
-        look=lambda: survey,
+        look=look or (lambda: survey),
         open_memory=lambda _: memory,
     )
     acceleration = Acceleration(accelerator, runtimes, slots, tell=events.append, measure=measure)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent.contract.messages import EventKind
+from edge_agent.runtime import acceleration
 from edge_agent.runtime.accelerator import ENGINES_FOLDER, AcceleratorRules
 from edge_agent.runtime.choice import CPU
 from edge_agent.runtime.gpu.survey import Survey
@@ -100,6 +101,28 @@ def test_the_next_start_is_on_the_engine_at_once(tmp_path: Path) -> None:
         loaded = device.slots.get("digits")
         device.slots.unload("digits", "1", reason="idle", idle_since=loaded.last_used)
         assert device.repository.wake("digits").runtime == loaded.runtime
+
+
+def test_a_start_does_not_wait_for_a_driver_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with accelerated(tmp_path, rules=FP32) as device:
+        for version in ("1", "2", "3"):
+            device.add(version, name=f"digits-{version}")
+        device.repository.start()
+        assert [device.settled(version, f"digits-{version}") for version in ("1", "2", "3")] == [FIGURES] * 3
+    monkeypatch.setattr(acceleration, "_SURVEY_S", 0.2)
+    answers = threading.Event()
+
+    def hangs() -> Survey:
+        answers.wait()
+        return WITH_GPU
+
+    with accelerated(tmp_path, rules=FP32, look=hangs) as device:
+        device.repository.start()
+        assert {device.runs_on(version, f"digits-{version}") for version in ("1", "2", "3")} == {CPU}
+        answers.set()
+        for version in ("1", "2", "3"):
+            assert device.settled(version, f"digits-{version}") == FIGURES
+            assert device.runs_on(version, f"digits-{version}") == "tensorrt fp32"
 
 
 def test_new_weights_are_refitted_and_an_engine_with_stale_ones_is_built_anew(

@@ -39,6 +39,21 @@ def test_a_refusal_names_who_holds_what_and_the_setting() -> None:
     assert budget.used_bytes == 80 * _MIB
 
 
+def test_an_engine_counts_for_what_it_was_found_to_take_unless_that_is_too_much() -> None:
+    budget = GpuBudget(100 * _MIB, lambda: 1000 * _MIB)
+    budget.hold("faces 1", 30 * _MIB)
+    hold = budget.hold("digits 1", 10 * _MIB)
+    hold.takes(70 * _MIB)
+    assert budget.used_bytes == 100 * _MIB
+    with pytest.raises(
+        BudgetExceeded, match=r"'digits 1' was loaded and found to take 71\.0 MiB .* taken: faces 1 \(30"
+    ):
+        hold.takes(71 * _MIB)
+    assert budget.used_bytes == 100 * _MIB, "it is there until it is closed"
+    hold.release()
+    assert budget.used_bytes == 30 * _MIB
+
+
 def test_what_the_gpu_has_no_room_for_is_refused_without_a_limit_too() -> None:
     budget = GpuBudget(0, lambda: 10 * _MIB)
     with pytest.raises(BudgetExceeded, match=r"needs 11\.0 MiB of GPU memory, of which 10\.0 MiB are free.* by none"):
