@@ -118,7 +118,7 @@ class Acceleration:
         Who gets one calls :meth:`proved`, :meth:`refused` or :meth:`interrupted` in the end.
         """
         known = self._runtimes.of(package.digest)
-        if self._stopping.is_set() or known is None or not known.is_usable:
+        if self._stopping.is_set() or known is None or not known.is_usable or known.untested:
             return None  # without a look at the machine, which takes seconds
         if not self._accelerator.is_surveyed(_SURVEY_S):
             _log.warning("%s begins on %s: what this machine has is still being looked for", _Model.of(package), CPU)
@@ -131,9 +131,8 @@ class Acceleration:
             _log.warning("%s: what it ran on before cannot be used: %s", _Model.of(package), error)
             return None
         if other is not None:
-            self._runtimes.count_trouble(
-                package.digest, +1
-            )  # taken back after the load: what ends the process leaves it
+            # Taken back after the load: what ends the process leaves it.
+            self._runtimes.count_trouble(package.digest, +1)
         return other
 
     def proved(self, loaded: LoadedModel) -> None:
@@ -313,13 +312,17 @@ class Acceleration:
             yield
 
     def _remember(self, model: _Model, candidate: Candidate, reason: str, made: Tried | None) -> None:
+        machine = self._accelerator.machine()
+        known = self._runtimes.get(model.digest, machine)
         found = Remembered(
-            machine=self._accelerator.machine(),
+            machine=machine,
             runtime=candidate.runtime,
             precision=candidate.precision,
             engine=made.engine if made is not None else "",
             deviation=made.deviation if made is not None else 0.0,
             reason=reason,
+            # It was merely out of reach: what it did before it did all the same.
+            troubles=known.troubles if known is not None and known.candidate == candidate else 0,
         )
         self._runtimes.put(model.digest, found)
 

@@ -5,9 +5,10 @@ It is a memory, not a journal: where it is lost, the models run on ONNX Runtime 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -27,13 +28,14 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was found out about one package on one machine.
 
     Args:
-        machine: What the finding holds for: see :func:`edge_agent.runtime.acceleration.machine_key`.
+        machine: What the finding holds for: see :meth:`edge_agent.runtime.accelerator.Accelerator.machine`.
         runtime, precision: What was chosen.
         engine: Key of its engine in the cache, chosen or not: it may be refitted. Empty where there is none.
         deviation: How far that engine's answers are from the golden ones, as a share of the tolerance.
         reason: Why, with the figures.
         troubles: Times that it failed while it served, or that the process ended while it was loaded: counted before
             each load, and taken back after it.
+        untested: Nothing was found out: the process ended while this was loaded for its first test.
     """
 
     machine: str
@@ -43,6 +45,7 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     deviation: float = 0.0
     reason: str = ""
     troubles: int = 0
+    untested: bool = False
 
     @property
     def candidate(self) -> Candidate:
@@ -107,9 +110,36 @@ class RuntimesFile:
 
     def count_trouble(self, package: str, change: int) -> None:
         """Note down that a package's runtime is in trouble (+1), or was not after all (-1)."""
-        found = self._packages.get(package)
-        if found is not None:
-            self.put(package, msgspec.structs.replace(found, troubles=max(0, found.troubles + change)))
+        with self._lock:
+            found = self._packages.get(package)
+            if found is not None:
+                counted = msgspec.structs.replace(found, troubles=max(0, found.troubles + change))
+                self._write({**self._packages, package: counted})
+
+    @contextlib.contextmanager
+    def trying(self, package: str, machine: str, candidate: Candidate, engine: str) -> Iterator[None]:
+        """For the length of a ``with`` block a runtime is loaded for its first test, which may end this process.
+
+        Where it does, the next start finds that noted as a trouble: what crashes each time is not tried for ever.
+        """
+        before, known = self.of(package), self.get(package, machine)
+        troubles = known.troubles if known is not None else 0
+        tried = Remembered(
+            machine=machine,
+            runtime=candidate.runtime,
+            precision=candidate.precision,
+            engine=engine,
+            troubles=troubles + 1,
+            untested=True,
+        )
+        self.put(package, tried)
+        try:
+            yield
+        finally:
+            if before is None or before.untested:
+                self.drop(package)
+            else:
+                self.put(package, before)
 
     def drop(self, package: str) -> None:
         """Forget what is known of a package."""

@@ -209,7 +209,8 @@ class Trials:
         beside, other = occasion.beside(), self.runtime(occasion.package, candidate, engine)
         if other is None:
             raise EngineBuildFailed("its engine is gone, or damaged")
-        return self._models.load_on(occasion.package, other, beside=beside)
+        with self._runtimes.trying(occasion.package.digest, self._accelerator.machine(), candidate, engine):
+            return self._models.load_on(occasion.package, other, beside=beside)
 
 
 def _short(error: Exception) -> str:

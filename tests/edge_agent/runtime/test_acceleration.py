@@ -15,6 +15,9 @@ from edge_agent.runtime import acceleration
 from edge_agent.runtime.accelerator import ENGINES_FOLDER, AcceleratorRules
 from edge_agent.runtime.choice import CPU
 from edge_agent.runtime.gpu.survey import Survey
+from edge_agent.runtime.loaded import LoadedModel, OtherRuntime
+from edge_agent.runtime.package import Package
+from edge_agent.runtime.runtimes import RuntimesFile
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import ModelState
 from tests.fakes.accelerated_device import WITH_GPU, WITHOUT, AcceleratedDevice, accelerated, engines_are_slow, until
@@ -270,6 +273,34 @@ def test_a_remembered_engine_that_is_refused_is_replaced_and_the_model_serves_me
     with accelerated(tmp_path, rules=FP32) as device:
         device.repository.start()
         assert device.settled() == FIGURES, "found damaged, and built again"
+
+
+def test_an_engine_that_ends_the_process_when_it_is_first_loaded_is_tried_twice_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started() -> tuple[str, str, RuntimesFile]:
+        """Where the model runs and why, and what a crash while the engine is loaded would have left."""
+        with accelerated(tmp_path, rules=FP32) as device:
+            load_on, left = device.repository.load_on, list[RuntimesFile]()
+
+            def looked_on(package: Package, runtime: OtherRuntime | None, *, beside: LoadedModel) -> LoadedModel:
+                left.append(RuntimesFile(tmp_path / "runtimes.json"))
+                return load_on(package, runtime, beside=beside)
+
+            monkeypatch.setattr(device.repository, "load_on", looked_on)
+            device.repository.start()
+            return device.settled(), device.runs_on(), (left or [device.runtimes])[0]
+
+    digest = make_package(tmp_path / "models" / "digits-1", version="1", seed=1).digest
+    reason, where, left = started()
+    assert (reason, where) == (FIGURES, "tensorrt fp32")
+    for _ in range(2):
+        crashed = left.of(digest)
+        assert crashed is not None
+        RuntimesFile(tmp_path / "runtimes.json").put(digest, crashed)
+        reason, where, left = started()
+    assert where == CPU
+    assert "tensorrt fp32 has failed here 2 times and is not used any more" in reason
 
 
 def test_unloading_a_model_ends_its_build_and_so_does_the_end_of_the_agent(
