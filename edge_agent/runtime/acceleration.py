@@ -267,7 +267,7 @@ class Acceleration:
             self._take_best(model, tried, failed)
         finally:
             for each in tried:
-                if self._serving(model) is not each.loaded:
+                if each.loaded.lease is None:  # else it has served, and is closed when its last request ends
                     each.loaded.close()
 
     def _take_best(self, model: _Model, tried: Sequence[Tried], failed: Sequence[Failed]) -> None:
@@ -281,7 +281,7 @@ class Acceleration:
             if chosen is not None:
                 chosen.loaded.runtime = told(candidate, choice.reason)
                 arm(chosen.loaded)
-                if not self._slots.exchange(current, chosen.loaded):
+                if not self._loader().exchange(current, chosen.loaded):
                     raise ModelUnavailable("another took its place meanwhile")
         if chosen is not None or all(each.is_final for each in failed):
             # An engine that is not used may be refitted one day.
@@ -339,7 +339,7 @@ class Acceleration:
     def _fall_back(self, model: _Model, error: Exception) -> None:
         """Let the model serve on ONNX Runtime alone, so that what its engine holds of the GPU is free."""
         failing = self._serving(model)
-        if failing is None or self._models is None or failing.runtime.name == CPU:
+        if failing is None or failing.runtime.name == CPU:
             return
         what = candidate_of(failing)
         if not isinstance(error, GpuMemoryExhausted):  # which another program may have caused
@@ -348,12 +348,12 @@ class Acceleration:
         failing.runtime = told(Candidate(CPU), reason)
         self._say(model, reason, Candidate(CPU))
         try:
-            loaded = self._models.load_on(failing.package, None, beside=failing)
+            loaded = self._loader().load_on(failing.package, None, beside=failing)
         except Exception as unloaded:  # noqa: BLE001 - what took over in its place serves on
             _log.warning("%s: the failed engine keeps its memory: %s", model, unloaded)
             return
         loaded.runtime = failing.runtime
-        if not self._slots.exchange(failing, loaded):
+        if not self._loader().exchange(failing, loaded):
             loaded.close()
 
     def _break_off_if_unwanted(self) -> None:
@@ -413,7 +413,10 @@ class Acceleration:
             )
         )
 
-    def _trials(self) -> Trials:
+    def _loader(self) -> Models:
         if self._models is None:
             raise ModelUnavailable("nobody loads models here")
-        return Trials(self._accelerator, self._runtimes, self._models, guard=self._guard, on_failure=self._failed)
+        return self._models
+
+    def _trials(self) -> Trials:
+        return Trials(self._accelerator, self._runtimes, self._loader(), guard=self._guard, on_failure=self._failed)

@@ -228,6 +228,11 @@ class Repository:
                 raise
             return loaded
 
+    def exchange(self, old: LoadedModel, loaded: LoadedModel) -> bool:
+        """As :meth:`Slots.exchange`, but not while a package is loaded to replace ``old``: it would be turned away."""
+        with self._loading:
+            return self._slots.exchange(old, loaded)
+
     def open_on_cpu(self, package: Package) -> InferenceBackend:
         """A package on ONNX Runtime, on the CPU, neither tested nor counted: for one that serves already."""
         return OnnxBackend(package, threads=self._threads.per_model, cache=self._cache)

@@ -38,6 +38,9 @@ class Models(Protocol):
     def load_on(self, package: Package, runtime: OtherRuntime | None, *, beside: LoadedModel) -> LoadedModel:
         """The package on another runtime (None: ONNX Runtime on the CPU), tested and within the budgets."""
 
+    def exchange(self, old: LoadedModel, loaded: LoadedModel) -> bool:
+        """Let a package serve on another runtime where ``old`` still does; else ``loaded`` is the caller's to close."""
+
     def open_on_cpu(self, package: Package) -> InferenceBackend:
         """The package on ONNX Runtime, on the CPU."""
 

@@ -76,11 +76,11 @@ class AcceleratedDevice:
         return self.entry(version, name).reason
 
 
-def until(true: Callable[[], object], what: str = "") -> None:
+def until(true: Callable[[], object], what: str = "", *, patience_s: float = PATIENCE_S) -> None:
     """Wait until ``true()`` is."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not true():
-        assert time.monotonic() < end, f"waited {PATIENCE_S} s in vain {what}"
+        assert time.monotonic() < end, f"waited {patience_s} s in vain {what}"
         time.sleep(0.02)
 
 

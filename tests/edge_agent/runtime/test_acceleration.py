@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_agent.contract.messages import EventKind
-from edge_agent.runtime import acceleration
+from edge_agent.runtime import acceleration, repository
 from edge_agent.runtime.accelerator import ENGINES_FOLDER, AcceleratorRules
-from edge_agent.runtime.choice import CPU
+from edge_agent.runtime.choice import CPU, Measured
 from edge_agent.runtime.gpu.survey import Survey
+from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.loaded import LoadedModel, OtherRuntime
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.runtimes import RuntimesFile
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import ModelState
-from tests.fakes.accelerated_device import WITH_GPU, WITHOUT, AcceleratedDevice, accelerated, engines_are_slow, until
+from tests.fakes.accelerated_device import (
+    PATIENCE_S,
+    WITH_GPU,
+    WITHOUT,
+    AcceleratedDevice,
+    accelerated,
+    engines_are_fast,
+    engines_are_slow,
+    until,
+)
 from tests.fakes.packages import INPUT, OUTPUT, answer, make_package, model_weights, reference_images
 from tests.fakes.pipeline_package import make_pipeline_package, make_scaler_package
 
@@ -86,6 +99,38 @@ def test_a_model_serves_at_once_and_moves_to_its_engine_with_no_failed_request_a
         assert device.entry()[3:5] == (ModelState.READY, FIGURES)
         assert any("building a TensorRT fp32 engine (" in text and text.endswith(" %") for text in seen), seen
         assert [(event.kind, event.reason) for event in device.events] == [(EventKind.RUNTIME_CHANGED, FIGURES)]
+    assert device.memory.used_bytes == 0
+
+
+def test_a_package_that_is_loaded_while_the_earlier_one_moves_to_its_engine_takes_the_place_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed, is_tested = dict[str, str](), threading.Event()
+    loads: list[threading.Thread] = []
+
+    def prove_slowly(loaded: LoadedModel, *, guard: RunGuard) -> None:
+        if loaded.digest == changed.get("digest") and not is_tested.is_set():
+            is_tested.set()
+            with contextlib.suppress(AssertionError):  # it must not: that is the point
+                until(lambda: device.runs_on() != CPU, patience_s=0.5)
+        prove(loaded, guard=guard)
+
+    def measure(models: Sequence[LoadedModel]) -> list[Measured]:
+        if not loads:
+            shutil.rmtree(device.models / "digits-1")
+            changed["digest"] = device.add("1", seed=2).digest
+            loads.append(threading.Thread(target=device.repository.load, args=("digits",)))
+            loads[0].start()
+            assert is_tested.wait(PATIENCE_S)
+        return engines_are_fast(models)
+
+    monkeypatch.setattr(repository, "prove", prove_slowly)
+    with accelerated(tmp_path, rules=FP32, measure=measure) as device:
+        device.add("1")
+        device.repository.start()
+        until(lambda: device.slots.get("digits").digest == changed.get("digest") and device.runs_on() != CPU)
+        loads[0].join()
+        assert device.settled() == FIGURES
     assert device.memory.used_bytes == 0
 
 
