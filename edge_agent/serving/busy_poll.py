@@ -9,9 +9,10 @@ second costs nothing; and each time nobody came, more requests have to follow cl
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Collection
 from time import perf_counter_ns
+
+from edge_agent.runtime.cpus import available
 
 # Close requests in a row before the loop waits awake for the first time, and after it waited in vain again and again.
 _FIRST, _MOST = 4, 1024
@@ -26,7 +27,8 @@ class BusyPoll:
     Args:
         limit_us: How long to wait awake after an answer; 0 for never.
         running: Runs of models that are going on: while there are any, their threads need the processor.
-        cpus: Processors of the machine; on a single one it would only keep it from the application.
+        cpus: Processors that this process may use, found out where None; on a single one it would only keep it from
+            the application.
     Attributes:
         awake: Whether it keeps the loop awake now.
         missed: How often nobody came.
@@ -46,7 +48,7 @@ class BusyPoll:
     )
 
     def __init__(self, limit_us: float = 0.0, running: Collection[object] = (), *, cpus: int | None = None) -> None:
-        self._limit_ns = int(limit_us * 1000) if (cpus or os.cpu_count() or 1) > 1 else 0
+        self._limit_ns = int(limit_us * 1000) if limit_us and (cpus or available()) > 1 else 0
         self._running = running
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_ns = self._until_ns = 0

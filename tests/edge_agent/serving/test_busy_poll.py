@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 import pytest
@@ -94,3 +95,15 @@ async def test_it_leaves_the_processor_to_models_that_run_in_threads() -> None:
     assert poll.awake
     running[1] = "another"
     await _gives_up(poll)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not told here")
+async def test_it_is_off_where_only_one_of_the_processors_may_be_used() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        poll = BusyPoll(_FOR_LONG_US)
+    finally:
+        os.sched_setaffinity(0, before)
+    _answers(poll, 50)
+    assert not poll.awake
