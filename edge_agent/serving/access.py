@@ -79,6 +79,12 @@ class App:
                 )
         self.requests += 1
 
+    def leave(self) -> None:
+        """Take back one :meth:`enter`: the request comes in again on another way."""
+        if self._quota is not None:
+            self._quota.give_back()
+        self.requests -= 1
+
 
 class Access:
     """Tells applications apart and holds them to what they may; every method may be called from any thread.
@@ -123,13 +129,23 @@ class Access:
         Raises:
             Unauthenticated: Nobody here knows it.
         """
+        app = self.recognised(peer, token)
+        if app is None:
+            self.unknown += 1
+            raise Unauthenticated(self._unknown_text(peer, token))
+        return app
+
+    def recognised(self, peer: Peer, token: str | None) -> App | None:
+        """As :meth:`identify`; None where nobody knows it, which is not counted."""
         if self._open and peer.loopback:
             return self.apps[0]
         key = (peer.uid, peer.gid, peer.loopback, token)
         # Looked up by the token itself: Python's string hash is keyed, so the time tells nothing about other tokens.
         app = self._found.get(key)
         if app is None:
-            app = self._identify(peer, token)
+            app = self._recognised(peer, token)
+            if app is None:
+                return None
             if len(self._found) >= _REMEMBERED:
                 self._found.clear()
             self._found[key] = app
@@ -147,17 +163,12 @@ class Access:
         """
         app.enter(model, control=control)
 
-    def _identify(self, peer: Peer, token: str | None) -> App:
+    def _recognised(self, peer: Peer, token: str | None) -> App | None:
         if self._open:
-            app = self._local if peer.loopback else None
-        elif token is not None:
-            app = self._by_token(token)
-        else:
-            app = self._by_user(peer) or (self._local if peer.loopback else None)
-        if app is None:
-            self.unknown += 1
-            raise Unauthenticated(self._unknown_text(peer, token))
-        return app
+            return self._local if peer.loopback else None
+        if token is not None:
+            return self._by_token(token)
+        return self._by_user(peer) or (self._local if peer.loopback else None)
 
     def _by_token(self, token: str) -> App | None:
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
@@ -212,6 +223,11 @@ class _Quota:
                 self._left -= 1.0
                 return 0.0
             return (1.0 - self._left) / self.per_s
+
+    def give_back(self) -> None:
+        """Put one request back that was taken out."""
+        with self._lock:
+            self._left = min(self._size, self._left + 1.0)
 
 
 def check_reach(host: str, *, unix_sockets: bool, apps: Sequence[AppSettings]) -> None:

@@ -75,7 +75,7 @@ class Express:
         self._limit = 0.0
 
     def answer(self, body: bytes | memoryview) -> bytes | list[Buffer] | None:
-        """The bytes of the response, with its head; None where it has to go the ordinary way, nothing done yet.
+        """The bytes of the response, with its head; None where it has to go the ordinary way, nothing counted yet.
 
         Raises:
             ShoalError: The request is refused, or failed.
@@ -93,6 +93,9 @@ class Express:
             try:
                 self._app.enter(model, control=False)
                 request = self._decode(loaded, body)
+                if self._inference.is_long(loaded, request):  # a short body may name much in shared memory
+                    self._app.leave()
+                    return None
                 parts, length = self._write(request, self._inference.answer(loaded, request))
             except ShoalError as error:
                 self._count(error)

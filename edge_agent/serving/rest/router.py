@@ -137,8 +137,12 @@ class Router:
             return None
         if not 0 < length <= SMALL_BYTES:
             return None
+        token = _token(head)
+        app = self._access.recognised(head.peer, token)
+        if app is None:
+            return None
         try:
-            app = self._identify(head)
+            self._guard(head, token)
         except ShoalError:
             return None
         return self._infer_answer.express(head, target, app, functools.partial(self._count, head))
@@ -198,9 +202,12 @@ class Router:
     def _identify(self, head: HttpRequest) -> App:
         token = _token(head)
         app = self._access.identify(head.peer, token)
+        self._guard(head, token)
+        return app
+
+    def _guard(self, head: HttpRequest, token: str | None) -> None:
         if token is None or not self._access.has_tokens:
             self._origins.guard(head)
-        return app
 
     def _is_allowed(self, head: HttpRequest, route: Route) -> bool:
         """Whether the route takes the method; False for a preflight, which any path takes.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
+import secrets
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_agent.config import ApiSettings, AppSettings
 from edge_agent.contract.messages import MetricsReport
 from edge_agent.contract.topics import Stream
+from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.slots import load
 from tests.fakes.packages import answer, make_package, model_weights, reference_images
 from tests.fakes.serving_device import EVERYTHING, Device, serving
@@ -170,3 +175,53 @@ def test_quota_and_permission_hold_for_every_request(tmp_path: Path) -> None:
         repeats.close()
     assert [status for status, _, _ in found] == [200, 200, 200, 429, 429]
     assert "retry-after" in found[-1][1]
+
+
+class _Noting:
+    """Another backend, which notes in which threads it runs."""
+
+    def __init__(self, backend: InferenceBackend) -> None:
+        self._backend = backend
+        self.platform, self.signature = backend.platform, backend.signature
+        self.cancel, self.close = backend.cancel, backend.close
+        self.threads: list[str] = []
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.threads.append(threading.current_thread().name)
+        return self._backend.infer(inputs)
+
+
+def test_many_rows_in_shared_memory_do_not_hold_the_event_loop_and_take_of_the_quota_once(tmp_path: Path) -> None:
+    make_package(tmp_path / "models" / "digits")
+    app = AppSettings(name="camera", local=True, control=True, requests_per_s=0.01, burst=6)
+    path = Path("/dev/shm") / f"shoal-test-{secrets.token_hex(6)}"  # noqa: S108 - where shm_open(3) keeps its objects
+    path.write_bytes(bytes(20 * 256))
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 20 * 256}
+    tensor = {"name": "image", "shape": [20, 64], "datatype": "FP32", "parameters": place}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    try:
+        with serving(tmp_path, ApiSettings(port=0, apps=(app,))) as device:
+            region = {"key": path.name, "byte_size": 20 * 256}
+            assert device.ask("POST", "/v2/systemsharedmemory/region/r/register", region)[0] == 200
+            loaded = device.slots.get("digits")
+            loaded.run_us = 1000.0  # quick for ten rows, not for twenty
+            backend = loaded.backend = _Noting(loaded.backend)
+            repeats = Repeats(device.port, {})
+            found = [repeats.ask(body)[0] for _ in range(6)]
+            repeats.close()
+    finally:
+        path.unlink()
+    assert found == [200] * 5 + [429]  # registering was the first of six
+    assert {name.partition("_")[0] for name in backend.threads} == {"errand"}
+
+
+def test_a_stranger_that_repeats_itself_is_counted_once_each_time(tmp_path: Path) -> None:
+    make_package(tmp_path / "models" / "digits")
+    app = AppSettings(name="camera", token_sha256=hashlib.sha256(b"s3cret").hexdigest())
+    with serving(tmp_path, ApiSettings(port=0, apps=(app,))) as device:
+        repeats = Repeats(device.port)
+        found = [repeats.ask(_row())[0] for _ in range(3)]
+        repeats.close()
+        text = device.ask("GET", "/metrics", headers={"Authorization": "Bearer s3cret"})[2].decode()
+    assert found == [401] * 3
+    assert "shoal_unknown_apps_total 3\n" in text
