@@ -157,8 +157,15 @@ class Accelerator:
 
     def why_not(self) -> str:
         """Why no model can run on anything but the processors; empty where one can."""
+        if self._groups():
+            return ""
         found = self.survey
-        return "" if self._groups() else "; ".join(found.reasons) or "no accelerator is to be used (accelerator.use)"
+        if found.gpu is not None and self.rules.use == CUDA:
+            return (
+                f"accelerator.use is onnxruntime-cuda, and the onnxruntime here has no {CUDA_PROVIDER}: install one "
+                "that is built for this GPU, or let accelerator.use be auto"
+            )
+        return "; ".join(found.reasons) or "no accelerator is to be used (accelerator.use)"
 
     def machine(self) -> str:
         """A digest of all that a measurement depends on: another GPU, driver, runtime or rule, and it is made anew."""
