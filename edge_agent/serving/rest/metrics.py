@@ -182,6 +182,15 @@ def _write_models(page: Exposition, models: list[LoadedModel]) -> None:
     _write_contract(page, counts)
     memory = [(_of(loaded), loaded.memory_bytes) for loaded in models]
     page.family("shoal_model_memory_bytes", "gauge", "Memory that loading the model took.", memory)
+    page.family(
+        "shoal_model_runtime",
+        "gauge",
+        "What each model runs on.",
+        [
+            ({**_of(loaded), "runtime": loaded.runtime.name, "precision": loaded.runtime.precision}, 1)
+            for loaded in models
+        ],
+    )
 
 
 def _write_contract(page: Exposition, counts: list[tuple[dict[str, str], StatisticsSnapshot]]) -> None:

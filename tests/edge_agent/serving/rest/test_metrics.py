@@ -82,6 +82,8 @@ def test_violations_states_applications_and_the_process_are_told(device: Device)
     assert found.value("process_resident_memory_bytes") > 1e6
     assert found.value("shoal_agent_info", version="1.2.3") == 1
     assert found.value("shoal_model_memory_bytes", model="digits") >= 0
+    runtime = {"runtime": "onnxruntime-cpu", "precision": "fp32"}
+    assert found.value("shoal_model_runtime", model="digits", version="1", **runtime) == 1
 
 
 def test_every_family_has_a_type_and_a_text(shared: Device) -> None:
