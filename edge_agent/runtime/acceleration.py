@@ -39,7 +39,7 @@ from edge_agent.runtime.package import Package
 from edge_agent.runtime.runtimes import Remembered, RuntimesFile
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import Slots
-from edge_agent.runtime.trial import Failed, Models, Occasion, Trials, Tried, arm, candidate_of, told
+from edge_agent.runtime.trial import Failed, Models, Occasion, Trials, Tried, arm, candidate_of, failure_of, told
 
 # A call that hangs in a driver must not keep the agent from ending; a build is broken off in five seconds.
 _CLOSE_TIMEOUT_S = 20.0
@@ -238,17 +238,15 @@ class Acceleration:
 
     def _find_best(self, model: _Model, cancelled: threading.Event) -> None:
         current = self._serving(model)
-        if current is None or current.runtime.name != CPU:
+        if current is None:
             return
-        if why_not := self._accelerator.why_not():
-            if why_not not in self._said:
-                self._said.add(why_not)
-                _log.warning("models run on %s: %s", CPU, why_not)
+        if failure := failure_of(current):  # on the tests of an update, say, when it did not serve yet
+            self._fall_back(model, failure)
+            return
+        if current.runtime.name != CPU:
+            return
+        if why_not := self._why_not(model):
             self._show(model, reason=why_not)
-            return
-        known = self._runtimes.get(model.digest, self._accelerator.machine())
-        if known is not None and not known.is_usable:
-            self._show(model, reason=known.why_on_cpu)
             return
         occasion = Occasion(
             current.package,
@@ -269,6 +267,17 @@ class Acceleration:
             for each in tried:
                 if each.loaded.lease is None:  # else it has served, and is closed when its last request ends
                     each.loaded.close()
+
+    def _why_not(self, model: _Model) -> str:
+        """Why a faster runtime is not looked for; empty where there may be one."""
+        why_not = self._accelerator.why_not()
+        if not why_not:
+            known = self._runtimes.get(model.digest, self._accelerator.machine())
+            return known.why_on_cpu if known is not None and not known.is_usable else ""
+        if why_not not in self._said:
+            self._said.add(why_not)
+            _log.warning("models run on %s: %s", CPU, why_not)
+        return why_not
 
     def _take_best(self, model: _Model, tried: Sequence[Tried], failed: Sequence[Failed]) -> None:
         """Measure, choose, swap, remember."""
@@ -339,13 +348,16 @@ class Acceleration:
     def _fall_back(self, model: _Model, error: Exception) -> None:
         """Let the model serve on ONNX Runtime alone, so that what its engine holds of the GPU is free."""
         failing = self._serving(model)
-        if failing is None or failing.runtime.name == CPU:
-            return
-        what = candidate_of(failing)
+        if failing is None or failure_of(failing) is None:
+            return  # it was replaced meanwhile: what serves now has not failed
+        with self._lock:
+            what = candidate_of(failing)
+            if what.runtime == CPU:
+                return
+            reason = f"{what} failed while it served: {error}; until it is loaded again it runs on {CPU}"
+            failing.runtime = told(Candidate(CPU), reason)
         if not isinstance(error, GpuMemoryExhausted):  # which another program may have caused
             self._runtimes.count_trouble(model.digest, +1)
-        reason = f"{what} failed while it served: {error}; until it is loaded again it runs on {CPU}"
-        failing.runtime = told(Candidate(CPU), reason)
         self._say(model, reason, Candidate(CPU))
         try:
             loaded = self._loader().load_on(failing.package, None, beside=failing)

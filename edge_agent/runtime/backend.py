@@ -7,7 +7,12 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from edge_agent.contract.errors import ModelFailed
 from edge_agent.contract.signature import Signature
+
+
+class BeyondRuntime(ModelFailed):
+    """A request that is right, but more than this runtime was made ready for; ONNX Runtime takes it."""
 
 
 class RunCancelled(Exception):

@@ -236,3 +236,8 @@ def arm(loaded: LoadedModel) -> None:
     """A model is about to serve: from now on ONNX Runtime stands in where its engine fails."""
     if isinstance(loaded.backend, FallbackBackend):
         loaded.backend.arm()
+
+
+def failure_of(loaded: LoadedModel) -> Exception | None:
+    """Why its engine was given up; None where it was not, or it has none."""
+    return loaded.backend.failure if isinstance(loaded.backend, FallbackBackend) else None

@@ -18,7 +18,7 @@ from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import AcceleratorUnavailable, EngineBuildFailed, ManifestError, ModelFailed
 from edge_agent.contract.manifest import Batching
 from edge_agent.contract.signature import Signature
-from edge_agent.runtime.backend import RunCancelled
+from edge_agent.runtime.backend import BeyondRuntime, RunCancelled
 from edge_agent.runtime.batchable import check_batchable
 from edge_agent.runtime.gpu.device_memory import DeviceMemory
 from edge_agent.runtime.gpu.owner import GpuOwner, Pending
@@ -105,7 +105,8 @@ class TensorRtBackend:
 
         Raises:
             RunCancelled: ``cancel`` was called; the GPU goes on with the run, unseen.
-            ModelFailed: TensorRT refuses it, or a value or shape is beyond what the engine takes.
+            BeyondRuntime: A value or shape is beyond what the engine takes.
+            ModelFailed: TensorRT refuses it.
             ModelUnavailable: The model was closed.
             AcceleratorUnavailable: The GPU was let go of.
             RuntimeError: The GPU failed.
@@ -203,7 +204,7 @@ class TensorRtBackend:
         if self._rows_are_independent is None:
             self._rows_are_independent = self._find_out_independence()
         if not self._rows_are_independent:
-            raise ModelFailed(
+            raise BeyondRuntime(
                 f"{rows} rows at once: the engine takes {self._most_rows}, and the model's rows may depend on each "
                 "other, so that the request cannot be run in parts"
             )

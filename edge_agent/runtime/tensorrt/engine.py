@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.errors import EngineBuildFailed, ModelFailed, storage_error
+from edge_agent.contract.errors import EngineBuildFailed, storage_error
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
+from edge_agent.runtime.backend import BeyondRuntime
 from edge_agent.runtime.tensorrt.bindings import Bindings
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class EngineTensor:
         """Copy a request's array to where the engine reads it.
 
         Raises:
-            ModelFailed: A value does not fit the engine's smaller integers.
+            BeyondRuntime: A value does not fit the engine's smaller integers.
         """
         if array.dtype == into.dtype:
             np.copyto(into, array)
@@ -61,7 +62,7 @@ class EngineTensor:
         if into.dtype.kind == "i" and array.dtype.itemsize >= into.dtype.itemsize:
             limits = np.iinfo(into.dtype)
             if array.size and (int(array.max()) > limits.max or int(array.min()) < limits.min):
-                raise ModelFailed(
+                raise BeyondRuntime(
                     f"input '{self.name}': the engine takes {into.dtype} in place of {array.dtype}, and a value is "
                     f"beyond {limits.min} to {limits.max}"
                 )

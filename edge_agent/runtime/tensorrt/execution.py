@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import EngineBuildFailed, ModelFailed
+from edge_agent.runtime.backend import BeyondRuntime
 from edge_agent.runtime.gpu.device_memory import Buffer, DeviceMemory, Event, Stream
 from edge_agent.runtime.tensorrt.engine import Engine, EngineTensor, Shape
 from edge_agent.runtime.tensorrt.graphs import ShapeGraphs
@@ -107,7 +108,8 @@ class Lane:
         """Find out what these shapes need.
 
         Raises:
-            ModelFailed: No profile takes them, or TensorRT refuses them.
+            BeyondRuntime: No profile takes them.
+            ModelFailed: TensorRT refuses them.
         """
         profile = self._engine.profile_for(shapes)
         if profile is None:
@@ -115,7 +117,7 @@ class Lane:
                 ", ".join(f"{name} {list(least)} to {list(most)}" for name, (least, most) in each.items())
                 for each in self._engine.profiles
             )
-            raise ModelFailed(f"shapes {_listed(shapes)} are outside of what the engine was built for: {ranges}")
+            raise BeyondRuntime(f"shapes {_listed(shapes)} are outside of what the engine was built for: {ranges}")
         self._set.pop(profile, None)
         context = self._contexts[profile]
         self.set_shapes(context, shapes)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -267,6 +268,28 @@ def test_an_engine_that_fails_while_it_serves_answers_by_onnx_runtime_and_leaves
         device.repository.load("digits")
         assert "tensorrt fp32 has failed here 2 times and is not used any more" in device.settled()
         assert device.runs_on() == CPU
+
+
+def test_an_engine_that_fails_before_its_model_serves_is_left_as_well_and_one_that_is_gone_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with accelerated(tmp_path, rules=FP32) as device:
+        package = device.add("1")
+        device.repository.start()
+        device.settled()
+        again = device.repository.prepare(package)
+        monkeypatch.setenv("SHOAL_FAKE_TENSORRT_EXECUTE", "error")
+        prove(again)  # as an installer does: ONNX Runtime answers
+        monkeypatch.delenv("SHOAL_FAKE_TENSORRT_EXECUTE")
+        time.sleep(0.2)
+        assert (device.runs_on(), len(device.events)) == ("tensorrt fp32", 1), "what serves has not failed"
+        device.repository.serve(again)
+        until(lambda: device.runs_on() == CPU)
+        until(lambda: device.memory.used_bytes == 0, "for both engines to be closed")
+        assert "failed while it served" in device.settled()
+        assert (known := device.runtimes.of(package.digest)) is not None
+        assert known.troubles == 1
+        ask(device)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.errors import GpuMemoryExhausted, ModelUnavailable, SignatureMismatch
 from edge_agent.contract.signature import Signature
-from edge_agent.runtime.backend import InferenceBackend, RunCancelled
+from edge_agent.runtime.backend import BeyondRuntime, InferenceBackend, RunCancelled
 from edge_agent.runtime.fallback import FallbackBackend
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
@@ -96,6 +96,16 @@ def test_what_is_not_the_engines_fault_does_not_end_it(parts: Parts, error: Exce
     with pytest.raises(type(error)):
         parts.ask()
     assert parts.failures == []
+
+
+def test_a_request_that_is_more_than_the_engine_takes_is_answered_and_the_engine_goes_on(parts: Parts) -> None:
+    expected = parts.ask()
+    parts.engine.raises = BeyondRuntime("17 rows at once: the engine takes 16")
+    assert np.array_equal(parts.ask(), expected)
+    assert (parts.backend.platform, parts.failures, parts.backend.failure) == ("tensorrt_plan", [], None)
+    parts.engine.raises = error = RuntimeError("an illegal memory access was encountered")
+    assert np.array_equal(parts.ask(), expected)
+    assert (parts.backend.platform, parts.failures, parts.backend.failure) == ("onnx_onnxv1", [error], error)
 
 
 def test_where_the_spare_cannot_be_opened_the_engines_own_error_is_said(package: Package) -> None:
