@@ -145,15 +145,19 @@ def receive(connection: socket.socket, framing: Framing) -> bytes:
     Raises:
         OSError: The server closed the connection, or was silent for half a minute.
     """
-    received = connection.recv(_RECEIVE_BYTES)
-    while True:
-        size = framing.size(received)
-        if size and len(received) >= size:
-            return received
-        more = connection.recv(_RECEIVE_BYTES)
-        if not more:
-            raise ConnectionResetError(f"the server closed the connection after {received[:200]!r}")
-        received += more
+    received = b""
+    try:
+        received = connection.recv(_RECEIVE_BYTES)
+        while True:
+            size = framing.size(received)
+            if size and len(received) >= size:
+                return received
+            more = connection.recv(_RECEIVE_BYTES)
+            if not more:
+                raise ConnectionResetError(f"the server closed the connection after {received[:200]!r}")
+            received += more
+    except BlockingIOError as error:  # what the kernel's limit comes to
+        raise TimeoutError(f"no answer for {_TIMEOUT_S:.0f} s, after {received[:200]!r}") from error
 
 
 class _Connection:
