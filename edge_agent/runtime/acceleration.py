@@ -24,6 +24,7 @@ from edge_agent.contract.errors import (
     AcceleratorUnavailable,
     BudgetExceeded,
     EngineBuildCancelled,
+    EngineBuildFailed,
     GpuMemoryExhausted,
     ModelUnavailable,
     ShoalError,
@@ -36,6 +37,7 @@ from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.loaded import LoadedModel, OtherRuntime
 from edge_agent.runtime.measure import measure as measure_models
 from edge_agent.runtime.package import Package
+from edge_agent.runtime.pauses import Pauses
 from edge_agent.runtime.runtimes import Remembered, RuntimesFile
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import Slots
@@ -86,7 +88,7 @@ class Acceleration:
     ) -> None:
         self._accelerator, self._runtimes, self._slots = accelerator, runtimes, slots
         self._tell, self._measure = tell, measure
-        self._guard = RunGuard()
+        self._guard, self._pauses = RunGuard(), Pauses()
         self._models: Models | None = None
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="acceleration", daemon=True)
@@ -245,7 +247,7 @@ class Acceleration:
             return
         if current.runtime.name != CPU:
             return
-        if why_not := self._why_not(model):
+        if why_not := self._why_not(current.package):
             self._show(model, reason=why_not)
             return
         occasion = Occasion(
@@ -268,12 +270,14 @@ class Acceleration:
                 if each.loaded.lease is None:  # else it has served, and is closed when its last request ends
                     each.loaded.close()
 
-    def _why_not(self, model: _Model) -> str:
+    def _why_not(self, package: Package) -> str:
         """Why a faster runtime is not looked for; empty where there may be one."""
-        why_not = self._accelerator.why_not()
+        why_not = self._accelerator.why_not(package)
         if not why_not:
-            known = self._runtimes.get(model.digest, self._accelerator.machine())
-            return known.why_on_cpu if known is not None and not known.is_usable else ""
+            known = self._runtimes.get(package.digest, self._accelerator.machine())
+            if known is not None and not known.is_usable:
+                return known.why_on_cpu
+            return self._pauses.why_not(model.digest)
         if why_not not in self._said:
             self._said.add(why_not)
             _log.warning("models run on %s: %s", CPU, why_not)
@@ -296,6 +300,9 @@ class Acceleration:
             # An engine that is not used may be refitted one day.
             made = chosen or next((each for each in tried if each.engine), None)
             self._remember(model, candidate, choice.reason, made)
+            self._pauses.went_well(model.digest)
+        elif any(isinstance(each.error, EngineBuildFailed) for each in failed):
+            self._pauses.failed(model.digest, choice.reason)
         if chosen is not None:
             self._say(model, choice.reason, candidate)
         else:

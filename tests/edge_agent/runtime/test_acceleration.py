@@ -318,6 +318,23 @@ def test_what_fails_on_the_way_leaves_the_model_where_it_is_with_the_reason(
     assert device.memory.used_bytes == 0
 
 
+def test_a_build_that_failed_is_not_begun_anew_at_each_load_but_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_FAKE_TENSORRT_BUILD", "crash")
+    with accelerated(tmp_path, rules=FP32) as device:
+        device.add("1")
+        device.repository.start()
+        reason = device.settled()
+        monkeypatch.delenv("SHOAL_FAKE_TENSORRT_BUILD")
+        device.repository.load("digits")
+        assert device.settled() == f"{reason}; it is tried again where the model is loaded after 10 more minutes"
+        assert device.runs_on() == CPU
+    with accelerated(tmp_path, rules=FP32) as device:
+        device.repository.start()
+        assert device.settled() == FIGURES
+
+
 def test_a_remembered_engine_that_is_refused_is_replaced_and_the_model_serves_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
