@@ -247,7 +247,7 @@ class Acceleration:
             return
         if current.runtime.name != CPU:
             return
-        if why_not := self._why_not(current.package):
+        if why_not := self._why_not(model):
             self._show(model, reason=why_not)
             return
         occasion = Occasion(
@@ -270,11 +270,11 @@ class Acceleration:
                 if each.loaded.lease is None:  # else it has served, and is closed when its last request ends
                     each.loaded.close()
 
-    def _why_not(self, package: Package) -> str:
+    def _why_not(self, model: _Model) -> str:
         """Why a faster runtime is not looked for; empty where there may be one."""
-        why_not = self._accelerator.why_not(package)
+        why_not = self._accelerator.why_not()
         if not why_not:
-            known = self._runtimes.get(package.digest, self._accelerator.machine())
+            known = self._runtimes.get(model.digest, self._accelerator.machine())
             if known is not None and not known.is_usable:
                 return known.why_on_cpu
             return self._pauses.why_not(model.digest)
