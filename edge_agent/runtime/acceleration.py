@@ -36,6 +36,7 @@ from edge_agent.runtime.choice import CPU, Candidate, Choice, Measured, choose
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.loaded import LoadedModel, OtherRuntime
 from edge_agent.runtime.measure import measure as measure_models
+from edge_agent.runtime.measure import patience_s
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.pauses import Pauses
 from edge_agent.runtime.runtimes import Remembered, RuntimesFile
@@ -47,7 +48,7 @@ from edge_agent.runtime.trial import Failed, Models, Occasion, Trials, Tried, ar
 _CLOSE_TIMEOUT_S = 20.0
 # All models of a start together wait so long for the look at the machine: a driver that hangs must not hold it up.
 _SURVEY_S = 10.0
-# For all runs of a measurement beside one that hangs.
+# For all runs of a measurement beside one that hangs, and beside what they take by themselves.
 _MEASURE_S = 30.0
 
 _log = logging.getLogger(__name__)
@@ -313,18 +314,20 @@ class Acceleration:
         self, current: LoadedModel, tried: Sequence[Tried], failed: Sequence[Failed]
     ) -> tuple[Choice, Tried | None]:
         """The best runtime, and what was loaded on it; None where that is what serves now."""
-        with self._guarded([each.loaded for each in tried]):
-            measured = self._measure([current, *(each.loaded for each in tried)])
+        models = [current, *(each.loaded for each in tried)]
+        # An engine is not to be broken off because the processors take long.
+        with self._guarded([each.loaded for each in tried], _MEASURE_S + patience_s(models)):
+            measured = self._measure(models)
         use = self._accelerator.rules.use
         choice = choose(measured, [each.refused for each in failed], wanted="" if use == "auto" else use)
         number = measured.index(choice.best)
         return choice, tried[number - 1] if number else None
 
     @contextlib.contextmanager
-    def _guarded(self, models: Sequence[LoadedModel]) -> Iterator[None]:
+    def _guarded(self, models: Sequence[LoadedModel], seconds: float) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for each in models:
-                stack.enter_context(self._guard.within(each.backend, _MEASURE_S + each.manifest.max_run_s))
+                stack.enter_context(self._guard.within(each.backend, seconds + each.manifest.max_run_s))
             yield
 
     def _remember(self, model: _Model, candidate: Candidate, reason: str, made: Tried | None) -> None:

@@ -34,16 +34,26 @@ def measure(models: Sequence[LoadedModel]) -> list[Measured]:
     Raises:
         ModelUnavailable: One was closed meanwhile.
     """
-    manifest = models[0].manifest
-    golden = models[0].package.golden().inputs
-    batching = manifest.batching
-    batch_rows = max(batching.preferred_rows, default=batching.max_rows) if batching is not None else 0
+    golden, batch_rows = models[0].package.golden().inputs, _batch_rows(models[0])
     rows_us = _medians_us(models, golden, 1)
     batch_us = _medians_us(models, golden, batch_rows) if batch_rows else [0.0] * len(models)
     return [
         Measured(Candidate(each.runtime.name, each.runtime.precision), row, batch_rows, batch)
         for each, row, batch in zip(models, rows_us, batch_us, strict=True)
     ]
+
+
+def patience_s(models: Sequence[LoadedModel]) -> float:
+    """How long :func:`measure` may well take, going by what a row took when each model was loaded."""
+    rows = 1 + _batch_rows(models[0])
+    slow_us = sum(each.run_us for each in models if math.isfinite(each.run_us))
+    return 2 * _BUDGET_S * len(models) + 2 * (_WARM_UP + _LEAST_RUNS) * rows * slow_us * 1e-6
+
+
+def _batch_rows(loaded: LoadedModel) -> int:
+    """Rows of the batch that it prefers; 0 where it asks for none."""
+    batching = loaded.manifest.batching
+    return max(batching.preferred_rows, default=batching.max_rows) if batching is not None else 0
 
 
 def _medians_us(models: Sequence[LoadedModel], golden: dict[str, NDArray[Any]], rows: int) -> list[float]:

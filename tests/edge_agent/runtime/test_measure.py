@@ -16,7 +16,7 @@ from edge_agent.contract.manifest import Batching
 from edge_agent.contract.messages import ReportedRuntime
 from edge_agent.runtime.choice import CPU, Candidate
 from edge_agent.runtime.loaded import OtherRuntime, load
-from edge_agent.runtime.measure import measure
+from edge_agent.runtime.measure import measure, patience_s
 from edge_agent.runtime.onnx import OnnxBackend
 from tests.fakes.packages import make_package
 
@@ -47,6 +47,17 @@ def test_rows_and_preferred_batches_are_timed_on_each_runtime(tmp_path: Path) ->
     assert first.row_us < second.row_us
     on_cpu.close()
     slow.close()
+
+
+def test_who_watches_over_a_measurement_has_more_patience_with_slow_models(tmp_path: Path) -> None:
+    package = make_package(tmp_path / "digits", batching=Batching(max_rows=8))
+    on_cpu, engine = load(package), load(package, runtime=OtherRuntime(lambda: SlowBackend(package), SLOW))
+    on_cpu.run_us, engine.run_us = 2e6, 1e4  # 2 s a row, 16 s a batch
+    assert patience_s([on_cpu, engine]) > 5 * (2 + 16)
+    on_cpu.run_us = math.inf
+    assert patience_s([on_cpu, engine]) < 10
+    on_cpu.close()
+    engine.close()
 
 
 def test_a_model_without_batching_is_timed_by_the_row_alone(tmp_path: Path) -> None:
