@@ -135,11 +135,13 @@ class LoadedModel:
             self._open.pop()
         except IndexError:
             return  # another thread saw the last lease end as well
-        self.backend.close()
-        if self.memory_bytes >= LARGE_BYTES:
-            give_back()
-        for call in self._when_closed:
-            call()
+        try:
+            self.backend.close()
+        finally:  # a driver that has failed may fail here too: nobody must count on what is closed
+            if self.memory_bytes >= LARGE_BYTES:
+                give_back()
+            for call in self._when_closed:
+                call()
 
 
 def load(

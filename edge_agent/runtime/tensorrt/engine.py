@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import math
@@ -90,8 +91,10 @@ class EngineLog:
 
     def why(self) -> str:
         """The errors since the last call, to be put behind a sentence."""
-        errors = list(self._errors)
-        self._errors.clear()
+        errors: list[str] = []
+        with contextlib.suppress(IndexError):  # one by one: TensorRT's threads add to it meanwhile
+            while True:
+                errors.append(self._errors.popleft())
         return f": {'; '.join(errors)}" if errors else ""
 
 
