@@ -92,6 +92,7 @@ def test_a_model_serves_at_once_and_moves_to_its_engine_with_no_failed_request_a
             return device.runs_on() == "tensorrt fp32"
 
         until(has_moved)
+        until(lambda: device.events)  # told when it has been written down
         until(lambda: device.slots.get("digits").requests > load.answered // 2)
         load.stop()
         assert load.failures == []
@@ -276,7 +277,7 @@ def test_an_engine_that_fails_before_its_model_serves_is_left_as_well_and_one_th
     with accelerated(tmp_path, rules=FP32) as device:
         package = device.add("1")
         device.repository.start()
-        device.settled()
+        until(lambda: device.events)
         again = device.repository.prepare(package)
         monkeypatch.setenv("SHOAL_FAKE_TENSORRT_EXECUTE", "error")
         prove(again)  # as an installer does: ONNX Runtime answers
