@@ -248,7 +248,7 @@ class Acceleration:
             return
         if current.runtime.name != CPU:
             return
-        if why_not := self._why_not(model):
+        if why_not := self._why_not(model, current.package):
             self._show(model, reason=why_not)
             return
         occasion = Occasion(
@@ -271,9 +271,9 @@ class Acceleration:
                 if each.loaded.lease is None:  # else it has served, and is closed when its last request ends
                     each.loaded.close()
 
-    def _why_not(self, model: _Model) -> str:
+    def _why_not(self, model: _Model, package: Package) -> str:
         """Why a faster runtime is not looked for; empty where there may be one."""
-        why_not = self._accelerator.why_not()
+        why_not = self._accelerator.why_not(package)
         if not why_not:
             known = self._runtimes.get(model.digest, self._accelerator.machine())
             if known is not None and not known.is_usable:

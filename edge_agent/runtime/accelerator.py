@@ -155,10 +155,12 @@ class Accelerator:
         survey, begun_s = self._surveyed()
         return bool(wait([survey], max(0.0, begun_s + within_s - time.monotonic())).done)
 
-    def why_not(self) -> str:
-        """Why no model can run on anything but the processors; empty where one can."""
-        if self._groups():
+    def why_not(self, package: Package) -> str:
+        """Why a package can run on nothing but the processors; empty where it may."""
+        if self.candidates(package):
             return ""
+        if self._groups():
+            return "accelerator.precisions names int8 alone, and the package has no such variant: add fp16 or fp32"
         found = self.survey
         if found.gpu is not None and self.rules.use == CUDA:
             return (
