@@ -16,6 +16,7 @@ from edge_agent.runtime.cpus import available
 
 # Close requests in a row before the loop waits awake for the first time, and after it waited in vain again and again.
 _FIRST, _MOST = 4, 1024
+_USUAL_US = 100.0
 
 
 class BusyPoll:
@@ -25,10 +26,10 @@ class BusyPoll:
     sees timers, signals and other threads' calls as soon as ever, whichever loop it is.
 
     Args:
-        limit_us: How long to wait awake after an answer; 0 for never.
+        limit_us: How long to wait awake after an answer; 0 for never; None for 100, but never on a single processor,
+            which it would only keep from the application.
         running: Runs of models that are going on: while there are any, their threads need the processor.
-        cpus: Processors that this process may use, found out where None; on a single one it would only keep it from
-            the application.
+        cpus: Processors that this process may use, found out where None.
     Attributes:
         awake: Whether it keeps the loop awake now.
         missed: How often nobody came.
@@ -47,8 +48,12 @@ class BusyPoll:
         "missed",
     )
 
-    def __init__(self, limit_us: float = 0.0, running: Collection[object] = (), *, cpus: int | None = None) -> None:
-        self._limit_ns = int(limit_us * 1000) if limit_us and (cpus or available()) > 1 else 0
+    def __init__(
+        self, limit_us: float | None = 0.0, running: Collection[object] = (), *, cpus: int | None = None
+    ) -> None:
+        if limit_us is None:
+            limit_us = _USUAL_US if (cpus or available()) > 1 else 0.0
+        self._limit_ns = int(limit_us * 1000)
         self._running = running
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_ns = self._until_ns = 0

@@ -83,8 +83,8 @@ async def test_timers_and_other_threads_are_heard_while_it_is_awake() -> None:
     assert _is_awake(poll)
 
 
-@pytest.mark.parametrize(("limit_us", "cpus"), [(0.0, 2), (_FOR_LONG_US, 1)])
-async def test_it_is_off_where_nobody_wants_it_and_on_a_single_processor(limit_us: float, cpus: int) -> None:
+@pytest.mark.parametrize(("limit_us", "cpus"), [(0.0, 2), (None, 1)])
+async def test_it_is_off_where_nobody_wants_it_and_on_a_single_processor(limit_us: float | None, cpus: int) -> None:
     poll = BusyPoll(limit_us, cpus=cpus)
     _answers(poll, 50)
     assert not _is_awake(poll)
@@ -103,12 +103,15 @@ async def test_it_leaves_the_processor_to_models_that_run_in_threads() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not told here")
-async def test_it_is_off_where_only_one_of_the_processors_may_be_used() -> None:
+async def test_where_only_one_processor_may_be_used_it_is_off_unless_somebody_asks_for_it() -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
-        poll = BusyPoll(_FOR_LONG_US)
+        poll, told = BusyPoll(None), BusyPoll(_FOR_LONG_US)
     finally:
         os.sched_setaffinity(0, before)
     _answers(poll, 50)
     assert not _is_awake(poll)
+    _answers(told, 50)
+    assert _is_awake(told)  # whose application has processors of its own
+    await _gives_up(told)
