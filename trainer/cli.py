@@ -84,7 +84,7 @@ def import_rows(*, model: str, lake: str, replace: bool, recipes: Path | None) -
     --replace takes the rows imported before out of the lake's newest version and writes the recipe's; rows that devices
     sent stay as they are.
     """
-    from trainer.lake import import_base
+    from trainer.data.lake import import_base
     from trainer.recipe import Recipe
 
     recipe = Recipe.load(recipes_folder(recipes) / model)
@@ -121,7 +121,7 @@ def train(
 
     from edge_agent.runtime.package import Package
     from trainer.recipe import Recipe
-    from trainer.run import PACKAGE_FOLDER, execute, next_version
+    from trainer.work.run import PACKAGE_FOLDER, execute, next_version
 
     recipe = Recipe.load(recipes_folder(recipes) / model)
     beaten = Package.open(champion, verify=True) if champion else None
@@ -167,7 +167,7 @@ def train(
 @plainly
 def make_pipeline(*, file: Path, out: Path) -> None:
     """Make a package of the pipeline that the TOML file FILE declares: models that run one after the other."""
-    from trainer.pipeline import read_pipeline_file, write_pipeline
+    from trainer.release.pipeline import read_pipeline_file, write_pipeline
 
     package = write_pipeline(out, read_pipeline_file(file), file.parent)
     click.echo(f"package {package.digest} (version {package.manifest.version}) is in {out}")
@@ -217,7 +217,7 @@ def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s:
     """
     from trainer.publish.repository import Publisher
     from trainer.server_client import ServerClient
-    from trainer.worker import Timing, Worker
+    from trainer.work.worker import Timing, Worker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

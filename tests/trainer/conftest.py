@@ -16,10 +16,10 @@ from edge_agent.contract.lake import LABELS, SAMPLES
 from edge_agent.contract.runs import RunFile, RunState
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
-from trainer.lake import append, import_base
+from trainer.data.lake import append, import_base
+from trainer.data.rows import encode_row
 from trainer.recipe import Recipe
-from trainer.rows import encode_row
-from trainer.run import PACKAGE_FOLDER, execute
+from trainer.work.run import PACKAGE_FOLDER, execute
 
 NOW = dt.datetime(2025, 3, 1, 12, tzinfo=dt.UTC)
 NOW_MS = int(NOW.timestamp() * 1000)

@@ -17,11 +17,11 @@ from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.selftest import self_test
 from tests.trainer.conftest import field_rows
-from trainer.dataset import Dataset, read_dataset
-from trainer.package import _golden
+from trainer.data.dataset import Dataset, read_dataset
+from trainer.data.rows import encode_row
 from trainer.recipe import Recipe
-from trainer.reference import build_reference
-from trainer.rows import encode_row
+from trainer.release.package import _golden
+from trainer.release.reference import build_reference
 
 FILL = -1.0  # below the minimum, so that the model can tell it from a measurement
 

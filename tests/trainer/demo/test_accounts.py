@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.contract.lake import LABELS, SAMPLES
+from trainer.data.lake import append
 from trainer.demo.accounts import Received, Sent, difference, labels_before, received
-from trainer.lake import append
 
 SENT = Sent(requests=10, failed=0, labels={"r1": "3", "r2": "8"})
 RECEIVED = Received(requests=10, samples=["r1", "r2", "r3"], labels=[("r1", "3"), ("r2", "8")])

@@ -10,8 +10,8 @@ from typing import Self, TypeVar
 from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.runs import RunFile, RunProgress
 from trainer.errors import TokenRefused
-from trainer.run_process import ProgressLine
 from trainer.server_client import LeaseLost, ServerClient
+from trainer.work.run_process import ProgressLine
 
 log = logging.getLogger(__name__)
 

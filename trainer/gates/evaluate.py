@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.runtime.backend import InferenceBackend
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
+from trainer.data.rows import Rows
 from trainer.recipe import Recipe
 from trainer.recipe_file import Gates
-from trainer.rows import Rows
 
 _DRAWS = 2_000
 _BATCH_ROWS = 256

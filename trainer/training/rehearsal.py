@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.errors import ParityFailed, RecipeError
-from trainer.parity import check_probabilities
+from trainer.gates.parity import check_probabilities
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from edge_agent.runtime.package_writer import write_package
 from edge_agent.runtime.pipeline import PipelineBackend
 from edge_agent.runtime.slots import Slots, load
 from trainer.errors import RecipeError
-from trainer.package import lock_digest
+from trainer.release.package import lock_digest
 
 _GOLDEN_ROWS = 16
 

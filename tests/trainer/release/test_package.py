@@ -16,13 +16,13 @@ from edge_agent.contract.profile import merge
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.selftest import self_test
-from trainer.dataset import read_dataset
+from trainer.data.dataset import read_dataset
 from trainer.errors import ParityFailed
-from trainer.export import export, state_from
-from trainer.fit import load_weights
-from trainer.package import Identity, write_candidate
-from trainer.parity import check_parity
+from trainer.gates.parity import check_parity
 from trainer.recipe import Recipe
+from trainer.release.export import export, state_from
+from trainer.release.package import Identity, write_candidate
+from trainer.training.fit import load_weights
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +155,7 @@ def test_weights_that_the_export_folds_away_travel_beside_the_graph(recipe: Reci
 def test_training_twice_with_one_seed_gives_the_same_weights(
     recipe: Recipe, base_lake: Path, champion: Package
 ) -> None:
-    from trainer.fit import fit
+    from trainer.training.fit import fit
 
     dataset = read_dataset(recipe, str(base_lake))
     again = fit(recipe, dataset, seed=1)

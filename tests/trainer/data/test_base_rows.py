@@ -11,12 +11,12 @@ import pytest
 from edge_agent.contract.lake import LABELS, SAMPLES
 from edge_agent.runtime.package import Package
 from tests.trainer.conftest import NOW, field_rows
-from trainer.base_rows import base_rows
-from trainer.dataset import read_dataset
+from trainer.data.base_rows import base_rows
+from trainer.data.dataset import read_dataset
+from trainer.data.lake import append, import_base
+from trainer.data.rows import encode_row
 from trainer.errors import DatasetError, RecipeError
-from trainer.lake import append, import_base
 from trainer.recipe import Recipe
-from trainer.rows import encode_row
 
 _GOOD = """
 import numpy as np

@@ -23,11 +23,11 @@ from edge_agent.contract.errors import DigestMismatch, NetworkError, PackageErro
 from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.runtime.package import Package
 from trainer.errors import TokenRefused, TrainerError
-from trainer.lease import GivenUp, Lease
 from trainer.recipe import find_recipes
-from trainer.run import PACKAGE_FOLDER, RESULT_FILE, next_version
-from trainer.run_process import ProgressLine, run_to_end
 from trainer.server_client import ServerClient
+from trainer.work.lease import GivenUp, Lease
+from trainer.work.run import PACKAGE_FOLDER, RESULT_FILE, next_version
+from trainer.work.run_process import ProgressLine, run_to_end
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Worker:
         # What an earlier attempt signed and could not show takes a version too.
         lease.persist(self._publisher.refresh)
         version = lease.persist(lambda: self._version(run))
-        command = [sys.executable, "-m", "trainer.run", str(folder / "run.json"), "--recipes", str(self._recipes)]
+        command = [sys.executable, "-m", "trainer.work.run", str(folder / "run.json"), "--recipes", str(self._recipes)]
         command += ["--work", str(folder), "--version", version]
         if run.champion is not None:
             champion = run.champion

@@ -17,7 +17,7 @@ from tests.fakes.packages import LABELS, OUTPUT, make_package
 from tests.fakes.pipeline_package import RAW, make_scaler_package
 from trainer.cli import trainer
 from trainer.errors import RecipeError
-from trainer.pipeline import read_pipeline_file, write_pipeline
+from trainer.release.pipeline import read_pipeline_file, write_pipeline
 
 FILE = """
 name = "reader"

@@ -1,4 +1,4 @@
-"""One training run as a process of its own: ``python -m trainer.run RUNFILE --recipes DIR --work DIR``.
+"""One training run as a process of its own: ``python -m trainer.work.run RUNFILE --recipes DIR --work DIR``.
 
 It reads a run file and writes ``WORK/result.json`` and, where the challenger is to be released, ``WORK/package``. It
 says how far it is by JSON lines ``{"stage", "fraction", "message"}`` on standard output; all else goes to standard
@@ -24,7 +24,7 @@ from edge_agent.runtime.package import Package
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
-    from trainer.dataset import Dataset
+    from trainer.data.dataset import Dataset
 
 RESULT_FILE = "result.json"
 TRACEBACK_FILE = "traceback.txt"
@@ -52,7 +52,7 @@ def execute(
     """
     check_version(version)
     report("dataset", 0.0, "loading the libraries")
-    from trainer.dataset import read_dataset
+    from trainer.data.dataset import read_dataset
 
     dataset = read_dataset(
         recipe,
@@ -90,13 +90,13 @@ def _train(
     report: Report,
 ) -> RunResult:
     from edge_agent.runtime.onnx import OnnxBackend
-    from trainer.evaluate import evaluate, predict
-    from trainer.export import export, state_from
-    from trainer.fit import fit
-    from trainer.package import Identity, evaluation_json, write_candidate, write_release
-    from trainer.parity import check_parity, check_probabilities
-    from trainer.reference import build_reference
-    from trainer.rehearsal import rehearse
+    from trainer.gates.evaluate import evaluate, predict
+    from trainer.gates.parity import check_parity, check_probabilities
+    from trainer.release.export import export, state_from
+    from trainer.release.package import Identity, evaluation_json, write_candidate, write_release
+    from trainer.release.reference import build_reference
+    from trainer.training.fit import fit
+    from trainer.training.rehearsal import rehearse
 
     settings = recipe.file.training
     blank = recipe.network(learning_rate=settings.learning_rate, epochs=1)

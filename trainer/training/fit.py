@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
-from trainer.dataset import Dataset
+from trainer.data.dataset import Dataset
+from trainer.data.rows import Rows
 from trainer.errors import RecipeError, TrainerError
 from trainer.recipe import Recipe
-from trainer.rehearsal import blame
-from trainer.rows import Rows
+from trainer.training.rehearsal import blame
 
 Progress = Callable[[float, str], None]
 _EVALUATION_ROWS = 512

@@ -18,7 +18,7 @@ from tests.trainer.fleet_server_double import FleetServerDouble
 from trainer.errors import TokenRefused
 from trainer.recipe import Recipe
 from trainer.server_client import ServerClient
-from trainer.worker import Timing, Worker
+from trainer.work.worker import Timing, Worker
 
 
 class Shelf:

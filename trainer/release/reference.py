@@ -29,10 +29,10 @@ from edge_agent.contract.profile import (
     quantile_edges,
 )
 from edge_agent.runtime.backend import InferenceBackend
-from trainer.dataset import Dataset
-from trainer.evaluate import predict
+from trainer.data.dataset import Dataset
+from trainer.data.rows import Rows
+from trainer.gates.evaluate import predict
 from trainer.recipe import Recipe
-from trainer.rows import Rows
 
 # Fewest rows of a reference: with fewer the drift test has too few cells to see much.
 _MIN_ROWS = 60

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.lake import IMPORTED, LABELS, SAMPLES
 from edge_agent.contract.messages import SampleReason
+from trainer.data.lake import open_table, read_table
+from trainer.data.recency import current_since
+from trainer.data.rows import DecodedInputs, Rows, decode_inputs, hash_share
 from trainer.errors import DatasetError
-from trainer.lake import open_table, read_table
-from trainer.recency import current_since
 from trainer.recipe import Recipe
-from trainer.rows import DecodedInputs, Rows, decode_inputs, hash_share
 
 _KEYS = ["device", "request_id"]
 _SAMPLE_COLUMNS = [*_KEYS, "package", "at_ms", "reason", "prediction", "group", "inclusion_probability", "inputs"]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
 from tests.trainer.conftest import field_rows
-from trainer.dataset import Dataset, read_dataset
-from trainer.evaluate import Comparison, bootstrap_interval, decide, evaluate, mcnemar
+from trainer.data.dataset import Dataset, read_dataset
+from trainer.gates.evaluate import Comparison, bootstrap_interval, decide, evaluate, mcnemar
 from trainer.recipe import Recipe
 from trainer.recipe_file import Gates
-from trainer.reference import calibrate
+from trainer.release.reference import calibrate
 
 
 class Clouded:

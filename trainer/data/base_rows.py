@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import SignatureMismatch
+from trainer.data.rows import encode_row
 from trainer.errors import RecipeError
 from trainer.recipe import Recipe
-from trainer.rows import encode_row
 
 _SHAPE = "def base_rows(): return groups, inputs, labels  # list[str], dict of arrays (axis 0 is the rows), list[str]"
 

@@ -14,10 +14,10 @@ from edge_agent.monitor.sampler import Sampler
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
 from tests.trainer.conftest import NOW_MS, field_rows
-from trainer.dataset import read_dataset
+from trainer.data.dataset import read_dataset
+from trainer.data.rows import encode_row
 from trainer.recipe import Recipe
-from trainer.reference import Reference, build_reference
-from trainer.rows import encode_row
+from trainer.release.reference import Reference, build_reference
 
 
 def reference_of(recipe: Recipe, champion: Package, lake: Path) -> Reference:

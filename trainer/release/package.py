@@ -28,11 +28,11 @@ from edge_agent.contract.profile import encode_profile
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.package import Golden, Package, encode_golden
 from edge_agent.runtime.package_writer import write_package
-from trainer.dataset import Dataset
-from trainer.evaluate import Evaluation
-from trainer.export import MODEL_FILE, WEIGHTS_FILE
+from trainer.data.dataset import Dataset
+from trainer.gates.evaluate import Evaluation
 from trainer.recipe import Recipe
-from trainer.reference import Reference
+from trainer.release.export import MODEL_FILE, WEIGHTS_FILE
+from trainer.release.reference import Reference
 
 _GOLDEN_ROWS = 16
 # What the weights depend on besides the recipe and the data.

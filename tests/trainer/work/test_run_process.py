@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from trainer.run_process import ProgressLine, run_to_end
+from trainer.work.run_process import ProgressLine, run_to_end
 
 
 def shell(

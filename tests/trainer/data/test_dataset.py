@@ -8,12 +8,12 @@ import pytest
 
 from edge_agent.runtime.package import Package
 from tests.trainer.conftest import NOW, NOW_MS, field_rows
-from trainer.dataset import read_dataset
+from trainer.data.dataset import read_dataset
+from trainer.data.lake import import_base
+from trainer.data.recency import last_fall
+from trainer.data.rows import hash_share
 from trainer.errors import DatasetError
-from trainer.lake import import_base
-from trainer.recency import last_fall
 from trainer.recipe import Recipe
-from trainer.rows import hash_share
 
 
 def test_base_rows_are_imported_once_however_often_it_is_asked(recipe: Recipe, base_lake: Path) -> None:

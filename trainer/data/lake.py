@@ -13,7 +13,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from edge_agent.contract.lake import IMPORTED, LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
-from trainer.base_rows import base_rows
+from trainer.data.base_rows import base_rows
 from trainer.errors import DatasetError
 from trainer.recipe import Recipe
 

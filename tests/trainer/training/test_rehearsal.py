@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests.trainer.conftest import run_file
-from trainer.dataset import Dataset, read_dataset
+from trainer.data.dataset import Dataset, read_dataset
 from trainer.errors import ParityFailed, RecipeError
-from trainer.fit import fit
-from trainer.parity import check_probabilities
+from trainer.gates.parity import check_probabilities
 from trainer.recipe import Recipe
-from trainer.rehearsal import rehearse
-from trainer.run import execute
+from trainer.training.fit import fit
+from trainer.training.rehearsal import rehearse
+from trainer.work.run import execute
 
 Changed = Callable[[str, str], Recipe]
 

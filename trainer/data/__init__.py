@@ -1,0 +1,1 @@
+"""Rows to learn from: the lake, dataset versions, base rows."""

@@ -1,0 +1,1 @@
+"""Training: the Lightning loop, the engines that run it."""

@@ -1,0 +1,1 @@
+"""Runs: executed as processes, claimed from the fleet server by a worker."""
