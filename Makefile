@@ -52,7 +52,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "installing the tools for tests and checks"
-	@$(PIP) -c constraints.txt -e '.[grpc,server,trainer,dev]'
+	@$(PIP) -c constraints.txt -e '.[grpc,server,trainer,ray,loggers,dev]'
 	@touch $@
 
 setup: $(DEV_STAMP)  ## make .venv with everything, as constraints.txt pins it
