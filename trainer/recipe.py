@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from edge_agent.contract.manifest import Classification
 from edge_agent.contract.names import is_name
 from edge_agent.contract.signature import Signature
 from trainer.errors import RecipeError
+from trainer.front_end import FrontEnd
 from trainer.recipe_file import RecipeFile, with_choices
 
 if TYPE_CHECKING:
@@ -79,6 +82,11 @@ class Recipe:
         """The model's inputs and outputs."""
         return self.file.signature()
 
+    @cached_property
+    def front_end(self) -> FrontEnd:
+        """What makes numbers of its text inputs before ``forward``; it changes nothing where there are none."""
+        return FrontEnd(self.signature)
+
     @property
     def task(self) -> Classification:
         """The model's task."""
@@ -105,8 +113,11 @@ class Recipe:
             raise RecipeError(f"{self.folder / 'model.py'}: needs a class Model derived from LightningModule")
         options, classes = self.file.training.options, len(self.file.labels)
         given = _Options(options)
+        more: dict[str, Any] = {}
+        if "categories" in inspect.signature(kind.__init__).parameters:
+            more["categories"] = self.front_end.categories
         try:
-            network = kind(options=given, classes=classes, learning_rate=learning_rate, epochs=epochs)
+            network = kind(options=given, classes=classes, learning_rate=learning_rate, epochs=epochs, **more)
         except Exception as error:
             # Whatever the recipe's author wrote may fail in whatever way.
             if isinstance(error, KeyError) and given.missing:

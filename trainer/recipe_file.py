@@ -25,6 +25,7 @@ from edge_agent.contract.profile import Projection
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
+from trainer.front_end import check_text
 
 _DYNAMIC = -1
 _CHOICES = {
@@ -262,10 +263,14 @@ class RecipeFile(_Table, frozen=True, kw_only=True):
         output = next((spec for spec in signature.outputs if spec.name == self.task.output), None)
         if output is None or not output.labels:
             raise ValueError(f"task.output '{self.task.output}' must be an output with labels")
-        tensors = {spec.name for spec in (*signature.inputs, *signature.outputs)}
+        for spec in signature.inputs:
+            check_text(spec)
+        tensors = {spec.name: spec.datatype for spec in (*signature.inputs, *signature.outputs)}
         for feature in self.monitoring.features:
             if feature.tensor not in tensors:
                 raise ValueError(f"monitoring: '{feature.tensor}' is no input or output; there are: {sorted(tensors)}")
+            if tensors[feature.tensor] is Datatype.BYTES:
+                raise ValueError(f"monitoring: '{feature.tensor}' is text, of which {feature.projection.value} is none")
         names = [feature.full_name for feature in self.monitoring.features]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"monitoring: two features are called {', '.join(twice)}; give each a name")

@@ -13,6 +13,7 @@ from edge_agent.contract.errors import ShoalError
 from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import InferenceBackend
 from trainer.errors import ParityFailed
+from trainer.front_end import FrontEnd
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -60,8 +61,9 @@ def trained_outputs(
     network: LightningModule, signature: Signature, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
     """What the trained network answers, by output name."""
+    encoded = FrontEnd(signature).encode(inputs)
     with torch.no_grad():
-        found = network.eval()(*(torch.from_numpy(np.array(inputs[spec.name])) for spec in signature.inputs))
+        found = network.eval()(*(torch.from_numpy(np.array(encoded[spec.name])) for spec in signature.inputs))
     outputs = found if isinstance(found, tuple) else (found,)
     if len(outputs) != len(signature.outputs):
         raise ParityFailed(f"forward gave {len(outputs)} outputs, the signature has {len(signature.outputs)}")

@@ -20,6 +20,7 @@ from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.package import Package
 from trainer.errors import ExportFailed
+from trainer.front_end import FrontEnd, encoded_name
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -46,7 +47,8 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL_FILE
-    example = tuple(_example(spec) for spec in signature.inputs)
+    front_end = FrontEnd(signature)
+    example = tuple(_example(spec, front_end) for spec in signature.inputs)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # of the exporter's own insides
@@ -55,7 +57,7 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
                 network.eval(),
                 example,
                 dynamo=True,
-                input_names=[spec.name for spec in signature.inputs],
+                input_names=[_name_in_torch(spec) for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
                 dynamic_shapes=_dynamic_shapes(signature),
                 verbose=False,
@@ -63,6 +65,10 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
         if program is None:
             raise ExportFailed("torch.onnx.export gave no program")
         program.save(path, external_data=True)
+        if front_end.text:
+            model = onnx.load(str(path), load_external_data=False)
+            front_end.attach(model)
+            onnx.save(model, str(path))
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportFailed(f"{type(network).__name__} cannot be exported to ONNX: {error}") from error
     files = {path.name: path for path in sorted(folder.iterdir())}
@@ -94,11 +100,15 @@ def state_from(package: Package, network: LightningModule) -> dict[str, NDArray[
     return {name: found[name] for name in wanted}
 
 
-def _example(spec: TensorSpec) -> torch.Tensor:
-    if spec.datatype is Datatype.BYTES:
-        raise ExportFailed(f"input '{spec.name}': text inputs cannot be exported from torch")
+def _name_in_torch(spec: TensorSpec) -> str:
+    return encoded_name(spec.name) if spec.datatype is Datatype.BYTES else spec.name
+
+
+def _example(spec: TensorSpec, front_end: FrontEnd) -> torch.Tensor:
     limits = {limit.axis: limit for limit in spec.constraint.axes}
     shape = [_EXAMPLE_ROWS, *(axis or _example_axis(limits.get(at)) for at, axis in enumerate(spec.shape[1:], 1))]
+    if spec.datatype is Datatype.BYTES:
+        return torch.from_numpy(front_end.example(spec, np.random.default_rng(0).uniform(size=shape)))
     low = spec.constraint.minimum or 0.0
     high = spec.constraint.maximum if spec.constraint.maximum is not None else low + 1.0
     values = np.random.default_rng(0).uniform(low, high, size=shape)
@@ -116,13 +126,17 @@ def _example_axis(limit: AxisLimit | None) -> int:
 def _dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
     batch = torch.export.Dim("N")
     return tuple(
-        {
-            at: batch if at == 0 else torch.export.Dim(f"{spec.name}_{at}")
-            for at, axis in enumerate(spec.shape)
-            if axis is None
-        }
+        {at: batch if at == 0 else _open_axis(spec, at) for at, axis in enumerate(spec.shape) if axis is None}
         for spec in signature.inputs
     )
+
+
+def _open_axis(spec: TensorSpec, at: int) -> Any:
+    """An axis that stays open, within the contract's limits: what the network needs of it must hold for all of them."""
+    limit = next((limit for limit in spec.constraint.axes if limit.axis == at), None)
+    if limit is None:
+        return torch.export.Dim(f"{spec.name}_{at}")
+    return torch.export.Dim(f"{spec.name}_{at}", min=limit.minimum, max=limit.maximum)
 
 
 def _initialisers(path: Path) -> dict[str, NDArray[Any]]:

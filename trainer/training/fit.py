@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,9 @@ def fit(
         load_weights(network, start)
     weights = row_weights(recipe, dataset, warm=warm)
     stopping = dataset.validation if dataset.validation.any() else dataset.train
-    training = Batches(dataset.rows.take(dataset.train), weights[dataset.train], size=settings.batch_size, seed=seed)
-    validation = Batches(dataset.rows.take(stopping), weights[stopping], size=_EVALUATION_ROWS, seed=None)
+    learnt, watched = _seen_by_network(recipe, dataset, dataset.train), _seen_by_network(recipe, dataset, stopping)
+    training = Batches(learnt, weights[dataset.train], size=settings.batch_size, seed=seed)
+    validation = Batches(watched, weights[stopping], size=_EVALUATION_ROWS, seed=None)
     best = _BestWeights(progress, epochs)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -128,6 +129,12 @@ def fit(
         )
     network.load_state_dict(best.weights)
     return Fitted(network=network.eval(), epochs=trainer.current_epoch, validation_loss=best.loss, warm=warm)
+
+
+def _seen_by_network(recipe: Recipe, dataset: Dataset, mask: NDArray[np.bool_]) -> Rows:
+    """Some of the rows with text as the numbers that ``forward`` takes."""
+    rows = dataset.rows.take(mask)
+    return replace(rows, inputs=recipe.front_end.encode(rows.inputs))
 
 
 def load_weights(network: pl.LightningModule, weights: Mapping[str, NDArray[Any]]) -> None:

@@ -27,7 +27,7 @@ def rehearse(recipe: Recipe, network: LightningModule, inputs: dict[str, NDArray
         RecipeError: ``forward`` fails, or gives other outputs than ``model.toml`` says.
     """
     path = recipe.folder / "model.py"
-    few = {name: np.resize(array, (_ROWS, *array.shape[1:])) for name, array in inputs.items()}
+    few = recipe.front_end.encode({name: np.resize(array, (_ROWS, *array.shape[1:])) for name, array in inputs.items()})
     training = network.training
     try:
         with torch.no_grad():
