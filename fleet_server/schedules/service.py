@@ -369,6 +369,7 @@ def _insert(
         "schedule": schedule,
         "logical_time_ms": now if slot_ms is None else slot_ms,
         "model": model,
+        "lane": f"train:{model}",
         "trigger": trigger,
         "reason": reason,
         "seed": int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:4], "big") >> 1,
