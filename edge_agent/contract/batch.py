@@ -24,7 +24,6 @@ MODEL = "model"
 VERSION = "version"
 PACKAGE = "package"
 LOGICAL_TIME = "logical_time"
-BATCH = "batch"
 # Those of the table of rows that were set aside.
 REASON = "reason"
 SOURCE = "source"
@@ -255,7 +254,7 @@ class BatchJob(_Table, frozen=True, kw_only=True):
                 raise ValueError("an input of kind 'lake' has its key and its columns; leave out `key` and `columns`")
         elif not self.key:
             raise ValueError("`key` is missing: name the columns that tell the input's rows apart")
-        taken = {KEY, PREDICTION, CONFIDENCE, MODEL, VERSION, PACKAGE, LOGICAL_TIME, BATCH}
+        taken = {KEY, PREDICTION, CONFIDENCE, MODEL, VERSION, PACKAGE, LOGICAL_TIME}
         if clash := sorted(taken & set(self.keep)):
             raise ValueError(f"keep: the table of answers has columns {clash} of its own; leave them out")
 
@@ -264,7 +263,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the ledger beside a table of answers says of one batch.
 
     Args:
-        number: 1 for the job's first; readers that see several batches answer from the highest.
+        number: 1 for the job's first. Of a key that several batches answer, the one of the newest logical time holds.
         logical_time: RFC 3339 UTC, ``2026-11-23T00:00:00Z``.
         package: Digest of what answered.
         watermark: What the next run of ``new`` rows begins after; its form is the input's.
