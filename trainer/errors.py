@@ -19,6 +19,18 @@ class DatasetError(TrainerError):
     """The lake lacks what a run needs, or a row is not what the signature says."""
 
 
+class NotFinite(TrainerError):
+    """A loss became NaN or infinite: nothing learnt from there on would mean anything."""
+
+
+class RecipeHung(TrainerError):
+    """A single batch took longer than ``step_timeout_s``."""
+
+
+class WorkersLost(TrainerError):
+    """Training's processes died, and more often than they may be started again."""
+
+
 class ExportFailed(TrainerError):
     """The network cannot be brought into ONNX."""
 

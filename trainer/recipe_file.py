@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,10 @@ _CHOICES = {
     r"\.datatype`": tuple(datatype.value for datatype in Datatype),
     r"\.slices": ("device", "class"),
     r"\.task\.kind`": ("classification",),
+    r"\.class_weights`": ("none", "sqrt", "balanced"),
+    r"\.precision`": ("auto", "32", "bf16-mixed", "16-mixed"),
+    r"\.accelerator`": ("auto", "cpu", "gpu"),
+    r"\.engine`": ("local", "ray", "launch"),
     r"`key` in `.*\.policies`": tuple(rule.value for rule in Rule),
     r"\.policies\[\.\.\.\]`": tuple(policy.value for policy in Policy),
     r"\.encoding`": tuple(encoding.value for encoding in Encoding),
@@ -116,17 +121,70 @@ class Dataset(_Table, frozen=True, kw_only=True):
 
     Args:
         holdout_share: Share of the groups that is never trained on.
+        split: What decides on which side a row falls: the hash of its group or of its device, or its time (the newest
+            are held out). Imported rows go by their group. Rows of one group are on one side, whatever the rule.
+        duplicates: ``drop``: a row whose very inputs are held out too is not trained on, unless most rows repeat others.
+        memory_mib: Inputs that need more than this lie on disk while a model is made.
+        judged_rows: Held-out rows that a model is judged on at most, drawn by the hash of their group.
         current_days: Field rows older than this, counted from the newest, are not of today.
         current_rows: Held-out rows of today that a comparison needs.
     """
 
     holdout_share: float = 0.25
+    split: Literal["group", "device", "time"] = "group"
+    duplicates: Literal["drop", "keep"] = "drop"
+    memory_mib: float = 1024.0
+    judged_rows: int = 20_000
     current_days: float = 30.0
     current_rows: int = 30
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.holdout_share <= 0.5:
             raise ValueError(f"holdout_share must lie in 0.05..0.5, got {self.holdout_share}")
+        if self.memory_mib <= 0 or self.judged_rows < 1:
+            raise ValueError(f"memory_mib must be above 0, judged_rows at least 1: {self.memory_mib}, {self.judged_rows}")
+
+
+class Replay(_Table, frozen=True, kw_only=True):
+    """``[[replay]]``: labelled rows that are never trained on and that no later model may regress on.
+
+    Rows must meet every condition that is given.
+
+    Args:
+        name: What the slice is called.
+        why: For a person: what happened then.
+        requests: Of rows, ``DEVICE/REQUEST``.
+        since, until: When the device was asked, RFC 3339 or a day, UTC; ``until`` is the first moment that is out.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    why: str = ""
+    devices: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
+    since: dt.datetime | dt.date | None = None
+    until: dt.datetime | dt.date | None = None
+
+    def __post_init__(self) -> None:
+        chosen = (self.devices, self.groups, self.labels, self.packages, self.requests, self.since, self.until)
+        if not any(chosen):
+            raise ValueError(f"replay '{self.name}' names no rows: give devices, groups, labels, requests, since or until")
+
+
+class Loggers(_Table, frozen=True, kw_only=True):
+    """``[training.loggers]``: where a run's metrics go besides, read by what a team has already.
+
+    Args:
+        tensorboard: A folder, relative to where the run is started.
+        mlflow: URI of a tracking server or store: ``http://...``, ``sqlite:///...``.
+        experiment: What MLflow calls the runs together; left out, the model's name.
+    """
+
+    tensorboard: str = ""
+    mlflow: str = ""
+    experiment: str = ""
 
 
 class Training(_Table, frozen=True, kw_only=True):
@@ -139,7 +197,15 @@ class Training(_Table, frozen=True, kw_only=True):
         base_weight: Weight of an imported row beside the field's rows, in a fine-tune.
         current_weight: Weight of a row of today's world beside older field rows, in a fine-tune.
         field_rows: Labelled rows of today's world without which there is nothing to learn from.
-        threads: Threads that the trainer may use.
+        threads: Threads that each process may use.
+        class_weights: How far rare classes are raised: not at all, half-way, or until all count alike.
+        precision: ``auto``: bfloat16 beside float32 where a GPU has it, else float32.
+        processes: How many train together; ``batch_size`` rows make a step at any number of them.
+        device_rows: Rows that one process takes at once; a step of more is made of several (0: all of its share).
+        engine: ``local`` processes; ``ray``: an existing cluster; ``launch``: whatever command the operator gives.
+        checkpoint_s: Seconds between checkpoints within an epoch; each epoch ends with one.
+        step_timeout_s: Seconds after which a single batch counts as hung; 0: never.
+        restarts: How often processes that died are started again.
         options: What the recipe's own ``Model`` is given besides.
     """
 
@@ -153,13 +219,27 @@ class Training(_Table, frozen=True, kw_only=True):
     current_weight: float = 1.5
     field_rows: int = 40
     threads: int = 1
+    class_weights: Literal["none", "sqrt", "balanced"] = "sqrt"
+    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    processes: int = 1
+    device_rows: int = 0
+    engine: Literal["local", "ray", "launch"] = "local"
+    checkpoint_s: float = 60.0
+    step_timeout_s: float = 600.0
+    restarts: int = 3
+    loggers: Loggers = Loggers()
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "finetune_epochs", "learning_rate", "finetune_learning_rate", "batch_size", "threads"):
+        positive = ("epochs", "finetune_epochs", "learning_rate", "finetune_learning_rate", "batch_size", "threads")
+        for name in (*positive, "processes", "checkpoint_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("patience", "base_weight", "current_weight", "field_rows"):
+        if self.processes > self.batch_size:
+            raise ValueError(f"batch_size is {self.batch_size}: fewer rows than the {self.processes} processes")
+        free = ("patience", "base_weight", "current_weight", "field_rows", "device_rows", "restarts", "step_timeout_s")
+        for name in free:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be below 0, got {getattr(self, name)}")
 
@@ -247,6 +327,7 @@ class RecipeFile(_Table, frozen=True, kw_only=True):
     monitoring: Monitoring
     slices: tuple[Literal["device", "class"], ...] = ("device", "class")
     dataset: Dataset = Dataset()
+    replay: tuple[Replay, ...] = ()
     gates: Gates = Gates()
     sampling: SamplingPolicy = SamplingPolicy()
     resources: Resources = Resources()
