@@ -123,7 +123,7 @@ class Dataset(_Table, frozen=True, kw_only=True):
         holdout_share: Share of the groups that is never trained on.
         split: What decides on which side a row falls: the hash of its group or of its device, or its time (the newest
             are held out). Imported rows go by their group. Rows of one group are on one side, whatever the rule.
-        duplicates: ``drop``: a row whose very inputs are held out too is not trained on, unless most rows repeat others.
+        duplicates: ``drop``: a row whose very inputs are held out too is not trained on, unless most rows are repeats.
         memory_mib: Inputs that need more than this lie on disk while a model is made.
         judged_rows: Held-out rows that a model is judged on at most, drawn by the hash of their group.
         current_days: Field rows older than this, counted from the newest, are not of today.
@@ -142,7 +142,7 @@ class Dataset(_Table, frozen=True, kw_only=True):
         if not 0.05 <= self.holdout_share <= 0.5:
             raise ValueError(f"holdout_share must lie in 0.05..0.5, got {self.holdout_share}")
         if self.memory_mib <= 0 or self.judged_rows < 1:
-            raise ValueError(f"memory_mib must be above 0, judged_rows at least 1: {self.memory_mib}, {self.judged_rows}")
+            raise ValueError(f"memory_mib and judged_rows must be above 0: {self.memory_mib}, {self.judged_rows}")
 
 
 class Replay(_Table, frozen=True, kw_only=True):
@@ -154,7 +154,8 @@ class Replay(_Table, frozen=True, kw_only=True):
         name: What the slice is called.
         why: For a person: what happened then.
         requests: Of rows, ``DEVICE/REQUEST``.
-        since, until: When the device was asked, RFC 3339 or a day, UTC; ``until`` is the first moment that is out.
+        since, until: When the device was asked, as text: ``"2025-03-01"`` or ``"2025-03-01T12:00:00Z"``; ``until`` is
+            the first moment that is out.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -164,13 +165,15 @@ class Replay(_Table, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     requests: tuple[str, ...] = ()
-    since: dt.datetime | dt.date | None = None
-    until: dt.datetime | dt.date | None = None
+    since: str = ""
+    until: str = ""
 
     def __post_init__(self) -> None:
         chosen = (self.devices, self.groups, self.labels, self.packages, self.requests, self.since, self.until)
         if not any(chosen):
-            raise ValueError(f"replay '{self.name}' names no rows: give devices, groups, labels, requests, since or until")
+            raise ValueError(f"replay '{self.name}' names no rows; give devices, groups, labels, since ...")
+        for name in ("since", "until"):
+            moment_ms(getattr(self, name))
 
 
 class Loggers(_Table, frozen=True, kw_only=True):
@@ -185,6 +188,21 @@ class Loggers(_Table, frozen=True, kw_only=True):
     tensorboard: str = ""
     mlflow: str = ""
     experiment: str = ""
+
+
+def moment_ms(text: str) -> int | None:
+    """A day or a moment, UTC unless it says otherwise, in milliseconds since the epoch; None where there is none.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if not text:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a day, 2025-03-01, nor a moment, 2025-03-01T12:00:00Z") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
 class Training(_Table, frozen=True, kw_only=True):
