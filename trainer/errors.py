@@ -43,6 +43,16 @@ class ParityFailed(TrainerError):
     exit_code = 3
 
 
+class QuantisationFailed(TrainerError):
+    """The model cannot be brought into 8 bits; it is released in full precision."""
+
+
+class NotReproduced(TrainerError):
+    """Training again did not give the same weights; its text says what differs."""
+
+    exit_code = 8
+
+
 class TokenRefused(TrainerError):
     """The fleet server does not take the token; asking again does not help."""
 

@@ -34,6 +34,7 @@ _CHOICES = {
     r"\.datatype`": tuple(datatype.value for datatype in Datatype),
     r"\.slices": ("device", "class"),
     r"\.task\.kind`": ("classification",),
+    r"\.gates\.int8`": ("auto", "off"),
     r"\.class_weights`": ("none", "sqrt", "balanced"),
     r"\.precision`": ("auto", "32", "bf16-mixed", "16-mixed"),
     r"\.accelerator`": ("auto", "cpu", "gpu"),
@@ -272,6 +273,13 @@ class Gates(_Table, frozen=True, kw_only=True):
         max_base_regression: How much may be lost on the imported rows.
         max_slice_regression: How much may be lost on a slice before evidence of a loss refuses the challenger.
         slice_rows: Rows that a slice needs before it is judged.
+        max_replay_regression: How much may be lost on a replay slice; there chance is no excuse.
+        int8: ``auto`` adds an int8 form where it is faster and within its budget; ``off`` never does.
+        int8_budget: How much the int8 form may lose against full precision on held-out rows.
+        int8_speedup: How many times faster it must be on a single row.
+        max_p99_ms: Of the inference of a single row, on the trainer's machine; None sets no limit, here and below.
+        max_memory_mib: What the loaded model may take.
+        max_size_mib: Of the files that a device downloads.
     """
 
     min_accuracy: float = 0.5
@@ -280,13 +288,27 @@ class Gates(_Table, frozen=True, kw_only=True):
     max_base_regression: float = 0.03
     max_slice_regression: float = 0.05
     slice_rows: int = 15
+    max_replay_regression: float = 0.0
+    int8: Literal["auto", "off"] = "auto"
+    int8_budget: float = 0.01
+    int8_speedup: float = 1.3
+    max_p99_ms: float | None = None
+    max_memory_mib: float | None = None
+    max_size_mib: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence must lie in 0.5..1, got {self.confidence}")
-        for name in ("min_accuracy", "min_improvement", "max_base_regression", "max_slice_regression"):
+        shares = ("min_accuracy", "min_improvement", "max_base_regression", "max_slice_regression")
+        for name in (*shares, "max_replay_regression", "int8_budget"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        if self.int8_speedup < 1:
+            raise ValueError(f"int8_speedup must be at least 1, got {self.int8_speedup}")
+        for name in ("max_p99_ms", "max_memory_mib", "max_size_mib"):
+            limit = getattr(self, name)
+            if limit is not None and limit <= 0:
+                raise ValueError(f"{name} must be above 0, got {limit}")
 
 
 class WatchedFeature(_Table, frozen=True, kw_only=True):

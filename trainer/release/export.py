@@ -21,6 +21,7 @@ from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.package import Package
 from trainer.errors import ExportFailed
 from trainer.front_end import FrontEnd, encoded_name
+from trainer.release.graph import strip_notes
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -71,6 +72,7 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
             onnx.save(model, str(path))
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportFailed(f"{type(network).__name__} cannot be exported to ONNX: {error}") from error
+    strip_notes(path)
     files = {path.name: path for path in sorted(folder.iterdir())}
     if missing := _not_held(network, path):
         np.savez(folder / STATE_FILE, allow_pickle=False, **missing)
