@@ -194,6 +194,7 @@ def _repository(
         cache=OptimisedModels(state / "optimised", own=state),
         idle_unload_s=settings.idle_unload_s,
         acceleration=acceleration,
+        precision=settings.precision,
     )
 
 

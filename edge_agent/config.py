@@ -118,6 +118,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             loads it again; 0 keeps models loaded.
         models: Folder of further packages, one folder each; they are served beside those that the fleet installs.
         load: Which of those folder's packages are loaded at the start: ``latest`` of each model, ``all``, or ``none``.
+        precision: In which form models run on the processors: ``auto`` times a package's int8 form, where it was
+            released with one, and takes the faster; ``fp32`` and ``int8`` take that one.
     """
 
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -126,6 +128,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     idle_unload_s: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
     models: str = ""
     load: Literal["latest", "all", "none"] = "latest"
+    precision: Literal["auto", "fp32", "int8"] = "auto"
 
 
 class AcceleratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -31,6 +31,7 @@ from edge_agent.runtime.package import Package
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.runtime.statistics import StatisticsSnapshot
+from edge_agent.runtime.variants import Variants
 from edge_agent.serving.inference import Inference, Observer
 from edge_agent.serving.labels import keep_label
 from edge_agent.serving.request import MAX_ID_LENGTH, InferenceAnswer, InferenceRequest, WantedOutput
@@ -43,7 +44,7 @@ def load(
     *,
     state: str | os.PathLike[str] | None = None,
     threads: int = 1,
-    variant: str = "fp32",
+    variant: str = "auto",
     report_interval_s: float = 10.0,
 ) -> Model:
     """A model from its package, ready to answer; every file's digest is verified, the golden samples are answered.
@@ -54,7 +55,7 @@ def load(
             until its owner has enrolled (``shoal-agent enrol --state``), then go to its fleet. One program at a time
             may use it. None keeps and reports nothing: requests are checked and counted in memory.
         threads: Within one inference.
-        variant: Which form of the model.
+        variant: Which form of the model; ``auto`` takes its int8 form where that is faster here.
         report_interval_s: Seconds between reports, until the fleet asks for another pace.
     Raises:
         PackageError, DigestMismatch: The package is wrong, or its model fails the golden samples here.
@@ -65,7 +66,11 @@ def load(
     slots = Slots()
     recorder = Recorder(Path(state), slots, ReportSettings(interval_s=report_interval_s)) if state is not None else None
     try:
-        loaded = load_package(package, variant=variant, threads=threads, slots=slots)
+
+        def load_as(form: str) -> LoadedModel:
+            return load_package(package, variant=form, threads=threads, slots=slots)
+
+        loaded = Variants().load(package, load_as) if variant == "auto" else load_as(variant)
         try:
             prove(loaded)
         except BaseException:

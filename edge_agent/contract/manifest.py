@@ -26,6 +26,9 @@ REFERENCE_FILE = "reference.profile"
 GOLDEN_FILE = "golden.npz"
 EVALUATION_FILE = "evaluation.json"
 CARD_FILE = "card.md"
+PARITY_FILE = "parity.json"
+FULL_PRECISION = "fp32"
+INT8 = "int8"
 FORMAT_MAJOR = 1
 
 
@@ -48,7 +51,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[str, ...] = ()
 
 
-class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+class Lineage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the weights are a function of.
 
     Args:
@@ -57,6 +60,12 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
         seed: Seed of the training run.
         run: Identifier of the training run.
         trained_at: RFC 3339 time, UTC.
+        inputs: Digest of all that the weights follow from: where it is the same, so are they, on the same machine.
+        content: Digest of the rows themselves, which another version of the lake may hold unchanged.
+        samples_version, labels_version: Of the lake's tables.
+        labels_until_ms: Labels given later were not known; None where all of that version were.
+        champion: Digest of the package that was to be beaten, whether or not training started from its weights.
+        trainer_sha256: Digest of the code that trains, beside the recipe's.
     """
 
     dataset: str
@@ -65,6 +74,13 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     run: str
     trained_at: str
+    inputs: str | None = None
+    content: str | None = None
+    samples_version: int | None = None
+    labels_version: int | None = None
+    labels_until_ms: int | None = None
+    champion: str | None = None
+    trainer_sha256: str | None = None
 
 
 class Classification(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="classification"):
@@ -170,7 +186,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         version: Version, unique within the model.
         parent: Package digest of the version this one was trained from; None for the first.
         slices: Names of the slices the evaluation reports.
-        variants: By name; ``fp32`` is always there, but for a pipeline, which has none.
+        variants: By name; ``fp32`` is always there, but for a pipeline, which has none. A device may serve another in
+            its place where the package holds that variant's own golden samples (:func:`golden_file`).
         batching: None runs each request by itself.
         pipeline: Models that are run one after the other in place of one of its own.
         max_run_s: Seconds after which an inference counts as hung, and is broken off.
@@ -241,6 +258,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
     # would have two digests.
     plain = decode_manifest(msgspec.json.encode(manifest))
     return msgspec.json.format(msgspec.json.encode(plain, order="deterministic"), indent=1) + b"\n"
+
+
+def golden_file(variant: str) -> str:
+    """Path within a package of what a variant answered when it was made.
+
+    Beside ``fp32`` a variant need not have one; one that has was found good enough to serve in its place.
+    """
+    return GOLDEN_FILE if variant == FULL_PRECISION else f"{variant}/{GOLDEN_FILE}"
 
 
 def digest_of(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,12 @@ from edge_agent.runtime.backend import InferenceBackend, RunCancelled
 from edge_agent.runtime.package import Golden
 
 _ROWS = 3
+# Requests that meet in one turn of the event loop run together in at most so many rows, and at most about so long: all
+# others wait meanwhile, and a model that takes longer for a row gains nothing by it.
+_MOST_TOGETHER, _TOGETHER_US = 32, 500.0
 # Other kernels for other shapes round differently; int8 models by a step of their scale.
 _RTOL, _ATOL = 2e-2, 1e-3
+Tensors = Mapping[str, NDArray[Any]]
 
 
 def check_batchable(backend: InferenceBackend, check: InputCheck, manifest: Manifest, golden: Golden) -> None:
@@ -37,8 +42,8 @@ def check_batchable(backend: InferenceBackend, check: InputCheck, manifest: Mani
             )
     rows = min(_ROWS, len(next(iter(golden.inputs.values()))))
     try:
-        together = backend.infer(check(_cut(golden, 0, rows)).inputs)
-        alone = [backend.infer(check(_cut(golden, row, row + 1)).inputs) for row in range(rows)]
+        together = backend.infer(check(_cut(golden.inputs, 0, rows)).inputs)
+        alone = [backend.infer(check(_cut(golden.inputs, row, row + 1)).inputs) for row in range(rows)]
     except RunCancelled as error:
         # Never unproven: what a batch mixes up belongs to different applications.
         raise ManifestError(
@@ -52,8 +57,59 @@ def check_batchable(backend: InferenceBackend, check: InputCheck, manifest: Mani
             _compare(name, row, rows, array, alone[row][name])
 
 
-def _cut(golden: Golden, begin: int, end: int) -> dict[str, NDArray[Any]]:
-    return {name: array[begin:end] for name, array in golden.inputs.items()}
+def rows_together(
+    backend: InferenceBackend, check: InputCheck, manifest: Manifest, golden: Golden, *, run_us: float
+) -> int:
+    """How many rows of different requests may run at once without anybody being able to tell; 1 for none.
+
+    Asked of every model that runs in the event loop, whether or not its manifest speaks of batches. So nothing less will
+    do than the very bits of the answers: golden rows and, where the inputs are floats, zeros and larger ones among them
+    are run one by one and in each size up to the largest. One golden row cannot tell whether its company matters.
+
+    Args:
+        run_us: What a run of one row takes.
+    """
+    most = min(_MOST_TOGETHER, int(_TOGETHER_US / max(run_us, 1e-3)))
+    golden_rows = len(next(iter(golden.inputs.values())))
+    signature = manifest.signature
+    by_row = all(spec.shape and spec.shape[0] is None for spec in (*signature.inputs, *signature.outputs))
+    # A pipeline's steps may be replaced by others at any time.
+    if most < 2 or golden_rows < 2 or not by_row or manifest.batching is not None or manifest.pipeline:
+        return 1
+    try:
+        rows = _company(check(golden.inputs).inputs, most)
+        alone = [backend.infer(_cut(rows, row, row + 1)) for row in range(most)]
+        for size in range(2, most + 1):
+            if not _same_bits(backend.infer(_cut(rows, 0, size)), alone[:size]):
+                return 1
+    except Exception:  # noqa: BLE001 - whatever it is, such a model runs each request by itself
+        return 1
+    return most
+
+
+def _company(inputs: Tensors, rows: int) -> dict[str, NDArray[Any]]:
+    """So many rows, different from one another: a scale or a norm taken over all of them would show."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, array in inputs.items():
+        made = np.resize(array, (rows, *array.shape[1:]))
+        if array.dtype.kind == "f":
+            made[2::4] *= 3
+            made[3::8] = 0
+        found[name] = made
+    return found
+
+
+def _same_bits(together: Tensors, alone: Sequence[Tensors]) -> bool:
+    return all(
+        len(array) == len(alone)
+        and array.dtype.kind != "O"
+        and all(array[row : row + 1].tobytes() == each[name].tobytes() for row, each in enumerate(alone))
+        for name, array in together.items()
+    )
+
+
+def _cut(inputs: Tensors, begin: int, end: int) -> dict[str, NDArray[Any]]:
+    return {name: array[begin:end] for name, array in inputs.items()}
 
 
 def _compare(name: str, row: int, rows: int, together: NDArray[Any], alone: NDArray[Any]) -> None:

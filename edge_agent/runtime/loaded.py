@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import ModelUnavailable, UnknownModel
-from edge_agent.contract.manifest import Manifest, PipelineStep
+from edge_agent.contract.manifest import FULL_PRECISION, Manifest, PipelineStep, golden_file
 from edge_agent.contract.messages import ReportedRuntime
 from edge_agent.contract.profile import ReferenceProfile, count_batch
 from edge_agent.contract.signature import Signature
 from edge_agent.runtime.backend import InferenceBackend
-from edge_agent.runtime.batchable import check_batchable
+from edge_agent.runtime.batchable import check_batchable, rows_together
 from edge_agent.runtime.choice import CPU
 from edge_agent.runtime.cpus import available
 from edge_agent.runtime.guard import RunGuard
@@ -41,6 +41,8 @@ ALONE_LIMIT_US = 5000.0
 LARGE_BYTES = 4 << 20
 ON_CPU = ReportedRuntime(name=CPU)
 _TOLERANCE = Tolerance()
+# The finest and the widest tolerance of a quantised form; 8 bits over 0..1 are steps of 0.004.
+_COARSE, _COARSEST = 1e-2, 1e-1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +65,12 @@ class LoadedModel:
     """A package with its session, ready to answer.
 
     Args:
+        variant: Which of the package's forms it is.
         runtime: What it runs on, why, and what is being made ready meanwhile; replaced whole by whoever knows more.
         tolerance: How far its answers may be from the golden ones.
         inline: Whether an inference is short enough to run on the event loop's own thread.
         run_us: Median time of one inference of one row, in microseconds; infinite where the model failed.
+        together: Rows of different requests that may run at once, as nobody can tell; 1 for none.
         memory_bytes: What loading and warming it up has taken of the machine's memory, measured; 0 where nobody did.
         last_used: When the last lease on it ended, or it was loaded; seconds of ``time.monotonic``.
         leases: One element for each lease on it: adding and taking away is one step in every Python, counting is not.
@@ -76,10 +80,12 @@ class LoadedModel:
 
     package: Package
     backend: InferenceBackend
+    variant: str = FULL_PRECISION
     runtime: ReportedRuntime = ON_CPU
     tolerance: Tolerance = _TOLERANCE
     inline: bool = True
     run_us: float = 0.0
+    together: int = 1
     memory_bytes: int = 0
     last_used: float = dataclasses.field(default_factory=time.monotonic)
     statistics: Statistics = dataclasses.field(default_factory=Statistics, repr=False)
@@ -97,6 +103,10 @@ class LoadedModel:
         self.digest: str = self.package.digest
         self.signature: Signature = self.manifest.signature
         self.check = InputCheck(self.signature)
+
+    def golden(self) -> Golden:
+        """The golden samples that this form of the model is held against."""
+        return self.package.golden(self.variant)
 
     @functools.cached_property
     def reference(self) -> ReferenceProfile:
@@ -147,7 +157,7 @@ class LoadedModel:
 def load(
     package: Package,
     *,
-    variant: str = "fp32",
+    variant: str = FULL_PRECISION,
     threads: int = 1,
     cache: OptimisedModels | None = None,
     slots: Slots | None = None,
@@ -172,18 +182,24 @@ def load(
     before = resident_bytes()
     backend = runtime.open() if runtime is not None else _backend(package, variant, threads, cache, slots)
     try:
-        loaded = LoadedModel(package=package, backend=backend)
+        # What runs elsewhere is made of other forms of the model, and held against what fp32 answered.
+        loaded = LoadedModel(package=package, backend=backend, variant=variant if runtime is None else FULL_PRECISION)
+        golden = loaded.golden()
         if runtime is not None:
             loaded.runtime, loaded.tolerance = runtime.told, runtime.tolerance
         elif package.manifest.pipeline:
             loaded.runtime = ReportedRuntime(name="pipeline")
-        golden = package.golden()
+        elif variant != FULL_PRECISION:
+            loaded.runtime = ReportedRuntime(name=CPU, precision=variant)
+            if golden_file(variant) in package.manifest.files:
+                loaded.tolerance = _coarse(package, golden)
         # A profile that does not fit its own model is refused now, not when the first rows are counted.
         count_batch(loaded.reference.features, _numbers(golden.inputs), _numbers(golden.outputs))
         with (guard or RunGuard()).within(backend, package.manifest.max_run_s):
             _warm_up(loaded, golden)
             check_batchable(backend, loaded.check, package.manifest, golden)
             loaded.run_us = _median_us(loaded, golden)
+            loaded.together = rows_together(backend, loaded.check, package.manifest, golden, run_us=loaded.run_us)
     except BaseException:
         backend.close()
         raise
@@ -195,10 +211,21 @@ def load(
     return loaded
 
 
-def weights_bytes(package: Package, variant: str = "fp32") -> int:
+def weights_bytes(package: Package, variant: str = FULL_PRECISION) -> int:
     """Bytes of a variant's model and weights on disk; 0 for a pipeline."""
     form = package.manifest.variants.get(variant)
     return sum(package.manifest.files[name].size_bytes for name in (form.model, *form.data)) if form else 0
+
+
+def _coarse(package: Package, golden: Golden) -> Tolerance:
+    """How far a quantised form may be from its own answers: one step of rounding, another processor's, is no fault.
+
+    What it is off from full precision anyway is the measure: it was judged with that.
+    """
+    output = package.manifest.task.output
+    full = package.golden().outputs[output].astype(np.float64)
+    deviation = float(np.abs(golden.outputs[output] - full).max(initial=0.0))
+    return Tolerance(rtol=_COARSE, atol=min(max(_COARSE, deviation), _COARSEST))
 
 
 def _backend(

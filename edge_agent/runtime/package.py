@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.errors import DigestMismatch, PackageError, storage_error
 from edge_agent.contract.manifest import (
+    FULL_PRECISION,
     GOLDEN_FILE,
     MANIFEST_FILE,
     REFERENCE_FILE,
     Manifest,
     decode_manifest,
     digest_of,
+    golden_file,
 )
 from edge_agent.contract.profile import ReferenceProfile, decode_profile
 from edge_agent.contract.tensors import Datatype
@@ -105,13 +107,14 @@ class Package:
         """
         return decode_profile(_read(self.path(REFERENCE_FILE)))
 
-    def golden(self) -> Golden:
-        """The golden samples.
+    def golden(self, variant: str = FULL_PRECISION) -> Golden:
+        """The golden samples, with what a variant answered; where that was not kept, what ``fp32`` did.
 
         Raises:
             PackageError: They are missing or unreadable.
         """
-        return decode_golden(_read(self.path(GOLDEN_FILE)))
+        own = golden_file(variant)
+        return decode_golden(_read(self.path(own if own in self.manifest.files else GOLDEN_FILE)))
 
 
 def encode_golden(golden: Golden) -> bytes:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Literal
 
 from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
-from edge_agent.contract.manifest import PipelineStep
+from edge_agent.contract.manifest import FULL_PRECISION, PipelineStep
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget
 from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known
 from edge_agent.runtime.guard import RunGuard
@@ -29,6 +29,7 @@ from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import IndexEntry, ModelState, Slots
+from edge_agent.runtime.variants import Precision, Variants
 from edge_agent.runtime.versions import natural_order
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Repository:
         cache: Where optimised models are kept; None keeps none.
         idle_unload_s: After so long without a request a model's memory is given back; 0 keeps it loaded.
         acceleration: Finds models a faster runtime; None where there is no accelerator. Closed with the repository.
+        precision: In which form models run on the processors.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Repository:
         cache: OptimisedModels | None = None,
         idle_unload_s: float = 0.0,
         acceleration: Acceleration | None = None,
+        precision: Precision = "auto",
     ) -> None:
         self._slots, self._catalogue, self._policy = slots, catalogue, policy
         self._threads = threads or ThreadBudget(1, 1)
@@ -77,6 +80,7 @@ class Repository:
         self._loading = threading.RLock()
         self._looking = threading.Lock()
         self._guard = RunGuard()
+        self._variants = Variants(precision, guard=self._guard)
         self._broken: Collection[tuple[str, str]] = ()
         self._idle = IdleUnloader(slots, idle_unload_s, self._idle_out) if idle_unload_s else None
         self._acceleration = acceleration
@@ -386,14 +390,13 @@ class Repository:
         return loaded
 
     def _load_package(self, package: Package, runtime: OtherRuntime | None = None) -> LoadedModel:
-        return load(
-            package,
-            threads=self._threads.per_model,
-            cache=self._cache,
-            slots=self._slots,
-            guard=self._guard,
-            runtime=runtime,
-        )
+        def load_as(variant: str) -> LoadedModel:
+            threads, slots, guard = self._threads.per_model, self._slots, self._guard
+            return load(
+                package, variant=variant, threads=threads, cache=self._cache, slots=slots, guard=guard, runtime=runtime
+            )
+
+        return load_as(FULL_PRECISION) if runtime is not None else self._variants.load(package, load_as)
 
     def _on(self, package: Package, runtime: OtherRuntime | None) -> LoadedModel:
         """Loaded and tested, whoever is to blame."""

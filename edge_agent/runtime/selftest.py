@@ -33,7 +33,7 @@ def prove(loaded: LoadedModel, *, guard: RunGuard | None = None) -> None:
     values = not isinstance(backend, PipelineBackend) or backend.is_as_made
     max_run_s = loaded.manifest.max_run_s
     rtol, atol = loaded.tolerance
-    self_test(backend, loaded.package.golden(), values=values, rtol=rtol, atol=atol, max_run_s=max_run_s, guard=guard)
+    self_test(backend, loaded.golden(), values=values, rtol=rtol, atol=atol, max_run_s=max_run_s, guard=guard)
 
 
 def self_test(
@@ -85,7 +85,7 @@ def deviation(loaded: LoadedModel) -> float:
     Raises:
         Exception: Whatever the runtime raises.
     """
-    golden, (rtol, atol) = loaded.package.golden(), loaded.tolerance
+    golden, (rtol, atol) = loaded.golden(), loaded.tolerance
     outputs = loaded.backend.infer(loaded.check(golden.inputs).inputs)
     shares = [0.0]
     for name, expected in golden.outputs.items():

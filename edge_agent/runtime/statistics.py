@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from edge_agent.contract.checking import Violation
 from edge_agent.contract.latency import BOUNDS_US, BUCKETS
@@ -107,6 +108,29 @@ class Statistics:
             batch = self._batches.get(rows)
             if batch is None:
                 batch = self._batches[rows] = [0, 0]
+            batch[0] += 1
+            batch[1] += infer_ns
+            self._last_s = time.time()
+
+    def answered_together(self, queue_ns: Sequence[int], *, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count requests of one row each that were run as one and at once.
+
+        Args:
+            queue_ns: What each waited for the others; the longest first. The other times are those of all of them.
+        """
+        count, work_ns = len(queue_ns), input_ns + infer_ns + output_ns
+        buckets = {bisect_left(_BOUNDS_NS, ns + work_ns): count for ns in (queue_ns[0], queue_ns[-1])}
+        if len(buckets) > 1:
+            buckets = collections.Counter(bisect_left(_BOUNDS_NS, ns + work_ns) for ns in queue_ns)
+        with self._lock:
+            self._rows += count
+            self._queue_ns += sum(queue_ns)
+            self._input_ns += input_ns * count
+            self._infer_ns += infer_ns * count
+            self._output_ns += output_ns * count
+            for bucket, requests in buckets.items():
+                self._latency[bucket] += requests
+            batch = self._batches.setdefault(count, [0, 0])
             batch[0] += 1
             batch[1] += infer_ns
             self._last_s = time.time()

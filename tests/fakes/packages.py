@@ -15,6 +15,7 @@ from edge_agent.contract.manifest import (
     CARD_FILE,
     EVALUATION_FILE,
     GOLDEN_FILE,
+    INT8,
     REFERENCE_FILE,
     Batching,
     Classification,
@@ -23,6 +24,7 @@ from edge_agent.contract.manifest import (
     Manifest,
     Probation,
     Variant,
+    golden_file,
 )
 from edge_agent.contract.profile import (
     Feature,
@@ -62,6 +64,8 @@ def make_package(
     external_data: bool = False,
     extra_files: dict[str, bytes] | None = None,
     batching: Batching | None = None,
+    int8_seed: int | None = None,
+    int8_is_wrong: bool = False,
 ) -> Package:
     """Make a package in ``folder`` (which must not exist): the same arguments give the same digest.
 
@@ -70,6 +74,8 @@ def make_package(
         golden_is_wrong: Golden outputs that the model does not give: the self-test fails.
         fails_above: The model raises at run time where a pixel is above this (golden samples stay below 0.9).
         external_data: Weights in ``model.onnx.data`` beside the graph.
+        int8_seed: Of the weights of a second form called int8, with golden samples of its own, which are wrong where
+            ``int8_is_wrong``; None makes none.
     """
     weights, bias = model_weights(seed)
     images = reference_images(256)
@@ -83,7 +89,12 @@ def make_package(
     }
     if external_data:
         files["model.onnx.data"] = weights.tobytes()
-    variant = Variant(model="model.onnx", data=("model.onnx.data",) if external_data else ())
+    variants = {"fp32": Variant(model="model.onnx", data=("model.onnx.data",) if external_data else ())}
+    if int8_seed is not None:
+        small = model_weights(int8_seed)
+        files["int8/model.onnx"] = _graph(*small, None, external=False)
+        files[golden_file(INT8)] = encode_golden(_golden(*small, images[:8], wrong=int8_is_wrong))
+        variants[INT8] = Variant(model="int8/model.onnx")
 
     def manifest(entries: dict[str, FileEntry]) -> Manifest:
         return Manifest(
@@ -100,7 +111,7 @@ def make_package(
             ),
             signature=make_signature(sensitivity),
             task=Classification(output=OUTPUT, labels=LABELS),
-            variants={"fp32": variant},
+            variants=variants,
             files=entries,
             sampling=sampling or SamplingPolicy(),
             probation=probation or Probation(),

@@ -56,7 +56,7 @@ def model_config(
     kind, gpus = ("KIND_CPU", []) if on_cpu else ("KIND_GPU", [0])
     config["instance_group"] = [{"name": f"{loaded.name}_0", "kind": kind, "count": 1, "gpus": gpus}]
     is_engine = loaded.backend.platform == "tensorrt_plan"
-    config["default_model_filename"] = _ENGINE_FILE if is_engine else manifest.variants["fp32"].model
+    config["default_model_filename"] = _ENGINE_FILE if is_engine else manifest.variants[loaded.variant].model
     config["model_warmup"] = [{"name": "golden", "batch_size": 1, "count": 1, "inputs": _warmup(loaded.signature)}]
     if manifest.batching is not None:
         config["dynamic_batching"] = _dynamic_batching(manifest.batching)

@@ -282,6 +282,20 @@ MANIFEST = Manifest(
     resources=Resources(memory_bytes=64_000_000, disk_bytes=2_000_000),
     objectives=Objectives(p99_ms=20.0),
 )
+# As a trainer writes them that says what training again needs.
+FULL_LINEAGE = msgspec.structs.replace(
+    MANIFEST,
+    lineage=msgspec.structs.replace(
+        MANIFEST.lineage,
+        inputs="1e" * 32,
+        content="c1" * 32,
+        samples_version=12,
+        labels_version=9,
+        labels_until_ms=AT_MS,
+        champion=PACKAGE,
+        trainer_sha256="7a" * 32,
+    ),
+)
 PROFILE = ReferenceProfile(
     features=(
         Feature(name="confidence", tensor="probabilities", side="output", projection=Projection.CONFIDENCE,
@@ -408,6 +422,7 @@ def golden_files() -> dict[str, bytes]:
     columns = {lake.SAMPLES: lake.SAMPLE_COLUMNS, lake.LABELS: lake.LABEL_COLUMNS}
     written["lake-columns.json"] = msgspec.json.format(msgspec.json.encode(columns), indent=1) + b"\n"
     written["manifest.json"] = encode_manifest(MANIFEST)
+    written["manifest-full-lineage.json"] = encode_manifest(FULL_LINEAGE)
     written["reference.profile"] = encode_profile(PROFILE)
     return {**packed, **written, **golden_frames()}
 

@@ -108,6 +108,14 @@ def test_the_manifest_reads_back_and_keeps_its_digest() -> None:
     assert digest_of(data) == digest_of(encode_manifest(MANIFEST))
 
 
+def test_a_manifest_says_of_its_lineage_what_is_known_and_nothing_else() -> None:
+    data = read("manifest-full-lineage.json")
+    manifest: Manifest = decode_manifest(data)
+    assert manifest == golden_files.FULL_LINEAGE
+    assert manifest.lineage.labels_until_ms == AT_MS
+    assert b"labels_until_ms" not in read("manifest.json"), "what was written before keeps its digest"
+
+
 def test_the_reference_profile_reads_back_and_another_library_reads_it_too() -> None:
     data = read("reference.profile")
     profile: ReferenceProfile = decode_profile(data)
