@@ -58,13 +58,15 @@ def test_a_run_beyond_its_limit_is_broken_off_on_this_very_thread(watchdog: Watc
     assert not watchdog.has_hung(run), "asked once"
 
 
-def test_a_run_within_its_limit_is_left_alone(watchdog: Watchdog, sleeper: LoadedModel) -> None:
-    run = (time.perf_counter_ns(), sleeper)
+def test_a_run_within_its_limit_is_left_alone(watchdog: Watchdog, tmp_path: Path) -> None:
+    patient = load(make_hanging_package(tmp_path / "patient", max_run_s=600.0))
+    run = (time.perf_counter_ns(), patient)
     watchdog.running[threading.get_ident()] = run
     watchdog.wake()
-    time.sleep(0.1)
-    sleeper.backend.infer(image(0))
+    time.sleep(0.15)  # it has looked by then
+    patient.backend.infer(image(0))
     assert not watchdog.has_hung(run)
+    patient.backend.close()
 
 
 def test_it_sleeps_when_nothing_runs_and_wakes_for_the_next_run(watchdog: Watchdog, sleeper: LoadedModel) -> None:

@@ -14,6 +14,7 @@ from edge_agent.contract.errors import (
 )
 from edge_agent.runtime.slots import LoadedModel
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
+from tests.fakes.frames_device import GatedBackend
 from tests.fakes.packages import (
     INPUT,
     OUTPUT,
@@ -79,6 +80,22 @@ def taking(turns: float, name: str = "", **named: Any) -> InferenceRequest:
 
 def expected(images: NDArray[np.float32]) -> NDArray[np.float32]:
     return answer(*model_weights(), images)
+
+
+def held(loaded: LoadedModel) -> GatedBackend:
+    """Have every run of a model wait until its gate is opened: whatever is to happen meanwhile surely does."""
+    gated = GatedBackend(loaded.backend)
+    loaded.backend = gated
+    return gated
+
+
+async def running(gated: GatedBackend, runs: int = 1) -> None:
+    """Wait until so many runs wait at the gate."""
+    for _ in range(int(LONG_S / 0.001)):
+        if gated.started >= runs:
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError(f"only {gated.started} of {runs} runs have begun")
 
 
 async def begun(work: Coroutine[Any, Any, InferenceAnswer]) -> asyncio.Task[InferenceAnswer]:

@@ -18,14 +18,15 @@ from edge_agent.contract.manifest import Batching, Overflow
 from edge_agent.serving.inference import Inference, split
 from edge_agent.serving.request import InferenceAnswer
 from tests.edge_agent.serving.inference_parts import (
-    A_WHILE,
     LONG_S,
     Ear,
     Load,
     begun,
     expected,
+    held,
     outcomes,
     request,
+    running,
     taking,
 )
 from tests.fakes.hanging_package import FOREVER
@@ -66,8 +67,10 @@ async def test_a_lonely_request_goes_when_the_delay_is_over(inference: Inference
 
 async def test_those_that_come_during_a_run_make_the_next_batch(inference: Inference, sleeper: Load) -> None:
     loaded = sleeper(Batching(max_rows=8))
-    tasks = [await begun(inference.answer_later(loaded, taking(A_WHILE)))]
+    gated = held(loaded)
+    tasks = [await begun(inference.answer_later(loaded, taking(0)))]
     tasks += [await begun(inference.answer_later(loaded, taking(0))) for _ in range(5)]
+    gated.gate.set()
     await outcomes(*tasks)
     assert loaded.statistics.snapshot().batches.keys() == {1, 5}
 
@@ -106,9 +109,11 @@ async def test_a_wrong_request_does_not_reach_the_batch(inference: Inference, ea
 
 async def test_a_full_queue_refuses_the_newest(inference: Inference, ear: Ear, sleeper: Load) -> None:
     loaded = sleeper(Batching(max_rows=4, max_queue=2))
-    tasks = [await begun(inference.answer_later(loaded, taking(turns))) for turns in (A_WHILE, 0, 0)]
+    gated = held(loaded)
+    tasks = [await begun(inference.answer_later(loaded, taking(0))) for _ in range(3)]
     with pytest.raises(Busy, match="model 'sleeper': 2 requests wait already, which is all its queue holds"):
         await inference.answer_later(loaded, taking(0))
+    gated.gate.set()
     assert all(isinstance(said, InferenceAnswer) for said in await outcomes(*tasks))
     assert (loaded.requests, loaded.failed, ear.failures) == (3, 0, 0)
     assert loaded.statistics.snapshot().fail_count == 1
@@ -116,13 +121,15 @@ async def test_a_full_queue_refuses_the_newest(inference: Inference, ear: Ear, s
 
 async def test_drop_oldest_refuses_the_oldest_of_the_least_urgent(inference: Inference, sleeper: Load) -> None:
     loaded = sleeper(Batching(max_rows=4, max_queue=2, overflow=Overflow.DROP_OLDEST))
-    busy = await begun(inference.answer_later(loaded, taking(A_WHILE)))
+    gated = held(loaded)
+    busy = await begun(inference.answer_later(loaded, taking(0)))
     urgent = await begun(inference.answer_later(loaded, taking(0, priority=1)))
     oldest = await begun(inference.answer_later(loaded, taking(0)))
     newest = await begun(inference.answer_later(loaded, taking(0)))
     with pytest.raises(Busy, match="its queue is full, and newer requests came"):
         await asyncio.wait_for(oldest, LONG_S)
     assert not busy.done()
+    gated.gate.set()
     assert all(isinstance(said, InferenceAnswer) for said in await outcomes(busy, urgent, newest))
 
 
@@ -130,10 +137,12 @@ async def test_the_policy_s_own_deadline_holds_where_a_request_says_nothing(
     inference: Inference, sleeper: Load
 ) -> None:
     loaded = sleeper(Batching(max_rows=4, timeout_us=20_000))
-    busy = await begun(inference.answer_later(loaded, taking(A_WHILE)))
+    gated = held(loaded)
+    busy = await begun(inference.answer_later(loaded, taking(0)))
     with pytest.raises(DeadlineExceeded, match=r"batching\.timeout_us in the package's manifest allows 20 ms; not run"):
         await asyncio.wait_for(inference.answer_later(loaded, taking(0)), LONG_S)
     patient = await begun(inference.answer_later(loaded, taking(0, timeout_us=60_000_000)))
+    gated.gate.set()
     assert all(isinstance(said, InferenceAnswer) for said in await outcomes(busy, patient))
 
 
@@ -141,7 +150,8 @@ async def test_an_application_that_vanishes_while_it_waits_leaves_the_queue(
     inference: Inference, ear: Ear, sleeper: Load
 ) -> None:
     loaded = sleeper(Batching(max_rows=4))
-    busy = await begun(inference.answer_later(loaded, taking(A_WHILE, "busy")))
+    gated = held(loaded)
+    busy = await begun(inference.answer_later(loaded, taking(0, "busy")))
     gone = await begun(inference.answer_later(loaded, taking(0, "gone")))
     stays = await begun(inference.answer_later(loaded, taking(0, "stays")))
     gone.cancel()
@@ -149,6 +159,7 @@ async def test_an_application_that_vanishes_while_it_waits_leaves_the_queue(
         await gone
     assert not busy.done()
     assert inference.waiting(loaded) == 1
+    gated.gate.set()
     await outcomes(busy, stays)
     assert [name for name, *_ in ear.observed] == ["busy", "stays"]
 
@@ -157,11 +168,13 @@ async def test_an_application_that_vanishes_during_its_run_holds_the_model_until
     inference: Inference, sleeper: Load
 ) -> None:
     loaded = sleeper(Batching(max_rows=4))
-    gone = await begun(inference.answer_later(loaded, taking(A_WHILE)))
-    await asyncio.sleep(0.02)
+    gated = held(loaded)
+    gone = await begun(inference.answer_later(loaded, taking(0)))
+    await running(gated)
     gone.cancel()
     await asyncio.sleep(0)
     assert not gone.done(), "its lease must outlive the run"
+    gated.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(gone, LONG_S)
     assert not inference._running

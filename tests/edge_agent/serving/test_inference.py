@@ -25,8 +25,10 @@ from tests.edge_agent.serving.inference_parts import (
     Load,
     begun,
     expected,
+    held,
     outcomes,
     request,
+    running,
     taking,
 )
 from tests.fakes.hanging_package import FOREVER
@@ -145,19 +147,20 @@ def test_a_hung_run_is_broken_off_on_the_very_thread_that_called(inference: Infe
 
 
 async def test_a_run_in_a_thread_leaves_the_event_loop_free(inference: Inference, sleeper: Load) -> None:
-    task = await begun(inference.answer_later(sleeper(), taking(A_WHILE)))
-    ticks = 0
-    while not task.done():
-        await asyncio.sleep(0.01)
-        ticks += 1
-    assert ticks > 3
+    loaded = sleeper()
+    gated = held(loaded)
+    task = await begun(inference.answer_later(loaded, taking(0)))
+    await running(gated)  # which only a loop that is free can see
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    gated.gate.set()
     assert (await task).outputs[OUTPUT].shape == (1, 10)
 
 
 async def test_a_bystander_of_a_hung_run_is_answered(inference: Inference, ear: Ear, sleeper: Load) -> None:
-    loaded = sleeper(max_run_s=1.0)
+    loaded = sleeper(max_run_s=2.0)  # several times what the slow one takes, on a machine that is busy as well
     hung = await begun(inference.answer_later(loaded, taking(FOREVER)))
-    await asyncio.sleep(0.9)
+    await asyncio.sleep(1.9)
     slow = await begun(inference.answer_later(loaded, taking(A_WHILE)))  # is broken off with it, and begun anew
     first, second = await outcomes(hung, slow)
     assert isinstance(first, ModelFailed)
@@ -183,29 +186,33 @@ async def test_a_deadline_that_passes_before_a_thread_is_free_is_not_run(
     inference: Inference, ear: Ear, sleeper: Load
 ) -> None:
     loaded = sleeper()
-    busy = [await begun(inference.answer_later(loaded, taking(A_WHILE))) for _ in range(2)]
+    gated = held(loaded)
+    busy = [await begun(inference.answer_later(loaded, taking(0))) for _ in range(2)]
     late = await begun(inference.answer_later(loaded, taking(0, timeout_us=20_000)))
     with pytest.raises(
         DeadlineExceeded, match=r"'sleeper': waited \d+\.\d ms for its turn, and the request allows 20 ms"
     ):
         await asyncio.wait_for(late, LONG_S)
     assert not any(task.done() for task in busy), "it is told when its time is over, not when its turn comes"
+    gated.gate.set()
     await outcomes(*busy)
     assert len(ear.observed) == 2
     assert (loaded.statistics.snapshot().fail_count, loaded.failed) == (1, 0), "no fault of the model"
 
 
-async def test_the_urgent_overtake_in_the_queue_for_threads(inference: Inference, ear: Ear, sleeper: Load) -> None:
+async def test_the_urgent_overtake_in_the_queue_for_threads(ear: Ear, sleeper: Load) -> None:
+    inference = Inference(ear, threads=1)  # of two, either may be the first to tell the observer
     loaded = sleeper()
-    tasks = [await begun(inference.answer_later(loaded, taking(A_WHILE, f"busy {n}"))) for n in range(2)]
-    tasks += [
-        await begun(inference.answer_later(loaded, taking(A_WHILE, name, priority=priority)))
-        for name, priority in (("none", 0), ("low", 5), ("high", 1))
+    gated = held(loaded)
+    tasks = [
+        await begun(inference.answer_later(loaded, taking(0, name, priority=priority)))
+        for name, priority in (("busy", 0), ("none", 0), ("low", 5), ("high", 1))
     ]
     assert inference.waiting(loaded) == 3
+    gated.gate.set()
     await outcomes(*tasks)
-    order = [name for name, *_ in ear.observed if not name.startswith("busy")]
-    assert order[-1] == "none"
+    inference.close()
+    assert [name for name, *_ in ear.observed] == ["busy", "high", "low", "none"]
 
 
 async def test_other_work_runs_in_other_threads(inference: Inference) -> None:

@@ -90,13 +90,14 @@ def test_a_call_without_a_message_is_refused(folder: Path) -> None:
 
 
 def test_who_asks_too_often_is_told_when_to_ask_again(folder: Path) -> None:
-    here = AppSettings(name="here", local=True, requests_per_s=0.3, burst=1)
+    here = AppSettings(name="here", local=True, requests_per_s=0.01, burst=1)
     with serving(folder, ApiSettings(port=0, grpc_port=0, apps=(here,))) as device:
         assert ask(device, right()).model_name == "digits"
         with pytest.raises(grpc.RpcError) as refused:
             ask(device, right())
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert {pair.key: str(pair.value) for pair in refused.value.trailing_metadata()}["retry-after"] == "4"
+        told = {pair.key: str(pair.value) for pair in refused.value.trailing_metadata()}
+        assert 60 < int(told["retry-after"]) <= 100  # a request in 100 s, less what has passed since the first one
 
 
 @contextlib.contextmanager
