@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _ROWS = 3
 
 
-def rehearse(recipe: Recipe, network: LightningModule, inputs: dict[str, NDArray[Any]]) -> None:
+def rehearse(recipe: Recipe, network: LightningModule, inputs: Mapping[str, NDArray[Any]]) -> None:
     """Call the untrained network once, and compare what it gives with the signature.
 
     Args:

@@ -111,7 +111,7 @@ def _train(
         dataset,
         seed=run.seed,
         start=start,
-        progress=lambda share, message: report("fit", 0.2 + 0.5 * share, message),
+        progress=lambda share, message, _metrics: report("fit", 0.2 + 0.5 * share, message),
     )
     report("export", 0.75, "exporting to ONNX")
     files = export(fitted.network, recipe.signature, work / _EXPORT_FOLDER)
