@@ -1,0 +1,1 @@
+"""Who answers the parts of a batch: this machine, or a Ray cluster."""

@@ -1,0 +1,1 @@
+"""What a batch reads: each kind of input becomes Parquet files, pinned."""

@@ -1,0 +1,1 @@
+"""Where answers go: each kind of table takes a batch in one commit, or not at all."""

@@ -1,0 +1,23 @@
+"""The table of answers that a job names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_agent.contract.batch import BatchJob, DeltaOutput
+from trainer.batch.outputs.delta import DeltaAnswers
+from trainer.batch.outputs.table import Table
+
+
+def open_output(job: BatchJob, work: Path) -> Table:
+    """The table that the job's answers go to; it need not be there yet.
+
+    Args:
+        work: Folder for what a table has no room of its own for.
+    Raises:
+        OutputRefused: It cannot be reached.
+    """
+    output = job.output
+    if isinstance(output, DeltaOutput):
+        return DeltaAnswers(output.path, job.name)
+    raise AssertionError(work)
