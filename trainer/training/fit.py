@@ -82,7 +82,7 @@ def fit(
     """
     compute = compute or Compute.of(recipe)
     weights = row_weights(recipe, dataset, warm=start is not None)
-    training, validation = _sources(dataset, weights)
+    training, validation = _sources(recipe, dataset, weights)
     plan = Plan.make(
         recipe, content=_content(dataset, weights), seed=seed, start=start, loggers=compute.loggers, run=run
     )
@@ -142,12 +142,12 @@ def row_weights(recipe: Recipe, dataset: Dataset, *, warm: bool) -> NDArray[np.f
     return np.asarray(weights / weights.mean())
 
 
-def _sources(dataset: Dataset, weights: NDArray[np.float64]) -> tuple[RowSource, RowSource]:
+def _sources(recipe: Recipe, dataset: Dataset, weights: NDArray[np.float64]) -> tuple[RowSource, RowSource]:
     stopping = dataset.validation if dataset.validation.any() else dataset.train
 
     def chosen(mask: NDArray[np.bool_]) -> RowSource:
         rows = dataset.rows.take(mask)
-        return MemoryRows(rows.inputs, rows.targets, weights[mask])
+        return MemoryRows(recipe.front_end.encode(rows.inputs), rows.targets, weights[mask])
 
     return chosen(dataset.train), chosen(stopping)
 
