@@ -9,7 +9,7 @@ from collections.abc import Collection
 from edge_agent.contract.errors import PackageError
 from edge_agent.contract.manifest import REFERENCE_FILE, Manifest
 from edge_agent.contract.profile import ReferenceProfile, decode_profile
-from edge_agent.contract.runs import RunState
+from edge_agent.contract.runs import RunKind, RunState
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from fleet_server.access.service import AccessService
@@ -22,7 +22,7 @@ from fleet_server.errors import NotFound
 from fleet_server.ingest.receiver import Receiver
 from fleet_server.ingest.service import IngestService
 from fleet_server.labels.handler import on_labels
-from fleet_server.labels.service import LabelService
+from fleet_server.labels.service import LabelService, labels_of
 from fleet_server.models.service import ModelService
 from fleet_server.monitoring.service import MonitoringService
 from fleet_server.rollouts.service import RolloutService
@@ -30,6 +30,7 @@ from fleet_server.rollouts.state import State
 from fleet_server.samples.handler import on_samples
 from fleet_server.samples.lake_writer import LakeWriter
 from fleet_server.samples.service import SampleService
+from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
 from fleet_server.updates.director import Director, load_signer
 from fleet_server.updates.image_repository import ImageRepository
@@ -45,6 +46,7 @@ class Features:
     rollouts: RolloutService
     director: Director
     images: ImageRepository
+    schedules: ScheduleService
     runs: RunService
     monitoring: MonitoringService
     lake: LakeWriter
@@ -89,6 +91,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         rollouts=rollouts,
         director=director,
         images=images,
+        schedules=ScheduleService(db, count_labels=labels_of, settings=config.runs),
         runs=runs,
         monitoring=monitoring,
         lake=LakeWriter(db, lake_uri),
@@ -218,7 +221,7 @@ def _sampling(models: ModelService, model: str) -> SamplingPolicy:
 
 def _hold(rollouts: RolloutService, runs: RunService, model: str) -> str | None:
     """While a run is under way it reads no new labels, and while a rollout is they still speak of the old package."""
-    for run in runs.list(model, limit=5):
+    for run in runs.list(model, limit=5, kind=RunKind.TRAIN):
         if run["state"] in {RunState.QUEUED.value, RunState.RUNNING.value}:
             return f"run {run['id']} is {run['state']}"
     active = [one for one in rollouts.list(model, limit=5) if one.state in {State.RUNNING, State.PAUSED}]

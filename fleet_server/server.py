@@ -198,7 +198,13 @@ class Server:
             devices_routes.routes(features.devices, guard, disconnect=self._disconnect),
             models_routes.routes(features.models, guard, withdraw=features.rollouts.withdraw),
             rollouts_routes.routes(features.rollouts, guard, waves=settings.waves, gate=settings.gate),
-            schedules_routes.routes(features.runs, require_trainer=trainer, require_viewer=viewer, require_admin=admin),
+            schedules_routes.routes(
+                features.runs,
+                features.schedules,
+                require_trainer=trainer,
+                require_viewer=viewer,
+                require_admin=admin,
+            ),
             monitoring_routes.routes(features.monitoring, require_viewer=viewer),
             updates_routes.routes(
                 features.images, features.director, require_device=guard.require_download, require_publisher=trainer
@@ -222,6 +228,7 @@ class Server:
         every: dict[str, tuple[float, Callable[[], object]]] = {
             "devices": (pause_s, lambda: features.devices.tick(now_ms())),
             "rollouts": (pause_s, lambda: features.rollouts.tick(now_ms())),
+            "schedules": (pause_s, features.schedules.tick),
             "runs": (pause_s, features.runs.tick),
             "monitoring": (pause_s, lambda: features.monitoring.evaluate(now_ms())),
             "lake": (_LAKE_S, features.lake.flush),
@@ -277,3 +284,4 @@ def _prune(features: Features) -> None:
     features.access.prune(now)
     features.devices.prune(now)
     features.monitoring.prune(now)
+    features.runs.prune()

@@ -28,6 +28,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
         attempt: 1 for the first claim; a later one goes on from the last checkpoint where there is one.
         options: What the step asks for besides: the job of a batch run, the engine of a training run.
         timeout_s: Seconds after which the run's process is ended; None: the worker's own limit.
+        cpus, gpus: What the run was given of its worker; 0: nothing was said.
         tried: Inputs digests of earlier runs of the model that came to a verdict, by run: the same inputs give the same
             answer, so that such a run ends as ``unchanged`` before it trains.
         logical_time: The slot this run stands for, RFC 3339 UTC.
@@ -54,6 +55,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     timeout_s: float | None = None
+    cpus: float = 0.0
+    gpus: int = 0
     tried: dict[str, str] = msgspec.field(default_factory=dict)
 
 

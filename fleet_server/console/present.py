@@ -37,6 +37,10 @@ _RUN_TONES = {
     RunState.REFUSED: Tone.WARN,
     RunState.UNCHANGED: Tone.QUIET,
     RunState.FAILED: Tone.BAD,
+    RunState.BLOCKED: Tone.QUIET,
+    RunState.DONE: Tone.GOOD,
+    RunState.CANCELLED: Tone.WARN,
+    RunState.SKIPPED: Tone.WARN,
 }
 _EVENT_TONES = {
     EventKind.AGENT_STARTED: Tone.QUIET,

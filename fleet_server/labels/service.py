@@ -27,6 +27,11 @@ class LabelledAccuracy:
     weighted_accuracy: float | None
 
 
+def labels_of(connection: sa.Connection, model: str) -> int:
+    """How many requests of a model have been labelled so far."""
+    return int(connection.execute(sa.select(sa.func.count()).where(labels.c.model == model)).scalar_one())
+
+
 class LabelService:
     """Reads the labels."""
 

@@ -9,60 +9,110 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
-from edge_agent.contract.runs import RunProgress, RunResult, RunState
+from edge_agent.contract.runs import RunKind, RunProgress, RunResult, RunState
 from fleet_server.errors import Conflict, NotFound
+from fleet_server.schedules.graph import RESULTS, Step
 from fleet_server.schedules.tables import runs
 
-ENDED = (RunState.RELEASED, RunState.REFUSED, RunState.UNCHANGED, RunState.FAILED)
+_FREE = {"lease_until_ms": None, "state": RunState.QUEUED.value, "fraction": 0.0}
 
 
 class LeaseLost(Conflict):
     """The run is no longer this worker's: its lease ran out, or it has ended. Stop, and claim anew."""
 
 
+class Claimant(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that is free.
+
+    Args:
+        models: Those that it can train; empty: any. A batch needs no recipe.
+        kinds: Of runs that it can carry out.
+        cpus, gpus: What it has free; None: it does not count them.
+        holding: Runs that it works on; None: it does not tell. What else is under its name, it has lost.
+    """
+
+    worker: str
+    models: tuple[str, ...] = ()
+    kinds: tuple[RunKind, ...] = (RunKind.TRAIN,)
+    cpus: float | None = None
+    gpus: int | None = None
+    holding: tuple[str, ...] | None = None
+
+    def claimable(self, now_ms: int) -> sa.ColumnElement[bool]:
+        """The condition on runs that it could carry out now."""
+        conditions: list[sa.ColumnElement[bool]] = [
+            runs.c.state == RunState.QUEUED.value,
+            runs.c.kind.in_([kind.value for kind in self.kinds]),
+            sa.or_(runs.c.not_before_ms.is_(None), runs.c.not_before_ms <= now_ms),
+        ]
+        if self.models:
+            conditions.append(sa.or_(runs.c.kind == RunKind.BATCH.value, runs.c.model.in_(self.models)))
+        if self.cpus is not None:
+            conditions.append(runs.c.cpus <= self.cpus)
+        if self.gpus is not None:
+            conditions.append(runs.c.gpus <= self.gpus)
+        return sa.and_(*conditions)
+
+
 def expire(connection: sa.Connection, *, now_ms: int, max_attempts: int) -> list[str]:
     """Queue again the runs whose lease ran out, or give them up after ``max_attempts``; returns their identifiers."""
-    expired = connection.execute(
-        sa.select(runs.c.id, runs.c.attempts, runs.c.worker, runs.c.stage)
-        .where(runs.c.state == RunState.RUNNING.value, runs.c.lease_until_ms < now_ms)
-        .with_for_update(skip_locked=True)
+    ran_out = runs.c.lease_until_ms < now_ms
+    return _take_back(connection, ran_out, "was not heard of any more", now_ms=now_ms, max_attempts=max_attempts)
+
+
+def take_back(connection: sa.Connection, claimant: Claimant, *, now_ms: int, max_attempts: int) -> list[str]:
+    """Queue again what is under a worker's name though it does not hold it: it has begun anew since."""
+    if claimant.holding is None:
+        return []
+    lost = sa.and_(runs.c.worker == claimant.worker, runs.c.id.not_in(claimant.holding))
+    return _take_back(connection, lost, "has begun anew", now_ms=now_ms, max_attempts=max_attempts)
+
+
+def _take_back(
+    connection: sa.Connection, which: sa.ColumnElement[bool], how: str, *, now_ms: int, max_attempts: int
+) -> list[str]:
+    columns = (runs.c.id, runs.c.attempts, runs.c.failures, runs.c.worker, runs.c.stage)
+    found = connection.execute(
+        sa.select(*columns).where(runs.c.state == RunState.RUNNING.value, which).with_for_update(skip_locked=True)
     ).all()
-    for run in expired:
-        lost = f"worker {run.worker} was not heard of any more (stage '{run.stage or 'claimed'}')"
+    for run in found:
+        lost = f"worker {run.worker} {how} (stage '{run.stage or 'claimed'}')"
         values: dict[str, Any] = {"fence": runs.c.fence + 1, "lease_until_ms": None}
-        if run.attempts >= max_attempts:
+        if run.attempts - run.failures >= max_attempts:
             reason = f"{lost}; given up after {run.attempts} attempts"
             values |= {"state": RunState.FAILED.value, "ended_at_ms": now_ms, "reasons": [reason]}
         else:
-            values |= {"state": RunState.QUEUED.value, "message": f"{lost}; queued again", "fraction": 0.0}
+            values |= _FREE | {"message": f"{lost}; queued again"}
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(values))
-    return [run.id for run in expired]
+    return [run.id for run in found]
 
 
 def claim(
-    connection: sa.Connection, *, worker: str, models: Collection[str], now_ms: int, lease_ms: int
+    connection: sa.Connection, claimant: Claimant, *, models: Collection[str], now_ms: int, lease_ms: int
 ) -> sa.RowMapping | None:
-    """The oldest waiting run of ``models`` (empty: of any) of which no other run is under way, now ``worker``'s.
+    """The waiting run of the highest priority, of these the oldest, in whose lane none is under way; now the worker's.
 
+    Args:
+        models: Those that the run may be of.
     Raises:
-        sqlalchemy.exc.IntegrityError: Another server claimed a run of the same model at the same time.
+        sqlalchemy.exc.IntegrityError: Another server claimed a run of the same lane at the same time.
     """
     other = runs.alias()
-    busy = sa.exists().where(other.c.model == runs.c.model, other.c.state == RunState.RUNNING.value)
-    waiting = sa.select(runs.c.id).where(runs.c.state == RunState.QUEUED.value, ~busy)
-    if models:
-        waiting = waiting.where(runs.c.model.in_(list(models)))
-    ordered = waiting.order_by(runs.c.created_at_ms, runs.c.logical_time_ms, runs.c.id).limit(1)
-    run_id = connection.execute(ordered.with_for_update(skip_locked=True, of=runs)).scalar()
+    busy = sa.exists().where(other.c.lane == runs.c.lane, other.c.state == RunState.RUNNING.value)
+    waiting = sa.select(runs.c.id).where(claimant.claimable(now_ms), ~busy, runs.c.model.in_(list(models)))
+    order = (runs.c.priority.desc(), runs.c.created_at_ms, runs.c.logical_time_ms, runs.c.id)
+    run_id = connection.execute(waiting.order_by(*order).limit(1).with_for_update(skip_locked=True, of=runs)).scalar()
     if run_id is None:
         return None
     values = {
         "state": RunState.RUNNING.value,
-        "worker": worker,
+        "worker": claimant.worker,
         "lease_until_ms": now_ms + lease_ms,
         "started_at_ms": now_ms,
+        "not_before_ms": None,
         "fence": runs.c.fence + 1,
         "attempts": runs.c.attempts + 1,
         "stage": "claimed",
@@ -92,31 +142,52 @@ def renew(connection: sa.Connection, run_id: str, progress: RunProgress, *, now_
         NotFound: No such run.
         LeaseLost: It is not the reporter's any more.
     """
-    values = {
+    values: dict[str, Any] = {
         "stage": progress.stage,
         "fraction": min(1.0, max(0.0, progress.fraction)),
         "message": progress.message,
         "lease_until_ms": now_ms + lease_ms,
     }
+    if progress.metrics:
+        values["metrics"] = {**find(connection, run_id)["metrics"], **progress.metrics}
     _report(connection, run_id, progress.fence, values)
+
+
+def hand_back(connection: sa.Connection, run_id: str, fence: int, reason: str) -> None:
+    """Queue again a run whose worker stops: another goes on with it at once, and it counts as no attempt.
+
+    Raises:
+        NotFound: No such run.
+        LeaseLost: It is not the reporter's any more.
+    """
+    attempts = sa.case((runs.c.attempts > 0, runs.c.attempts - 1), else_=0)
+    _report(connection, run_id, fence, _FREE | {"attempts": attempts, "message": f"{reason}; queued again"})
 
 
 def end(connection: sa.Connection, run_id: str, result: RunResult, *, now_ms: int) -> bool:
     """Write down how the run ended; False where exactly this was reported before (the worker missed the answer).
+
+    A failure that another try may mend is tried again, while retries are left.
 
     Raises:
         NotFound: No such run.
         LeaseLost: It is not the reporter's any more.
         Conflict: The result is no end, or a release without a package.
     """
-    if result.state not in ENDED:
-        known = [state.value for state in ENDED]
+    if result.state not in RESULTS:
+        known = sorted(state.value for state in RESULTS)
         raise Conflict(f"run {run_id}: {result.state.value} is no result; use one of {known}")
     if result.state is RunState.RELEASED and not (result.package and result.version):
         raise Conflict(f"run {run_id}: a release names its package digest and its version")
     run = find(connection, run_id)
     if (run["state"], run["fence"], run["package"]) == (result.state.value, result.fence, result.package):
         return False
+    retried = result.state is RunState.FAILED and result.retry
+    if retried and run["failures"] and (run["state"], run["fence"]) == (RunState.QUEUED.value, result.fence):
+        return False
+    if retried and run["failures"] < run["retries"]:
+        _report(connection, run_id, result.fence, _again(run, result, now_ms))
+        return True
     values = {
         "state": result.state.value,
         "ended_at_ms": now_ms,
@@ -126,9 +197,18 @@ def end(connection: sa.Connection, run_id: str, result: RunResult, *, now_ms: in
         "evaluation": result.evaluation,
         "package": result.package,
         "version": result.version,
+        "inputs": result.inputs,
     }
     _report(connection, run_id, result.fence, values)
     return True
+
+
+def _again(run: sa.RowMapping, result: RunResult, now_ms: int) -> dict[str, Any]:
+    step = Step(backoff_s=run["backoff_s"])
+    pause_ms, failures = step.pause_ms(run["failures"]), run["failures"] + 1
+    why = result.reasons[0] if result.reasons else "it failed"
+    message = f"try {failures} of {run['retries'] + 1} failed: {why[:500]}; tried again after {pause_ms / 1000:g} s"
+    return _FREE | {"failures": failures, "not_before_ms": now_ms + pause_ms, "message": message}
 
 
 def cancel(connection: sa.Connection, run_id: str, reason: str, *, now_ms: int) -> None:
@@ -139,12 +219,12 @@ def cancel(connection: sa.Connection, run_id: str, reason: str, *, now_ms: int) 
         Conflict: It has ended already.
     """
     values = {
-        "state": RunState.FAILED.value,
+        "state": RunState.CANCELLED.value,
         "ended_at_ms": now_ms,
         "lease_until_ms": None,
         "reasons": [f"cancelled: {reason}"],
     }
-    active = runs.c.state.in_([RunState.QUEUED.value, RunState.RUNNING.value])
+    active = runs.c.state.in_([state.value for state in (RunState.BLOCKED, RunState.QUEUED, RunState.RUNNING)])
     if not connection.execute(sa.update(runs).where(runs.c.id == run_id, active).values(values)).rowcount:
         raise Conflict(f"run {run_id} is {find(connection, run_id)['state']}: there is nothing to cancel")
 

@@ -6,47 +6,28 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response, status
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.names import check_name
-from edge_agent.contract.runs import RunFile, RunProgress, RunResult
+from edge_agent.contract.runs import RunFile, RunKind, RunProgress, RunResult, RunState
 from fleet_server.errors import Conflict
 from fleet_server.json_answers import Answer, describe
-from fleet_server.json_requests import Body, RequestBody, decode, describe_body
-from fleet_server.schedules.service import MANUAL, RunService
-from fleet_server.schedules.slots import CatchUp, Schedule, ScheduleRefused
-
-
-class ScheduleBody(RequestBody):
-    """When a model is to be trained."""
-
-    model: str = Field(examples=["digits"])
-    kind: str = Field("cron", pattern="^(cron|interval)$")
-    expression: str = Field(description="Five cron fields, or seconds.", examples=["0 3 * * *", "3600"])
-    timezone: str = Field("UTC", examples=["Europe/Berlin"])
-    catch_up: CatchUp = Field(CatchUp.LATEST, description="What becomes of slots missed while no server ran.")
-    enabled: bool = True
-
-
-class ClaimBody(RequestBody):
-    """A worker that is free."""
-
-    worker: str = Field(min_length=1, max_length=200, examples=["trainer-1:4711"])
-    models: list[str] = Field([], description="Models it can train; empty: any.")
-
-
-class RunBody(RequestBody):
-    """A run that a person asks for."""
-
-    model: str = Field(examples=["digits"])
-    reason: str = Field("asked for", min_length=1, max_length=500)
-
-
-class Cancellation(RequestBody):
-    """Why a run is cancelled."""
-
-    reason: str = Field("asked for", min_length=1, max_length=500, examples=["the labels of line 3 are wrong"])
+from fleet_server.json_requests import Body, decode, describe_body
+from fleet_server.schedules.bodies import (
+    Backfill,
+    Cancellation,
+    ClaimBody,
+    HandBack,
+    RunBody,
+    ScheduleBody,
+    StartBody,
+)
+from fleet_server.schedules.creation import MANUAL
+from fleet_server.schedules.graph import ScheduleRefused
+from fleet_server.schedules.schedule_service import ScheduleService
+from fleet_server.schedules.service import RunService
+from fleet_server.schedules.slots import CatchUp, moment_ms, rfc3339
 
 
 class RunAsked(BaseModel):
@@ -55,8 +36,16 @@ class RunAsked(BaseModel):
     run: str
 
 
+class RunsMade(BaseModel):
+    """The runs of a slot."""
+
+    runs: list[str]
+    logical_time: str
+
+
 def routes(
     service: RunService,
+    schedules: ScheduleService,
     *,
     require_trainer: Callable[..., Any],
     require_viewer: Callable[..., Any],
@@ -64,53 +53,117 @@ def routes(
 ) -> APIRouter:
     """The routes of schedules and runs; each ``require_...`` is a FastAPI dependency that refuses a lower role."""
     router = APIRouter()
-    _schedules(router, service, Depends(require_viewer), Depends(require_admin))
-    _runs(router, service, Depends(require_viewer), Depends(require_admin))
+    _schedules(router, schedules, Depends(require_viewer), Depends(require_admin))
+    _runs_of_schedules(router, schedules, Depends(require_viewer), Depends(require_admin))
+    _runs(router, service, Depends(require_viewer))
+    _requests(router, service, Depends(require_admin))
     _work(router, service, Depends(require_trainer))
     return router
 
 
-def _schedules(router: APIRouter, service: RunService, viewer: Any, admin: Any) -> None:
+def _schedules(router: APIRouter, service: ScheduleService, viewer: Any, admin: Any) -> None:
     @router.get("/api/v1/schedules", tags=["schedules"], dependencies=[viewer])
     def list_schedules() -> list[dict[str, Any]]:
         """List the schedules, each with its next slot (``next_ms``, Unix milliseconds)."""
-        return service.schedules()
+        return service.list()
+
+    @router.get("/api/v1/schedules/{name}", tags=["schedules"], dependencies=[viewer])
+    def get_schedule(name: str) -> dict[str, Any]:
+        """One schedule with its graph of steps."""
+        return service.get(name)
 
     @router.put(
         "/api/v1/schedules/{name}", tags=["schedules"], status_code=status.HTTP_204_NO_CONTENT, dependencies=[admin]
     )
     def put_schedule(name: str, body: ScheduleBody) -> None:
         """Create or change a schedule."""
-        service.put_schedule(Schedule(name=name, **body.model_dump()))
+        service.put(body.schedule(name))
 
     @router.delete(
         "/api/v1/schedules/{name}", tags=["schedules"], status_code=status.HTTP_204_NO_CONTENT, dependencies=[admin]
     )
     def delete_schedule(name: str) -> None:
         """Delete a schedule; its runs stay."""
-        service.delete_schedule(name)
+        service.delete(name)
 
 
-def _runs(router: APIRouter, service: RunService, viewer: Any, admin: Any) -> None:
+def _runs_of_schedules(router: APIRouter, service: ScheduleService, viewer: Any, admin: Any) -> None:
+    @router.get("/api/v1/schedules/{name}/preview", tags=["schedules"], dependencies=[viewer])
+    def preview(
+        name: str,
+        count: Annotated[int, Query(ge=0, le=1000)] = 10,
+        down_from: Annotated[str | None, Query(description="From when on no server would run.")] = None,
+        down_until: Annotated[str | None, Query(description="Until when; now unless given.")] = None,
+        catch_up: CatchUp | None = None,
+    ) -> dict[str, Any]:
+        """What a schedule would do: its next slots, and what it would catch up after a time without a server."""
+        return service.preview(
+            name,
+            count=count,
+            down_from_ms=None if down_from is None else moment_ms(down_from),
+            down_until_ms=None if down_until is None else moment_ms(down_until),
+            catch_up=catch_up,
+        )
+
+    @router.post(
+        "/api/v1/schedules/{name}/backfill",
+        tags=["schedules"],
+        status_code=status.HTTP_201_CREATED,
+        dependencies=[admin],
+    )
+    def backfill(name: str, body: Backfill) -> dict[str, Any]:
+        """Make the runs of past slots; those that are there already stay as they are."""
+        start, end = moment_ms(body.from_), moment_ms(body.until)
+        return service.backfill(name, start, end, body.reason, dry_run=body.dry_run)
+
+    @router.post(
+        "/api/v1/schedules/{name}/runs", tags=["schedules"], status_code=status.HTTP_201_CREATED, dependencies=[admin]
+    )
+    def start(name: str, body: StartBody) -> RunsMade:
+        """Make a schedule's runs now, whatever its calendar says."""
+        at_ms = None if body.logical_time is None else moment_ms(body.logical_time)
+        made, slot = service.start(name, body.reason, logical_time_ms=at_ms)
+        return RunsMade(runs=made, logical_time=rfc3339(slot))
+
+
+def _runs(router: APIRouter, service: RunService, viewer: Any) -> None:
     @router.get("/api/v1/runs", tags=["runs"], dependencies=[viewer])
-    def list_runs(model: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+    def list_runs(
+        model: str | None = None,
+        schedule: str | None = None,
+        state: RunState | None = None,
+        kind: RunKind | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> list[dict[str, Any]]:
         """List runs, the newest first."""
-        return service.list(model, limit=limit)
+        return service.list(model, limit=limit, schedule=schedule, state=state, kind=kind)
 
     @router.get("/api/v1/runs/{run}", tags=["runs"], dependencies=[viewer])
     def get_run(run: str) -> dict[str, Any]:
-        """One run: where it is, what it was made from, how it ended and why."""
+        """One run: where it is, what it was made from, how it ended and why, and the graph that it belongs to."""
         return service.get(run)
 
+    @router.get("/api/v1/runs/{run}/log", tags=["runs"], dependencies=[viewer])
+    def get_log(run: str, after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0) -> dict[str, Any]:
+        """What a run has written since (``text``); ask with ``next`` for what comes after."""
+        return service.log(run, after)
+
+    @router.get("/api/v1/runs/{run}/metrics", tags=["runs"], dependencies=[viewer])
+    def get_metrics(run: str) -> list[dict[str, Any]]:
+        """A run's metrics over time."""
+        return service.metrics(run)
+
+
+def _requests(router: APIRouter, service: RunService, admin: Any) -> None:
     @router.post("/api/v1/runs", tags=["runs"], status_code=status.HTTP_201_CREATED, dependencies=[admin])
     def request_run(body: RunBody) -> RunAsked:
-        """Ask for a run now."""
+        """Ask for a run now: a training, unless another kind is given."""
         try:
             check_name(body.model, "model")
         except ManifestError as error:
             raise ScheduleRefused(str(error)) from error
         service.check_model(body.model)
-        run = service.request(body.model, MANUAL, body.reason)
+        run = service.request(body.model, MANUAL, body.reason, body.step())
         if run is None:
             raise Conflict(f"{body.model}: another run began and ended at this very moment; ask again")
         return RunAsked(run=run)
@@ -119,6 +172,12 @@ def _runs(router: APIRouter, service: RunService, viewer: Any, admin: Any) -> No
     def cancel_run(run: str, body: Cancellation) -> dict[str, Any]:
         """End a run that waits or is under way; its worker stops at its next heartbeat."""
         service.cancel(run, body.reason)
+        return service.get(run)
+
+    @router.post("/api/v1/runs/{run}/retry", tags=["runs"], dependencies=[admin])
+    def retry_run(run: str) -> dict[str, Any]:
+        """Queue a run anew that failed, was cancelled or skipped, with the steps skipped because of it."""
+        service.retry(run)
         return service.get(run)
 
 
@@ -131,7 +190,7 @@ def _work(router: APIRouter, service: RunService, trainer: Any) -> None:
     )
     def claim(body: ClaimBody) -> Response:
         """Claim a run under a lease: the run file, or 204 where none waits."""
-        found = service.claim(body.worker, body.models)
+        found = service.claim(body.claimant())
         if found is None:
             return Response(status_code=status.HTTP_204_NO_CONTENT)
         return Answer(found)
@@ -145,8 +204,19 @@ def _work(router: APIRouter, service: RunService, trainer: Any) -> None:
         responses={409: {"description": "The lease was lost: stop the run."}},
     )
     def progress(run: str, body: Body) -> None:
-        """Report progress, which renews the lease."""
+        """Report progress, newest metrics and new lines of the log, which renews the lease."""
         service.progress(run, decode(body, RunProgress))
+
+    @router.post(
+        "/api/v1/runs/{run}/hand-back",
+        tags=["runs"],
+        status_code=status.HTTP_204_NO_CONTENT,
+        dependencies=[trainer],
+        responses={409: {"description": "The lease was lost already."}},
+    )
+    def hand_back(run: str, body: HandBack) -> None:
+        """Give a run back that the worker cannot go on with, because it is told to stop; another takes it."""
+        service.hand_back(run, body.fence, body.reason)
 
     @router.post(
         "/api/v1/runs/{run}/result",

@@ -1,32 +1,41 @@
-"""Schedules make runs, requests make runs, workers carry them out; runs are rows, so nothing is lost or done twice."""
+"""Requests make runs, workers carry them out; runs are rows, so nothing is lost or done twice."""
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
-import hashlib
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Collection
 from typing import Any
 
 import sqlalchemy as sa
 
 from edge_agent.contract.errors import CallerError, ShoalError
-from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
+from edge_agent.contract.runs import RunFile, RunKind, RunProgress, RunResult, RunState
 from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
-from fleet_server.errors import NotFound
-from fleet_server.schedules import leases
-from fleet_server.schedules.slots import CatchUp, Schedule, ScheduleRefused, due_slots, next_slot, rfc3339, trigger_of
-from fleet_server.schedules.tables import runs, schedules
-from fleet_server.upsert import upsert
+from fleet_server.errors import Conflict, NotFound
+from fleet_server.schedules import leases, reports
+from fleet_server.schedules.creation import (
+    HARM,
+    MANUAL,
+    Cause,
+    active,
+    cooling,
+    insert_run,
+    settle_graphs,
+)
+from fleet_server.schedules.graph import FAILED, SUCCEEDED, Step, check_steps
+from fleet_server.schedules.leases import Claimant
+from fleet_server.schedules.slots import rfc3339
+from fleet_server.schedules.tables import runs
 
 _log = logging.getLogger(__name__)
 
-MANUAL = "manual"
-HARM = "harm"
-SCHEDULE = "schedule"
+__all__ = ["HARM", "MANUAL", "RunService", "RunSettings"]
+
+_MOST_TRIED = 200
 
 # (samples, labels): the newest versions of the lake's tables; None where a table does not exist yet.
 LakeVersions = Callable[[], tuple[int | None, int | None]]
@@ -40,7 +49,7 @@ OnReleased = Callable[[str, str, str], None]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """How runs are handed out.
+    """How runs are made and handed out.
 
     Args:
         lease_s: A worker not heard of for so long has lost its run.
@@ -48,16 +57,18 @@ class RunSettings:
         cool_down_s: Automatic requests for a model are declined for so long after its last run ended, so that one harm
             does not start run after run while labels of the new model are still scarce.
         grace_s: How late a slot may be found and still count as on time.
+        logs_kept: Runs whose log and metrics are kept, the newest.
     """
 
     lease_s: float = 60.0
     max_attempts: int = 3
     cool_down_s: float = 3_600.0
     grace_s: float = 60.0
+    logs_kept: int = 1_000
 
 
 class RunService:
-    """Schedules and runs.
+    """Runs: asked for, claimed under leases, reported on, ended.
 
     Args:
         lake: URI of the lake, as the trainer's worker reaches it.
@@ -83,95 +94,42 @@ class RunService:
         self._settings = settings or RunSettings()
         self._known_models, self._trainable = known_models, set[str]()  # the latter: named by workers that are free
         self._announcing = threading.Lock()  # a tick and a worker's result must not both hand on one release
+        # A worker whose server was away could not renew its lease: it has one more, from now on.
+        self._begun_ms = clock()
 
-    # --- schedules
-
-    def put_schedule(self, schedule: Schedule) -> None:
-        """Create or change a schedule. Slots before now are not caught up; a changed one keeps its cursor.
-
-        Raises:
-            ScheduleRefused: It will never come.
-        """
+    def tick(self) -> None:
+        """Take back expired leases, let go on what waits for nothing any more, hand on releases."""
         now = self._clock()
-        if next_slot(trigger_of(schedule, anchor_ms=now), now) is None:
-            raise ScheduleRefused(
-                f"schedule {schedule.name}: {schedule.expression!r} never comes: no year has such a day"
-            )
-        values = dataclasses.asdict(schedule) | {"catch_up": schedule.catch_up.value}
-        name = values.pop("name")
-        with self._db.write() as connection:
-            upsert(connection, schedules, {"name": name}, values, first={"anchor_ms": now, "cursor_ms": now})
-
-    def delete_schedule(self, name: str) -> None:
-        """Delete a schedule; its runs stay.
-
-        Raises:
-            NotFound: There is none of that name.
-        """
-        with self._db.write() as connection:
-            if not connection.execute(sa.delete(schedules).where(schedules.c.name == name)).rowcount:
-                raise NotFound(f"schedule {name!r} does not exist; see GET /api/v1/schedules")
-
-    def schedules(self) -> list[dict[str, Any]]:
-        """All schedules by name, each with ``next_ms``, its next slot."""
-        with self._db.read() as connection:
-            rows = connection.execute(sa.select(schedules).order_by(schedules.c.name)).mappings().all()
-        found = []
-        for row in rows:
-            trigger = trigger_of(_schedule_of(row), anchor_ms=row["anchor_ms"])
-            found.append(dict(row) | {"next_ms": next_slot(trigger, row["cursor_ms"]) if row["enabled"] else None})
-        return found
-
-    def tick(self) -> list[str]:
-        """Make runs of due slots, take back expired leases, hand on releases; returns the identifiers of new runs."""
-        now = self._clock()
-        made: list[str] = []
-        with self._db.write() as connection:
-            enabled = sa.select(schedules).where(schedules.c.enabled).with_for_update(skip_locked=True)
-            for row in connection.execute(enabled).mappings().all():
-                made += self._make_due(connection, row, now)
         self._expire(now)
+        self._settle()
         self._announce()
-        return made
-
-    def _make_due(self, connection: sa.Connection, row: sa.RowMapping, now: int) -> list[str]:
-        schedule = _schedule_of(row)
-        slots, cursor = due_slots(
-            schedule,
-            anchor_ms=row["anchor_ms"],
-            cursor_ms=row["cursor_ms"],
-            now_ms=now,
-            grace_ms=round(self._settings.grace_s * 1000),
-        )
-        reason = f"schedule {schedule.name} ({schedule.kind} {schedule.expression})"
-        made = []
-        for slot in slots:
-            run = _insert(connection, schedule.model, SCHEDULE, reason, now, schedule=schedule.name, slot_ms=slot)
-            if run is not None:
-                made.append(run)
-        if cursor != row["cursor_ms"]:
-            connection.execute(sa.update(schedules).where(schedules.c.name == schedule.name).values(cursor_ms=cursor))
-        return made
 
     # --- requests
 
-    def request(self, model: str, trigger: str = MANUAL, reason: str = "asked for") -> str | None:
+    def request(
+        self, model: str, trigger: str = MANUAL, reason: str = "asked for", step: Step | None = None
+    ) -> str | None:
         """Ask for a run of ``model``.
 
         Args:
             trigger: ``manual`` is a person's; any other is automatic and subject to the cool-down.
+            step: What to do; unless given, a training.
         Returns:
-            The run's identifier: that of the one waiting or under way where there is one, for a model has one active
-            run at most. None: declined, the model's last run ended within the cool-down.
+            The run's identifier: that of the one waiting or under way where there is one, for a model (or batch job)
+            has one active run at most. None: declined, the model's last run ended within the cool-down.
+        Raises:
+            ScheduleRefused: The step is none that can be carried out.
         """
-        now = self._clock()
+        now, step = self._clock(), step or Step()
+        check_steps(f"run of {model}", [step])
         with self._db.write() as connection:
-            if (active := _active(connection, model)) is not None:
-                return active
-            if trigger != MANUAL and self._cooling(connection, model, now):
+            if (found := active(connection, step.lane(model))) is not None:
+                return found
+            cool_down_s = self._settings.cool_down_s
+            if trigger != MANUAL and cooling(connection, model, now_ms=now, cool_down_s=cool_down_s):
                 return None
-            made = _insert(connection, model, trigger, reason, now)
-            return made if made is not None else _active(connection, model)
+            made = insert_run(connection, model, step, Cause(trigger=trigger, reason=reason, now_ms=now))
+            return made if made is not None else active(connection, step.lane(model))
 
     def check_model(self, model: str) -> None:
         """Refuse a model that no package names and no worker has said it can train: a run of it would wait for good.
@@ -199,55 +157,92 @@ class RunService:
         with self._db.write() as connection:
             leases.cancel(connection, run_id, reason, now_ms=self._clock())
         _log.info("run %s: cancelled: %s", run_id, reason)
+        self._settle()
 
-    def _cooling(self, connection: sa.Connection, model: str, now: int) -> bool:
-        last = connection.execute(sa.select(sa.func.max(runs.c.ended_at_ms)).where(runs.c.model == model)).scalar()
-        return last is not None and now - last < self._settings.cool_down_s * 1000
+    def retry(self, run_id: str) -> builtins.list[str]:
+        """Queue a run anew that failed, was cancelled or skipped, with the steps that were skipped because of it.
+
+        It is made from the newest data, as a new run would be; its slot and its log stay.
+
+        Returns:
+            The identifiers of the runs that wait again.
+        Raises:
+            NotFound: There is none.
+            Conflict: It did not fail, or another run of its kind waits or is under way already.
+        """
+        with self._db.write() as connection:
+            run = leases.find(connection, run_id)
+            if RunState(run["state"]) not in FAILED:
+                raise Conflict(f"run {run_id} is {run['state']}: only one that failed is tried again")
+            again = [run_id, *_skipped_after(connection, run)]
+            try:
+                with connection.begin_nested():
+                    for one in again:
+                        _queue_anew(connection, leases.find(connection, one))
+            except sa.exc.IntegrityError as error:
+                raise Conflict(f"run {run_id}: another run of {run['model']} waits or is under way already") from error
+        self._settle()
+        return again
 
     # --- workers
 
-    def claim(self, worker: str, models: Collection[str] = ()) -> RunFile | None:
-        """Give ``worker`` a run under a lease, or None where none waits.
+    def claim(self, claimant: Claimant | str, models: Collection[str] = ()) -> RunFile | None:
+        """Give a worker a run under a lease, or None where none waits that it can carry out.
 
         Args:
-            models: Those that the worker can train; empty: any.
+            claimant: The worker; a name alone is one that trains ``models`` (empty: any) and counts no resources.
         """
+        asks = claimant if isinstance(claimant, Claimant) else Claimant(worker=claimant, models=tuple(models))
         now = self._clock()
-        self._trainable |= set(models)
+        self._trainable |= set(asks.models)
+        self._take_back(asks, now)
         self._expire(now)
-        if not (waiting := self._waiting(models)):
+        with self._db.read() as connection:
+            waiting = set(connection.execute(sa.select(runs.c.model).where(asks.claimable(now)).distinct()).scalars())
+        if not waiting:
             return None
         # Asked before the claim: where the lake cannot be read, nothing has been claimed.
-        samples, labels = self._lake_versions()
+        versions = self._lake_versions()
         champions = {model: self._champion(model) for model in waiting}
         try:
             with self._db.write() as connection:
                 lease_ms = round(self._settings.lease_s * 1000)
-                run = leases.claim(connection, worker=worker, models=waiting, now_ms=now, lease_ms=lease_ms)
+                run = leases.claim(connection, asks, models=waiting, now_ms=now, lease_ms=lease_ms)
                 if run is None:
                     return None
-                digest, version = champions[run["model"]] or (None, None)
-                made_from = {
-                    "samples_version": samples,
-                    "labels_version": labels,
-                    "champion": digest,
-                    "champion_version": version,
-                }
+                made_from = _made_from(run, versions, champions[run["model"]])
                 connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(made_from))
-                return self._run_file({**run, **made_from})
+                return self._run_file({**run, **made_from}, _tried(connection, run))
         except sa.exc.IntegrityError:
             _log.info("another server claimed a run of %s at the same moment", sorted(waiting))
             return None
 
     def progress(self, run_id: str, progress: RunProgress) -> None:
-        """A worker's heartbeat: renews the lease.
+        """A worker's heartbeat: renews the lease, keeps what the run has written and measured.
+
+        Raises:
+            NotFound, LeaseLost: See :mod:`fleet_server.schedules.leases`.
+        """
+        now = self._clock()
+        with self._db.write() as connection:
+            lease_ms = round(self._settings.lease_s * 1000)
+            leases.renew(connection, run_id, progress, now_ms=now, lease_ms=lease_ms)
+            if not (progress.log or progress.metrics):
+                return
+            attempt = leases.find(connection, run_id)["attempts"]
+            reports.add_log(connection, run_id, progress.log, attempt=attempt, at_ms=now)
+            reports.add_metrics(
+                connection, run_id, progress.metrics, attempt=attempt, at_ms=now, fraction=progress.fraction
+            )
+
+    def hand_back(self, run_id: str, fence: int, reason: str) -> None:
+        """A worker that stops gives its run back: another goes on with it at once.
 
         Raises:
             NotFound, LeaseLost: See :mod:`fleet_server.schedules.leases`.
         """
         with self._db.write() as connection:
-            lease_ms = round(self._settings.lease_s * 1000)
-            leases.renew(connection, run_id, progress, now_ms=self._clock(), lease_ms=lease_ms)
+            leases.hand_back(connection, run_id, fence, reason)
 
     def finish(self, run_id: str, result: RunResult) -> None:
         """A worker's result; a release is handed on after the commit.
@@ -258,41 +253,90 @@ class RunService:
         with self._db.write() as connection:
             leases.end(connection, run_id, result, now_ms=self._clock())
         _log.info("run %s: %s: %s", run_id, result.state.value, "; ".join(result.reasons))
+        self._settle()
         self._announce()
 
     # --- reading
 
     def get(self, run_id: str) -> dict[str, Any]:
-        """One run.
+        """One run; with ``graph``, the runs of its slot: each with id, step, state and needs.
 
         Raises:
             NotFound: There is none.
         """
         with self._db.read() as connection:
-            return dict(leases.find(connection, run_id))
+            run = dict(leases.find(connection, run_id))
+            columns = (runs.c.id, runs.c.step, runs.c.kind, runs.c.state, runs.c.needs)
+            if run["schedule"] is None:
+                query = sa.select(*columns).where(runs.c.id == run_id)
+            else:
+                query = sa.select(*columns).where(_same_slot(run)).order_by(runs.c.created_at_ms, runs.c.step)
+            return run | {"graph": [dict(row) for row in connection.execute(query).mappings()]}
 
-    def list(self, model: str | None = None, *, limit: int = 100) -> list[dict[str, Any]]:
+    def list(
+        self,
+        model: str | None = None,
+        *,
+        limit: int = 100,
+        schedule: str | None = None,
+        state: RunState | None = None,
+        kind: RunKind | None = None,
+    ) -> builtins.list[dict[str, Any]]:
         """The newest runs first."""
-        query = sa.select(runs).order_by(runs.c.created_at_ms.desc(), runs.c.logical_time_ms.desc()).limit(limit)
-        if model is not None:
-            query = query.where(runs.c.model == model)
+        query = sa.select(runs).order_by(runs.c.created_at_ms.desc(), runs.c.logical_time_ms.desc(), runs.c.id)
+        wanted = {"model": model, "schedule": schedule, "state": state and state.value, "kind": kind and kind.value}
+        for name, value in wanted.items():
+            if value is not None:
+                query = query.where(runs.c[name] == value)
         with self._db.read() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+    def log(self, run_id: str, after: int = 0) -> dict[str, Any]:
+        """What a run has written since: ``text``, and ``next`` to ask with then.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        with self._db.read() as connection:
+            leases.find(connection, run_id)
+            text, following = reports.log_after(connection, run_id, after)
+        return {"text": text, "next": following}
+
+    def metrics(self, run_id: str) -> builtins.list[dict[str, Any]]:
+        """A run's metrics over time: points with ``at_ms``, ``attempt``, ``fraction`` and ``metrics`` by name.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        with self._db.read() as connection:
+            leases.find(connection, run_id)
+            return reports.metrics_of(connection, run_id)
+
+    def prune(self) -> int:
+        """Drop the logs and metrics of old runs; the runs themselves stay."""
+        kept = sa.select(runs.c.id).order_by(runs.c.created_at_ms.desc()).limit(self._settings.logs_kept)
+        with self._db.write() as connection:
+            return reports.forget(connection, kept)
 
     # --- inside
 
-    def _waiting(self, models: Collection[str]) -> set[str]:
-        query = sa.select(runs.c.model).where(runs.c.state == RunState.QUEUED.value).distinct()
-        if models:
-            query = query.where(runs.c.model.in_(list(models)))
-        with self._db.read() as connection:
-            return set(connection.execute(query).scalars())
+    def _take_back(self, claimant: Claimant, now: int) -> None:
+        with self._db.write() as connection:
+            lost = leases.take_back(connection, claimant, now_ms=now, max_attempts=self._settings.max_attempts)
+        if lost:
+            _log.warning("worker %s has begun anew; its runs go on: %s", claimant.worker, ", ".join(lost))
 
     def _expire(self, now: int) -> None:
+        if now < self._begun_ms + self._settings.lease_s * 1000:
+            return
         with self._db.write() as connection:
             expired = leases.expire(connection, now_ms=now, max_attempts=self._settings.max_attempts)
         if expired:
             _log.warning("leases ran out: %s", ", ".join(expired))
+
+    def _settle(self) -> None:
+        with self._db.write() as connection:
+            settle_graphs(connection, now_ms=self._clock())
 
     def _announce(self) -> None:
         if self._on_released is None:
@@ -317,7 +361,7 @@ class RunService:
                         sa.update(runs).where(runs.c.id == run["id"]).values(announced=True, reasons=refused)
                     )
 
-    def _run_file(self, run: dict[str, Any]) -> RunFile:
+    def _run_file(self, run: dict[str, Any], tried: dict[str, str]) -> RunFile:
         return RunFile(
             run=run["id"],
             model=run["model"],
@@ -331,54 +375,74 @@ class RunService:
             labels_version=run["labels_version"],
             champion=run["champion"],
             champion_version=run["champion_version"],
+            kind=RunKind(run["kind"]),
+            step=run["step"],
+            attempt=run["attempts"],
+            options=run["options"],
+            timeout_s=run["timeout_s"],
+            cpus=run["cpus"],
+            gpus=run["gpus"],
+            tried=tried,
         )
 
 
-def _schedule_of(row: sa.RowMapping) -> Schedule:
-    return Schedule(
-        name=row["name"],
-        model=row["model"],
-        kind=row["kind"],
-        expression=row["expression"],
-        timezone=row["timezone"],
-        catch_up=CatchUp(row["catch_up"]),
-        enabled=row["enabled"],
-    )
-
-
-def _active(connection: sa.Connection, model: str) -> str | None:
-    active = runs.c.state.in_([RunState.QUEUED.value, RunState.RUNNING.value])
-    query = sa.select(runs.c.id).where(runs.c.model == model, active).order_by(runs.c.created_at_ms).limit(1)
-    return connection.execute(query).scalar()
-
-
-def _insert(
-    connection: sa.Connection,
-    model: str,
-    trigger: str,
-    reason: str,
-    now: int,
-    *,
-    schedule: str | None = None,
-    slot_ms: int | None = None,
-) -> str | None:
-    """A new run's identifier; None where the slot has its run already, or another request came first."""
-    run_id = uuid.uuid4().hex
-    values = {
-        "id": run_id,
-        "schedule": schedule,
-        "logical_time_ms": now if slot_ms is None else slot_ms,
-        "model": model,
-        "lane": f"train:{model}",
-        "trigger": trigger,
-        "reason": reason,
-        "seed": int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:4], "big") >> 1,
-        "state": RunState.QUEUED.value,
-        "created_at_ms": now,
+def _made_from(
+    run: sa.RowMapping, versions: tuple[int | None, int | None], champion: tuple[str, str] | None
+) -> dict[str, Any]:
+    """What a claimed run is made from: the newest, but the data of its first attempt, so that a later one resumes."""
+    samples, labels = versions
+    digest, version = champion or (None, None)
+    if run["attempts"] > 1 and run["samples_version"] is not None:
+        samples, labels = run["samples_version"], run["labels_version"]
+    return {
+        "samples_version": samples,
+        "labels_version": labels,
+        "champion": digest,
+        "champion_version": version,
     }
-    try:
-        with connection.begin_nested():
-            connection.execute(sa.insert(runs).values(values))
-    except sa.exc.IntegrityError:
-        return None  # the unique index has spoken
-    return run_id
+
+
+def _tried(connection: sa.Connection, run: sa.RowMapping) -> dict[str, str]:
+    """Inputs of the model's newest trainings that came to a verdict, by run."""
+    if run["kind"] != RunKind.TRAIN.value:
+        return {}
+    verdicts = runs.c.state.in_([state.value for state in SUCCEEDED])
+    of_model = sa.and_(runs.c.model == run["model"], runs.c.kind == run["kind"], runs.c.inputs.is_not(None), verdicts)
+    query = sa.select(runs.c.id, runs.c.inputs).where(of_model).order_by(runs.c.created_at_ms.desc())
+    return {row.id: row.inputs for row in connection.execute(query.limit(_MOST_TRIED))}
+
+
+def _same_slot(run: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(runs.c.schedule == run["schedule"], runs.c.logical_time_ms == run["logical_time_ms"])
+
+
+def _skipped_after(connection: sa.Connection, run: sa.RowMapping) -> list[str]:
+    """The skipped steps of a graph that need this run's step, whether at first or second hand."""
+    if run["schedule"] is None:
+        return []
+    skipped = sa.and_(_same_slot(run), runs.c.state == RunState.SKIPPED.value, runs.c.id != run["id"])
+    rows = connection.execute(sa.select(runs.c.id, runs.c.step, runs.c.needs).where(skipped)).all()
+    reached, found = {run["step"]}, list[str]()
+    for _ in rows:
+        for row in rows:
+            if row.step not in reached and reached & set(row.needs):
+                reached.add(row.step)
+                found.append(row.id)
+    return found
+
+
+def _queue_anew(connection: sa.Connection, run: sa.RowMapping) -> None:
+    values = {
+        "state": (RunState.BLOCKED if run["needs"] else RunState.QUEUED).value,
+        "ended_at_ms": None,
+        "fence": run["fence"] + 1,  # whoever still works on it has lost it
+        "attempts": 0,
+        "failures": 0,
+        "not_before_ms": None,
+        "reasons": [],
+        "samples_version": None,
+        "labels_version": None,
+        "message": "asked for again",
+        "fraction": 0.0,
+    }
+    connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(values))

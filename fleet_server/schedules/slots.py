@@ -15,15 +15,17 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from edge_agent.contract.errors import CallerError, ManifestError
+from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.names import check_name
+from fleet_server.schedules.graph import TRAINING, ScheduleRefused, Step, check_steps
 
-MOST_SLOTS = 1_000  # caught up in one tick; the next tick goes on from there
+MOST_SLOTS = 1_000  # caught up in one tick, or made by one backfill; the next tick goes on from there
 _MINIMUM_INTERVAL_S = 1.0
-
-
-class ScheduleRefused(CallerError):
-    """The schedule makes no sense; the text says what and how to write it."""
+_MOST_LABELS = 1_000_000_000
+# Kinds whose slots follow from the calendar; the others come when labels or people do.
+TIMED = ("cron", "interval")
+LABELS = "labels"
+MANUAL_ONLY = "manual"
 
 
 class CatchUp(enum.StrEnum):
@@ -36,12 +38,13 @@ class CatchUp(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When a model is to be trained.
+    """When what is to be done about a model.
 
     Args:
-        kind: ``cron`` or ``interval``.
-        expression: Five cron fields (``0 3 * * *``), or the interval's seconds.
+        kind: ``cron``, ``interval``, ``labels`` (whenever so many new ones have come), or ``manual``.
+        expression: Five cron fields (``0 3 * * *``), the interval's seconds, or how many labels; empty for ``manual``.
         timezone: IANA name in which cron fields are read.
+        steps: The graph; unless given, one step that trains.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Schedule:
     timezone: str = "UTC"
     catch_up: CatchUp = CatchUp.LATEST
     enabled: bool = True
+    steps: tuple[Step, ...] = TRAINING
 
     def __post_init__(self) -> None:
         try:
@@ -58,7 +62,33 @@ class Schedule:
             check_name(self.model, "model")
         except ManifestError as error:
             raise ScheduleRefused(str(error)) from error
-        trigger_of(self, anchor_ms=0)
+        check_steps(f"schedule {self.name}", self.steps)
+        if self.kind in TIMED:
+            trigger_of(self, anchor_ms=0)
+        elif self.kind == LABELS:
+            _ = self.labels
+        elif self.kind != MANUAL_ONLY:
+            raise ScheduleRefused(
+                f"schedule {self.name}: kind {self.kind!r} is neither 'cron' nor 'interval', nor 'labels' or 'manual'"
+            )
+
+    @property
+    def timed(self) -> bool:
+        """Whether its slots follow from the calendar."""
+        return self.kind in TIMED
+
+    @property
+    def labels(self) -> int:
+        """Of one that waits for labels: how many.
+
+        Raises:
+            ScheduleRefused: Its expression is no such number.
+        """
+        if self.expression.isdecimal() and 1 <= int(self.expression) <= _MOST_LABELS:
+            return int(self.expression)
+        raise ScheduleRefused(
+            f"schedule {self.name}: {self.expression!r} is no number of new labels; write one like '500'"
+        )
 
 
 def trigger_of(schedule: Schedule, *, anchor_ms: int) -> BaseTrigger:
@@ -84,7 +114,7 @@ def trigger_of(schedule: Schedule, *, anchor_ms: int) -> BaseTrigger:
                 "write minute, hour, day, month and weekday, like '0 3 * * *'"
             ) from error
     if schedule.kind != "interval":
-        raise ScheduleRefused(f"schedule {schedule.name}: kind {schedule.kind!r} is neither 'cron' nor 'interval'")
+        raise ScheduleRefused(f"schedule {schedule.name}: it is of kind {schedule.kind!r}, and has no slots in time")
     try:
         seconds = float(schedule.expression)
     except ValueError as error:
@@ -119,6 +149,52 @@ def due_slots(
     if newest is None or (late and schedule.catch_up is CatchUp.SKIP):
         return (), max(cursor_ms, now_ms)
     return (newest,), max(cursor_ms, now_ms)
+
+
+def slots_between(schedule: Schedule, *, anchor_ms: int, from_ms: int, until_ms: int) -> tuple[int, ...]:
+    """All slots from a moment to another, both included, also those before the schedule was made.
+
+    Raises:
+        ScheduleRefused: It has no slots, or they are more than :data:`MOST_SLOTS`.
+    """
+    if schedule.kind == "interval":
+        step_ms = round(float(schedule.expression) * 1000)
+        anchor_ms -= max(0, -(-(anchor_ms - from_ms) // step_ms)) * step_ms  # the same beat, begun earlier
+    trigger = trigger_of(schedule, anchor_ms=anchor_ms)
+    found: list[int] = []
+    at = from_ms - 1
+    while (following := next_slot(trigger, at)) is not None and following <= until_ms:
+        if len(found) == MOST_SLOTS:
+            raise ScheduleRefused(
+                f"schedule {schedule.name}: more than {MOST_SLOTS} slots from {rfc3339(from_ms)} to "
+                f"{rfc3339(until_ms)}; ask for a part of that time"
+            )
+        found.append(following)
+        at = following
+    return tuple(found)
+
+
+def next_slots(schedule: Schedule, *, anchor_ms: int, after_ms: int, count: int) -> tuple[int, ...]:
+    """The next ``count`` slots after a moment, fewer where no more will come."""
+    trigger = trigger_of(schedule, anchor_ms=anchor_ms)
+    found: list[int] = []
+    at: int | None = after_ms
+    while len(found) < count and (at := next_slot(trigger, at or 0)) is not None:
+        found.append(at)
+    return tuple(found)
+
+
+def moment_ms(text: str) -> int:
+    """A moment that a person wrote, Unix milliseconds: RFC 3339, or a date; UTC where no zone stands with it.
+
+    Raises:
+        ScheduleRefused: It is none.
+    """
+    try:
+        found = dt.datetime.fromisoformat(text)
+        return round((found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise ScheduleRefused(f"{text!r} is no moment; write one like 2026-03-01 or 2026-03-01T03:00:00Z") from error
 
 
 def _newest_slot(trigger: BaseTrigger, cursor_ms: int, now_ms: int) -> int | None:

@@ -35,6 +35,7 @@ from fleet_server.monitoring.service import MonitoringService
 from fleet_server.rollouts import routes as rollouts_routes
 from fleet_server.rollouts.state import Gate
 from fleet_server.schedules import routes as schedules_routes
+from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
 from tests.fakes.served_app import served
 from tests.fleet_server.fleet import Fleet
@@ -65,7 +66,13 @@ def shoal(fleet: Fleet, runs: RunService) -> Iterator[Shoal]:
     app.include_router(models_routes.routes(fleet.models, guard, withdraw=fleet.rollouts.withdraw))
     app.include_router(rollouts_routes.routes(fleet.rollouts, guard, waves=(1, 1.0), gate=Gate(soak_s=0)))
     app.include_router(
-        schedules_routes.routes(runs, require_trainer=trainer, require_viewer=viewer, require_admin=admin)
+        schedules_routes.routes(
+            runs,
+            ScheduleService(fleet.db, clock=fleet.clock),
+            require_trainer=trainer,
+            require_viewer=viewer,
+            require_admin=admin,
+        )
     )
     monitoring = MonitoringService(fleet.db, reference)
     app.include_router(monitoring_routes.routes(monitoring, require_viewer=viewer, clock=fleet.clock))

@@ -12,6 +12,7 @@ from fleet_server.database import Database
 from fleet_server.errors import Forbidden
 from fleet_server.http_errors import install
 from fleet_server.schedules.routes import routes
+from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
 from tests.fakes.served_app import served
 from tests.fleet_server.schedules.conftest import Clock
@@ -49,7 +50,13 @@ def client(db: Database, clock: Clock) -> Iterator[httpx.Client]:
     app = FastAPI()
     install(app)
     app.include_router(
-        routes(service, require_trainer=require_trainer, require_viewer=require_viewer, require_admin=require_admin)
+        routes(
+            service,
+            ScheduleService(db, clock=clock),
+            require_trainer=require_trainer,
+            require_viewer=require_viewer,
+            require_admin=require_admin,
+        )
     )
     with served(app) as client:
         yield client
@@ -110,7 +117,7 @@ def test_a_run_of_a_model_that_nobody_knows_is_refused_with_what_is_known(client
 def test_a_run_that_waits_is_cancelled_and_nobody_claims_it(client: httpx.Client) -> None:
     run = client.post("/api/v1/runs", json={"model": "digits"}, headers=ADMIN).json()["run"]
     done = client.post(f"/api/v1/runs/{run}/cancel", json={"reason": "wrong labels"}, headers=ADMIN)
-    assert (done.json()["state"], done.json()["reasons"]) == ("failed", ["cancelled: wrong labels"])
+    assert (done.json()["state"], done.json()["reasons"]) == ("cancelled", ["cancelled: wrong labels"])
     assert client.post("/api/v1/runs/claim", json={"worker": "w1"}, headers=TRAINER).status_code == 204
     again = client.post(f"/api/v1/runs/{run}/cancel", json={}, headers=ADMIN)
     assert again.status_code == 409

@@ -12,8 +12,11 @@ from edge_agent.contract.errors import PackageError
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
 from fleet_server.database import Database, metadata
 from fleet_server.errors import Conflict, NotFound
+from fleet_server.schedules.creation import Cause, insert_run
+from fleet_server.schedules.graph import Step
 from fleet_server.schedules.leases import LeaseLost
-from fleet_server.schedules.service import HARM, MANUAL, RunService, RunSettings, _insert
+from fleet_server.schedules.schedule_service import ScheduleService
+from fleet_server.schedules.service import HARM, MANUAL, RunService, RunSettings
 from fleet_server.schedules.slots import CatchUp, Schedule
 from tests.fleet_server.schedules.conftest import Clock
 
@@ -142,7 +145,7 @@ def test_a_worker_that_wakes_before_anybody_noticed_keeps_its_run(db: Database, 
     file = claimed(runs)
     clock.forward(300)
     runs.progress(file.run, RunProgress(fence=file.fence, stage="fit", fraction=0.9))
-    assert runs.tick() == []
+    runs.tick()
     assert runs.get(file.run)["state"] == "running"
 
 
@@ -223,12 +226,12 @@ def test_a_lake_that_cannot_be_read_leaves_the_run_unclaimed(db: Database, clock
 
 
 def test_a_schedule_makes_runs_that_wait_for_each_other(db: Database, clock: Clock) -> None:
-    runs = service(db, clock)
-    runs.put_schedule(Schedule(name="hourly", model="digits", kind="interval", expression="3600", catch_up=CatchUp.ALL))
-    assert runs.tick() == []
+    runs, schedules = service(db, clock), ScheduleService(db, clock=clock)
+    schedules.put(Schedule(name="hourly", model="digits", kind="interval", expression="3600", catch_up=CatchUp.ALL))
+    assert schedules.tick() == []
     clock.forward(3 * 3600)
-    assert len(runs.tick()) == 3
-    assert runs.tick() == []
+    assert len(schedules.tick()) == 3
+    assert schedules.tick() == []
     first = claimed(runs)
     assert runs.claim("w2") is None, "one run of a model at a time"
     runs.finish(first.run, RunResult(fence=first.fence, state=RunState.UNCHANGED, reasons=("nothing new",)))
@@ -236,16 +239,16 @@ def test_a_schedule_makes_runs_that_wait_for_each_other(db: Database, clock: Clo
 
 
 def test_a_deleted_or_disabled_schedule_makes_no_runs(db: Database, clock: Clock) -> None:
-    runs = service(db, clock)
+    schedules = ScheduleService(db, clock=clock)
     for name in ("a", "b"):
-        runs.put_schedule(Schedule(name=name, model="digits", kind="interval", expression="60"))
-    runs.delete_schedule("a")
-    runs.put_schedule(Schedule(name="b", model="digits", kind="interval", expression="60", enabled=False))
+        schedules.put(Schedule(name=name, model="digits", kind="interval", expression="60"))
+    schedules.delete("a")
+    schedules.put(Schedule(name="b", model="digits", kind="interval", expression="60", enabled=False))
     clock.forward(120)
-    assert runs.tick() == []
-    assert [(row["name"], row["next_ms"]) for row in runs.schedules()] == [("b", None)]
+    assert schedules.tick() == []
+    assert [(row["name"], row["next_ms"]) for row in schedules.list()] == [("b", None)]
     with pytest.raises(NotFound):
-        runs.delete_schedule("a")
+        schedules.delete("a")
 
 
 def compete(url: str, worker: str, until_ms: int, barrier: Any, results: Any) -> None:
@@ -253,12 +256,12 @@ def compete(url: str, worker: str, until_ms: int, barrier: Any, results: Any) ->
     db = Database(url)
     clock = Clock(START)
     # The two clocks drift apart by many leases, which is not what this is about.
-    runs = service(db, clock, settings=RunSettings(lease_s=1e6))
+    runs, schedules = service(db, clock, settings=RunSettings(lease_s=1e6)), ScheduleService(db, clock=clock)
     done: list[tuple[str, str]] = []
     barrier.wait(60)
     while clock.at_ms < until_ms:
         clock.forward(30)
-        runs.tick()
+        schedules.tick()
         while (file := runs.claim(worker)) is not None:
             done.append((file.run, file.logical_time))
             runs.finish(file.run, RunResult(fence=file.fence, state=RunState.UNCHANGED, reasons=()))
@@ -269,8 +272,9 @@ def compete(url: str, worker: str, until_ms: int, barrier: Any, results: Any) ->
 def compete_over(url: str) -> list[tuple[str, str]]:
     db = Database(url)
     metadata.create_all(db.engine)
-    runs = service(db, Clock(START))
-    runs.put_schedule(Schedule(name="s", model="digits", kind="interval", expression="60", catch_up=CatchUp.ALL))
+    ScheduleService(db, clock=Clock(START)).put(
+        Schedule(name="s", model="digits", kind="interval", expression="60", catch_up=CatchUp.ALL)
+    )
     db.close()
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
@@ -313,7 +317,7 @@ def test_on_postgresql_a_request_that_loses_the_race_gets_the_winners_run(postgr
     run = runs.request("digits")
     # The row another server committed after this one looked: the unique index, not the look, decides.
     with db.write() as connection:
-        assert _insert(connection, "digits", HARM, "late", START) is None
+        assert insert_run(connection, "digits", Step(), Cause(trigger=HARM, reason="late", now_ms=START)) is None
         assert connection.execute(sa.text("select count(*) from runs")).scalar() == 1
     assert runs.request("digits", HARM, "late") == run
     db.close()
