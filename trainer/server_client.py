@@ -28,6 +28,24 @@ class LeaseLost(NetworkError):
     """Another worker has this run now, or it was ended: whatever this one finds is not wanted any more."""
 
 
+class ReleasedPackage(msgspec.Struct, frozen=True):
+    """A package that the server shows."""
+
+    version: str
+    digest: str = ""
+
+
+class ReleasedModel(msgspec.Struct, frozen=True):
+    """A model of the server.
+
+    Args:
+        champion: Digest of what the whole fleet runs, else of the newest published; None where there is neither.
+    """
+
+    champion: str | None = None
+    versions: tuple[ReleasedPackage, ...] = ()
+
+
 class ServerClient:
     """A connection to the fleet server in the role ``trainer``. Safe to use from several threads.
 
@@ -74,13 +92,22 @@ class ServerClient:
         Raises:
             ServerRefused, NetworkError: The server refuses, or is away.
         """
+        found = self.released(model)
+        return {package.version for package in found.versions} if found is not None else set()
+
+    def released(self, model: str) -> ReleasedModel | None:
+        """A model's packages, the newest first, and its champion; None where the server does not know the model.
+
+        Raises:
+            ServerRefused, NetworkError: The server refuses, or is away.
+        """
         try:
             reply = self._send("GET", f"/api/v1/models/{model}")
         except ServerRefused as error:
             if error.status == _NOT_FOUND:
-                return set()
+                return None
             raise
-        return {package.version for package in self._decode(reply, _Model).versions}
+        return self._decode(reply, ReleasedModel)
 
     def download(self, digest: str, folder: Path) -> Package:
         """Bring a package into ``folder``, which appears whole or not at all, with every file's digest verified.
@@ -158,14 +185,6 @@ def refuse_token(reply: httpx.Response) -> None:
         f"{server}: the token was refused ({reply.status_code}: {_detail(reply)}); it needs one of role trainer, in "
         "SHOAL_TOKEN or --token"
     )
-
-
-class _Version(msgspec.Struct):
-    version: str
-
-
-class _Model(msgspec.Struct):
-    versions: tuple[_Version, ...] = ()
 
 
 def _detail(reply: httpx.Response) -> str:
