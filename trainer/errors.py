@@ -31,6 +31,10 @@ class WorkersLost(TrainerError):
     """Training's processes died, and more often than they may be started again."""
 
 
+class VersionGone(DatasetError):
+    """A version of the lake was vacuumed: what was trained on it cannot be trained again."""
+
+
 class ExportFailed(TrainerError):
     """The network cannot be brought into ONNX."""
 
@@ -39,6 +43,12 @@ class ExportFailed(TrainerError):
 
 class ParityFailed(TrainerError):
     """The exported model does not answer as the trained one does, on the runtime that devices use."""
+
+    exit_code = 3
+
+
+class MeasurementFailed(TrainerError):
+    """What a model takes could not be measured."""
 
     exit_code = 3
 

@@ -1,91 +1,52 @@
-"""A dataset version: samples joined with labels, each table at a version of its own, split by group.
+"""Reads a dataset version: samples joined with labels, each table at a version of its own, split so that nothing leaks.
 
-What a version holds is a function of the two table versions, the model's name and the split rule alone; their digest is
-its name, and goes into the lineage of what is trained on it.
+What a version holds is a function of the table versions, the model's name, the moment up to which labels are known and
+the split rule alone; their digest is its name, and goes into the lineage of what is trained on it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from edge_agent.contract.lake import IMPORTED, LABELS, SAMPLES
-from edge_agent.contract.messages import SampleReason
+from trainer.data.dataset_version import Dataset
+from trainer.data.joining import LABEL_COLUMNS, SAMPLE_COLUMNS, Joined, join
 from trainer.data.lake import open_table, read_table
+from trainer.data.lake_scan import LakeScan
+from trainer.data.loading import Loaded, estimated_bytes, in_memory, on_disk
 from trainer.data.recency import current_since
-from trainer.data.rows import DecodedInputs, Rows, decode_inputs, hash_share
+from trainer.data.row_store import hash_order
+from trainer.data.rows import Rows, StoredInputs
+from trainer.data.split import Sides, SplitRule, split
 from trainer.errors import DatasetError
 from trainer.recipe import Recipe
 
-_KEYS = ["device", "request_id"]
-_SAMPLE_COLUMNS = [*_KEYS, "package", "at_ms", "reason", "prediction", "group", "inclusion_probability", "inputs"]
-_LABEL_COLUMNS = [*_KEYS, "label", "labelled_at_ms", "inclusion_probability"]
-_HOLDOUT_SALT = "holdout"
-_VALIDATION_SALT = "validation"
-_VALIDATION_SHARE = 0.12
+__all__ = ["Dataset", "default_cache", "read_dataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """A dataset version.
+class _Reading:
+    """What a dataset is read from."""
 
-    Args:
-        digest: Its name.
-        samples_version, labels_version: Delta versions of the two tables.
-        rows: All labelled rows, the oldest first.
-        holdout, validation: bool[N]: never trained on; used to stop training early. The rest is trained on.
-        current: bool[N]: field rows of today's world.
-        recent: Sampled rows of today's world, labelled or not; ``unseen``: bool, those that are not trained on.
-        unmatched: Labels whose sample is not in the lake.
-        set_aside: Samples that break the signature, and are not used; ``complaint`` says what is wrong with the first.
-    """
-
-    digest: str
-    samples_version: int
-    labels_version: int
-    rows: Rows
-    holdout: NDArray[np.bool_]
-    validation: NDArray[np.bool_]
-    current: NDArray[np.bool_]
-    recent: Rows
-    unseen: NDArray[np.bool_]
-    unmatched: int
-    set_aside: int = 0
-    complaint: str = ""
-
-    @property
-    def field(self) -> NDArray[np.bool_]:
-        """bool[N]: rows that devices sent, as against imported ones."""
-        return np.asarray(self.rows.devices != IMPORTED)
-
-    @property
-    def train(self) -> NDArray[np.bool_]:
-        """bool[N]: rows that are trained on."""
-        return ~(self.holdout | self.validation)
-
-    def summary(self) -> dict[str, Any]:
-        """What ``evaluation.json`` and the card say of it."""
-        return {
-            "digest": self.digest,
-            "samples_version": self.samples_version,
-            "labels_version": self.labels_version,
-            "rows": len(self.rows),
-            "imported": int((~self.field).sum()),
-            "field": int(self.field.sum()),
-            "current": int(self.current.sum()),
-            "train": int(self.train.sum()),
-            "validation": int(self.validation.sum()),
-            "holdout": int(self.holdout.sum()),
-            "labels_without_sample": self.unmatched,
-            "set_aside": self.set_aside,
-        }
+    recipe: Recipe
+    lake: str
+    samples: DeltaTable
+    labels: DeltaTable
+    scan: LakeScan
+    found: Joined
+    rule: SplitRule
+    champion: str | None
+    labels_until_ms: int | None
+    cache: Path
 
 
 def read_dataset(
@@ -94,159 +55,272 @@ def read_dataset(
     *,
     samples_version: int | None = None,
     labels_version: int | None = None,
+    labels_until_ms: int | None = None,
     champion: str | None = None,
+    cache: Path | None = None,
 ) -> Dataset:
     """The dataset of a model at a version of the lake (None: the newest).
 
     Args:
+        labels_until_ms: Labels given later than this, milliseconds since the epoch, are not known; None: all are.
         champion: Digest of the package that is to be beaten: its rows are those that may be of today's world.
+        cache: Folder for inputs that need more memory than the recipe allows; that of the user unless given.
     Raises:
-        DatasetError: There are no samples or labels, or a row is not what the signature says.
+        DatasetError: There are no samples or labels, one class only, or a row is not what the signature says.
+        VersionGone: The version was vacuumed.
     """
-    samples, labels = open_table(lake, SAMPLES, samples_version), open_table(lake, LABELS, labels_version)
-    for name, found in ((SAMPLES, samples), (LABELS, labels)):
-        if found is None:
-            raise DatasetError(
-                f"{lake}: has no table '{name}' yet; import base data (`shoal trainer import {recipe.name} "
-                "--lake ...`) or let devices send some"
-            )
-    assert samples is not None  # noqa: S101 - the loop above has seen to it
-    assert labels is not None  # noqa: S101
-    sampled = _unique(read_table(samples, _SAMPLE_COLUMNS, recipe.name), "at_ms")
-    labelled = _unique(read_table(labels, _LABEL_COLUMNS, recipe.name), "labelled_at_ms")
-    unmatched = len(labelled) - len(labelled.join(sampled.select(_KEYS), keys=_KEYS, join_type="left semi"))
-    decoded = decode_inputs(sampled["inputs"].to_pylist(), recipe.signature)
-    _refuse_bad(recipe, lake, sampled, decoded)
-    sampled = sampled.filter(pa.array(decoded.fits))
-    joined = sampled.append_column("row", pa.array(range(len(sampled)), pa.int64())).select([*_KEYS, "row"])
-    joined = labelled.join(joined, keys=_KEYS, join_type="inner")
-    if not len(joined):
-        raise DatasetError(
-            f"{lake}: '{recipe.name}' has {len(sampled)} samples and {len(labelled)} labels, but no pair"
-        )
-    everything, asked = _decode(recipe, sampled, decoded, joined)
-    with_label = everything.targets >= 0
+    samples, labels = _open(recipe, lake, SAMPLES, samples_version), _open(recipe, lake, LABELS, labels_version)
+    scan, table = LakeScan(samples, recipe.name), recipe.file.dataset
+    known = read_table(labels, LABEL_COLUMNS, recipe.name)
+    found = join(recipe, scan.columns(SAMPLE_COLUMNS), known, until_ms=labels_until_ms)
+    _refuse_unlabelled(recipe, lake, found, labels_until_ms)
+    reading = _Reading(
+        recipe=recipe,
+        lake=lake,
+        samples=samples,
+        labels=labels,
+        scan=scan,
+        found=found,
+        rule=SplitRule(
+            by=table.split,
+            holdout_share=table.holdout_share,
+            judged_rows=table.judged_rows,
+            drop_copies=table.duplicates == "drop",
+        ),
+        champion=champion,
+        labels_until_ms=labels_until_ms,
+        cache=cache or default_cache(),
+    )
+    if estimated_bytes(scan, found.places) <= table.memory_mib * 2**20:
+        return _read_small(reading)
+    return _read_large(reading)
+
+
+def default_cache() -> Path:
+    """Where rows lie that need more memory than they may take, unless another folder is named."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal" / "rows"
+
+
+def _read_small(reading: _Reading) -> Dataset:
+    """Everything in memory."""
+    found = reading.found
+    decoded = in_memory(reading.scan, reading.recipe.signature, found.places)
+    _refuse_bad(reading, found.rows, decoded.fits, decoded.complaint)
+    everything = replace(found.rows.take(decoded.fits), inputs=decoded.inputs, sent=decoded.sent)
+    asked, with_label = found.asked[decoded.fits], everything.targets >= 0
     rows = replace(everything.take(with_label), probability=asked[with_label])
-    holdout, validation = _split(recipe, rows)
-    current, today = _current(recipe, rows, everything, champion, holdout)
-    unseen = ~with_label
-    unseen[np.flatnonzero(with_label)[holdout]] = True
-    return Dataset(
-        digest=_digest(recipe, samples, labels),
-        samples_version=samples.version(),
-        labels_version=labels.version(),
+    digests = [decoded.digests[at] for at in np.flatnonzero(with_label)]
+    made = _divide(reading, rows, everything, digests)
+    return _dataset(
+        reading,
+        made,
         rows=rows,
-        holdout=holdout,
-        validation=validation,
-        current=current,
-        recent=everything.take(today),
-        unseen=unseen[today],
-        unmatched=unmatched,
+        recent=everything.take(made.today),
+        unseen=_unseen(with_label, made.sides)[made.today],
         set_aside=int((~decoded.fits).sum()),
         complaint=decoded.complaint,
     )
 
 
-def _unique(table: pa.Table, newest_by: str) -> pa.Table:
-    """One row per device and request: the newest."""
-    order = [(newest_by, "ascending"), ("device", "ascending"), ("request_id", "ascending")]
-    table = table.take(pc.sort_indices(table, sort_keys=order))
-    numbered = table.append_column("row", pa.array(range(len(table)), pa.int64()))
-    last = numbered.group_by(_KEYS).aggregate([("row", "max")])["row_max"]
-    return table.take(pc.take(last, pc.sort_indices(last)))
+def _read_large(reading: _Reading) -> Dataset:
+    """Labelled inputs on disk; of today's samples as many in memory as may be judged."""
+    found, signature = reading.found, reading.recipe.signature
+    labelled = np.flatnonzero(found.rows.targets >= 0)
+    with on_disk(reading.scan, signature, found.places[labelled], reading.cache) as loaded:
+        _refuse_bad(reading, found.rows.take(labelled), loaded.fits, loaded.complaint)
+        kept = np.ones(len(found.rows), dtype=bool)
+        kept[labelled[~loaded.fits]] = False
+        everything, asked, places = found.rows.take(kept), found.asked[kept], found.places[kept]
+        with_label = everything.targets >= 0
+        rows = replace(everything.take(with_label), probability=asked[with_label])
+        made = _divide(reading, rows, everything, loaded.digests)
+        rows = _stored(reading, rows, made.content, loaded)
+    wanted = _drawn(everything, made.today, reading.rule.judged_rows)
+    recent, fits, complaint = _with_inputs(reading, everything, wanted, rows, places)
+    return _dataset(
+        reading,
+        made,
+        rows=rows,
+        recent=recent,
+        unseen=_unseen(with_label, made.sides)[wanted][fits],
+        set_aside=int((~loaded.fits).sum() + (~fits).sum()),
+        complaint=loaded.complaint or complaint,
+    )
 
 
-def _refuse_bad(recipe: Recipe, lake: str, sampled: pa.Table, decoded: DecodedInputs) -> None:
+def _stored(reading: _Reading, rows: Rows, content: str, loaded: Loaded) -> Rows:
+    named = hashlib.sha256(f"{content} {_signature_digest(reading.recipe)}".encode()).hexdigest()[:40]
+    store = loaded.store(reading.cache / named, rows.keys, rows.targets)
+    places = store.places()
+    return replace(rows, inputs=StoredInputs(store, places), sent=StoredInputs(store, places, sent=True))
+
+
+def _drawn(rows: Rows, mask: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
+    """Numbers of the masked rows, at most so many, drawn by the hash of their keys."""
+    chosen = np.flatnonzero(mask)
+    if len(chosen) <= most:
+        return chosen
+    return np.sort(chosen[hash_order(rows.take(chosen).keys)[:most]])
+
+
+def _with_inputs(
+    reading: _Reading, everything: Rows, wanted: NDArray[np.int64], rows: Rows, places: NDArray[np.int64]
+) -> tuple[Rows, NDArray[np.bool_], str]:
+    """Rows with their inputs in memory: those without a label from the lake; what does not fit is left out."""
+    with_label = everything.targets >= 0
+    number = np.cumsum(with_label) - 1  # among the labelled rows
+    known = with_label[wanted]
+    fresh = in_memory(reading.scan, reading.recipe.signature, places[wanted[~known]])
+    fits = known.copy()
+    fits[~known] = fresh.fits
+    stored = rows.take(number[wanted[known]])
+    order = np.argsort(np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)[fresh.fits]]))
+
+    def both(old: Any, new: Any) -> dict[str, NDArray[Any]]:
+        return {name: np.concatenate([old[name], new[name]])[order] for name in old} if len(order) else dict(old)
+
+    found = replace(
+        everything.take(wanted[fits]), inputs=both(stored.inputs, fresh.inputs), sent=both(stored.sent, fresh.sent)
+    )
+    return found, fits, fresh.complaint
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """How rows are divided; masks over the labelled rows but for ``today``, which is over all."""
+
+    sides: Sides
+    content: str
+    replay: dict[str, NDArray[np.bool_]]
+    current: NDArray[np.bool_]
+    today: NDArray[np.bool_]
+
+
+def _divide(reading: _Reading, rows: Rows, everything: Rows, digests: list[bytes]) -> _Divided:
+    recipe, imported = reading.recipe, np.asarray(rows.devices == IMPORTED)
+    replay: dict[str, NDArray[np.bool_]] = {}
+    sides = split(
+        reading.rule,
+        groups=rows.groups,
+        devices=rows.devices,
+        at_ms=rows.at_ms,
+        imported=imported,
+        replayed=np.logical_or.reduce([np.zeros(len(rows), dtype=bool), *replay.values()]),
+        inputs=digests,
+    )
+    _refuse_one_sided(recipe, rows, sides)
+    current, today = _current(recipe, rows, everything, reading.champion, sides.holdout)
+    return _Divided(sides, content_digest(recipe.file.labels, rows, digests, sides, replay), replay, current, today)
+
+
+def content_digest(
+    labels: tuple[str, ...],
+    rows: Rows,
+    digests: list[bytes],
+    sides: Sides,
+    replay: dict[str, NDArray[np.bool_]],
+) -> str:
+    """SHA-256 of all that training and judging see of labelled rows, in the order of their keys."""
+    side = np.where(sides.holdout, "h", np.where(sides.validation, "v", np.where(sides.idle, "i", "t")))
+    total = hashlib.sha256()
+    for at in np.argsort(np.array(rows.keys, dtype=str), kind="stable"):
+        row = [
+            rows.devices[at], rows.requests[at], labels[rows.targets[at]], digests[at], str(side[at]), rows.groups[at],
+            rows.packages[at], rows.predictions[at], int(rows.at_ms[at]), float(rows.probability[at]),
+            sorted(name for name, mask in replay.items() if mask[at]),
+        ]  # fmt: skip
+        total.update(msgspec.msgpack.encode(row))
+    return total.hexdigest()
+
+
+def _dataset(reading: _Reading, made: _Divided, *, rows: Rows, **rest: Any) -> Dataset:
+    return Dataset(
+        digest=_digest(reading),
+        content=made.content,
+        signature=_signature_digest(reading.recipe),
+        samples_version=reading.samples.version(),
+        labels_version=reading.labels.version(),
+        labels_until_ms=reading.labels_until_ms,
+        rows=rows,
+        holdout=made.sides.holdout,
+        validation=made.sides.validation,
+        idle=made.sides.idle,
+        copies=made.sides.copies,
+        replay=made.replay,
+        current=made.current,
+        unmatched=reading.found.unmatched,
+        **rest,
+    )
+
+
+def _unseen(with_label: NDArray[np.bool_], sides: Sides) -> NDArray[np.bool_]:
+    """Which of all rows are not trained on."""
+    unseen = ~with_label
+    unseen[np.flatnonzero(with_label)[sides.holdout | sides.idle]] = True
+    return unseen
+
+
+def _open(recipe: Recipe, lake: str, name: str, version: int | None) -> DeltaTable:
+    found = open_table(lake, name, version)
+    if found is None:
+        raise DatasetError(
+            f"{lake}: has no table '{name}' yet; import base data (`shoal trainer import {recipe.name} "
+            "--lake ...`) or let devices send some"
+        )
+    return found
+
+
+def _refuse_unlabelled(recipe: Recipe, lake: str, found: Joined, until_ms: int | None) -> None:
+    """Say what is missing where no row has a label."""
+    if (found.rows.targets >= 0).any():
+        return
+    have = f"{lake}: '{recipe.name}' has {len(found.rows)} samples and {found.labels} labels"
+    if found.labels:
+        raise DatasetError(f"{have}, but no pair: labels go by the device and request id of their sample")
+    known = "" if until_ms is None else f" known by {until_ms} ms"
+    raise DatasetError(
+        f"{have}{known}, so there is nothing to learn from yet; send labels through the devices' feedback or the "
+        f"server's labelling page, or import rows: shoal trainer import {recipe.name} --lake ..."
+    )
+
+
+def _refuse_one_sided(recipe: Recipe, rows: Rows, sides: Sides) -> None:
+    """Refuse rows that no classifier can be learnt from, or judged by."""
+    learnt = ~(sides.holdout | sides.validation | sides.idle)
+    if sides.holdout.all() or not sides.holdout.any() or not learnt.any():
+        raise DatasetError(
+            f"'{recipe.name}': {len(rows)} labelled rows of {len(set(rows.groups))} groups cannot be split in two; "
+            "more groups are needed"
+        )
+    for which, mask in (("", np.ones_like(learnt)), ("that are trained on ", learnt)):
+        classes = np.unique(rows.targets[mask])
+        if len(classes) == 1 and len(recipe.file.labels) > 1:
+            raise DatasetError(
+                f"'{recipe.name}': all {int(mask.sum())} labelled rows {which}are of the class "
+                f"'{recipe.file.labels[int(classes[0])]}': there is nothing to tell apart; label some rows of "
+                "another class, or import some"
+            )
+
+
+def _refuse_bad(reading: _Reading, rows: Rows, fits: NDArray[np.bool_], complaint: str) -> None:
     """Rows of devices that do not fit are set aside: an older model may have had another signature. Others are refused.
 
     Raises:
         DatasetError: An imported row, or most of the rows, break the signature.
     """
-    bad = np.flatnonzero(~decoded.fits)
+    recipe, lake, bad = reading.recipe, reading.lake, np.flatnonzero(~fits)
     if not len(bad):
         return
-    devices = sampled["device"].to_pylist()
-    if any(devices[at] == IMPORTED for at in bad):
+    if (rows.devices[bad] == IMPORTED).any():
         raise DatasetError(
             f"{lake}: imported rows of '{recipe.name}' break the signature ({len(bad)} rows; the first: "
-            f"{decoded.complaint}); mend the recipe, then `shoal trainer import {recipe.name} --lake ... --replace`"
+            f"{complaint}); mend the recipe, then `shoal trainer import {recipe.name} --lake ... --replace`"
         )
-    if 2 * len(bad) > len(devices):
-        first = sampled["request_id"][int(bad[0])]
+    if 2 * len(bad) > len(fits):
         raise DatasetError(
-            f"{lake}: {len(bad)} of {len(devices)} samples of '{recipe.name}' break the signature in model.toml; the "
-            f"first is request {first} of device {devices[bad[0]]}: {decoded.complaint}"
+            f"{lake}: {len(bad)} of {len(fits)} samples of '{recipe.name}' break the signature in model.toml; the "
+            f"first is request {rows.requests[bad[0]]} of device {rows.devices[bad[0]]}: {complaint}"
         )
-
-
-def _decode(
-    recipe: Recipe, sampled: pa.Table, decoded: DecodedInputs, joined: pa.Table
-) -> tuple[Rows, NDArray[np.float64]]:
-    """All samples in memory, the oldest first, with the class index of those that have a label.
-
-    Returns:
-        The rows with the probability of being sampled, and that of being asked for a label, float64[N].
-    """
-    targets = np.full(len(sampled), -1, dtype=np.int64)
-    asked = np.ones(len(sampled))
-    index = {label: at for at, label in enumerate(recipe.file.labels)}
-    at = joined["row"].to_numpy()
-    for row, label in zip(at, joined["label"].to_pylist(), strict=True):
-        if label not in index:
-            device, request = sampled["device"][int(row)], sampled["request_id"][int(row)]
-            cure = (
-                f"`shoal trainer import {recipe.name} --lake ... --replace`"
-                if str(device) == IMPORTED
-                else "send feedback with the right one"
-            )
-            raise DatasetError(
-                f"label {label!r} is no class of '{recipe.name}'; it has: {', '.join(index)} (request {request} of "
-                f"device {device}; {cure})"
-            )
-        targets[row] = index[label]
-    asked[at] = _probability(joined["inclusion_probability"])
-    text = {name: _text(sampled[name]) for name in ("device", "package", "reason", "prediction", "group", "request_id")}
-    alone = text["group"] == ""
-    groups = np.where(alone, text["device"] + "/" + text["request_id"], text["group"])
-    rows = Rows(
-        inputs=decoded.inputs,
-        sent=decoded.sent,
-        targets=targets,
-        devices=text["device"],
-        groups=groups,
-        packages=text["package"],
-        predictions=text["prediction"],
-        at_ms=sampled["at_ms"].to_numpy(),
-        probability=_probability(sampled["inclusion_probability"]),
-        uniform=np.asarray(text["reason"] != SampleReason.MARGIN.value, dtype=bool),
-    )
-    return rows, asked
-
-
-def _probability(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Inclusion probabilities; 0 (volunteered) and what is no probability count as certain."""
-    found = np.array(column.to_numpy(), dtype=np.float64)
-    return np.where((found > 0) & (found <= 1), found, 1.0)
-
-
-def _text(column: pa.ChunkedArray) -> NDArray[Any]:
-    return np.array(["" if value is None else value for value in column.to_pylist()], dtype=object)
-
-
-def _split(recipe: Recipe, rows: Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which rows are held out, and which stop training early: whole groups, by the hash of their name."""
-    share = recipe.file.dataset.holdout_share
-    names = sorted(set(rows.groups))
-    held = {name for name in names if hash_share(name, _HOLDOUT_SALT) < share}
-    stops = {name for name in names if name not in held and hash_share(name, _VALIDATION_SALT) < _VALIDATION_SHARE}
-    holdout = np.array([group in held for group in rows.groups], dtype=bool)
-    validation = np.array([group in stops for group in rows.groups], dtype=bool)
-    if holdout.all() or not holdout.any():
-        raise DatasetError(
-            f"'{recipe.name}': {len(rows)} labelled rows of {len(names)} groups cannot be split in two; "
-            "more groups are needed"
-        )
-    return holdout, validation
 
 
 def _current(
@@ -276,11 +350,19 @@ def _current(
     return current, today
 
 
-def _digest(recipe: Recipe, samples: Any, labels: Any) -> str:
+def _digest(reading: _Reading) -> str:
     named = {
-        "samples": [str(samples.metadata().id), samples.version()],
-        "labels": [str(labels.metadata().id), labels.version()],
-        "query": {"model": recipe.name, "labels": "newest labelled_at_ms per device and request"},
-        "split": {"by": "group", "holdout": recipe.file.dataset.holdout_share, "validation": _VALIDATION_SHARE},
+        "samples": [str(reading.samples.metadata().id), reading.samples.version()],
+        "labels": [str(reading.labels.metadata().id), reading.labels.version()],
+        "query": {
+            "model": reading.recipe.name,
+            "labels": "newest labelled_at_ms per device and request",
+            "until_ms": reading.labels_until_ms,
+        },
+        "split": reading.rule.as_json(),
     }
     return hashlib.sha256(msgspec.json.encode(named, order="deterministic")).hexdigest()
+
+
+def _signature_digest(recipe: Recipe) -> str:
+    return hashlib.sha256(msgspec.json.encode(recipe.signature, order="deterministic")).hexdigest()

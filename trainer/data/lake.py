@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,12 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from edge_agent.contract.lake import IMPORTED, LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
 from trainer.data.base_rows import base_rows
-from trainer.errors import DatasetError
+from trainer.errors import DatasetError, VersionGone
 from trainer.recipe import Recipe
 
+# What the readers of local folders and of object stores say of a file that is not there.
+_GONE = ("No such file", "Object at location", "NoSuchKey")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PARTITION = {SAMPLES: ["day"], LABELS: []}
 
 
@@ -33,7 +37,22 @@ def open_table(lake: str, table: str, version: int | None) -> DeltaTable | None:
         return None
     except (DeltaError, OSError) as error:
         at = "" if version is None else f" at version {version}"
-        raise DatasetError(f"{uri}{at}: cannot be read: {error}") from error
+        raise DatasetError(f"{uri}{at}: cannot be read: {_said(error)}{_other_version(uri, version)}") from error
+
+
+def unreadable(table: DeltaTable, error: Exception) -> DatasetError:
+    """What to say of a table whose files cannot be read."""
+    said, version, where = _said(error), table.version(), table.table_uri.rstrip("/")
+    if isinstance(error, FileNotFoundError) or any(words in said for words in _GONE):
+        return VersionGone(
+            f"{where} at version {version}: files of it are gone ({said}): it was vacuumed, or they were removed by "
+            "hand; take a newer version, or put them back from a backup. `shoal trainer lake tend` keeps the versions "
+            "that packages were trained on; `shoal trainer dataset versions` lists them"
+        )
+    return DatasetError(
+        f"{where} at version {version}: cannot be read: {said}; where a file is damaged, put it back from a "
+        "backup, or take a version from before it was written"
+    )
 
 
 def read_table(table: DeltaTable, columns: list[str], model: str) -> pa.Table:
@@ -48,8 +67,23 @@ def read_table(table: DeltaTable, columns: list[str], model: str) -> pa.Table:
     try:
         found = table.to_pyarrow_table(columns=columns, filters=[("model", "=", model)])
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{table.table_uri} at version {table.version()}: cannot be read: {error}") from error
+        raise unreadable(table, error) from error
     return found
+
+
+def _said(error: Exception) -> str:
+    return " ".join(_COLOUR.sub("", str(error)).split())[:300]
+
+
+def _other_version(uri: str, version: int | None) -> str:
+    """What versions there are, where one was asked for that is not."""
+    if version is None:
+        return ""
+    try:
+        newest = DeltaTable(uri).version()
+    except (DeltaError, OSError):
+        return ""
+    return f"; the newest version is {newest}" + ("" if version > newest else ", and of old ones the log may be gone")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Labelled rows in memory: what a dataset is made of."""
+"""Labelled rows: what a dataset is made of. Their inputs lie in memory, or on disk where they are many."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,14 +10,49 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.checking import InputCheck
-from edge_agent.contract.errors import MessageError, SignatureMismatch
-from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Tensor
-from trainer.errors import DatasetError
+from trainer.data.row_store import RowStore
 
-# An input of one row as the model sees it, and as it was sent: the same array where nothing was changed.
-_Cell = tuple[NDArray[Any], NDArray[Any]]
+# Before the name of a tensor in a store: as it was sent, where that differs from what the model sees.
+SENT = "sent:"
+Inputs = Mapping[str, NDArray[Any]]
+
+
+class StoredInputs(Mapping[str, NDArray[Any]]):
+    """Inputs of N rows that lie on disk, by name. Asking for one by its name brings all N into memory.
+
+    Args:
+        at: int64[N]: places in the store.
+        sent: As applications send them, instead of as the model sees them.
+    """
+
+    def __init__(self, store: RowStore, at: NDArray[np.int64], *, sent: bool = False) -> None:
+        self.store, self.at, self.sent = store, at, sent
+        known = store.file.tensors
+        self._stored = {
+            name: f"{SENT}{name}" if sent and f"{SENT}{name}" in known else name
+            for name in known
+            if not name.startswith(SENT)
+        }
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        stored = self._stored[name]
+        return self.store.read(self.at, [stored])[stored]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def select(self, mask: NDArray[Any]) -> StoredInputs:
+        """Some of the rows, still on disk."""
+        return StoredInputs(self.store, self.at[mask], sent=self.sent)
+
+    def take(self, mask: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Some of the rows, in memory."""
+        found = self.store.read(self.at[mask], list(self._stored.values()))
+        return {name: found[stored] for name, stored in self._stored.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +64,17 @@ class Rows:
         sent: As applications send them, missing values missing; the same arrays where nothing was filled or clipped.
         targets: Class index, int64[N]; -1 where no label is known.
         devices, groups, packages, predictions: object[N] of ``str``; a prediction is what the device's model answered.
+        requests: object[N] of ``str``; with the device the key of a row.
         at_ms: When the device was asked, int64[N].
         probability: With which the row was drawn, float64[N] in 0 < p <= 1.
         uniform: bool[N]: drawn with a probability that does not depend on what the row shows.
     """
 
-    inputs: dict[str, NDArray[Any]]
-    sent: dict[str, NDArray[Any]]
+    inputs: Inputs
+    sent: Inputs
     targets: NDArray[np.int64]
     devices: NDArray[Any]
+    requests: NDArray[Any]
     groups: NDArray[Any]
     packages: NDArray[Any]
     predictions: NDArray[Any]
@@ -50,12 +86,24 @@ class Rows:
         return len(self.targets)
 
     def take(self, mask: NDArray[Any]) -> Rows:
-        """The rows that a boolean mask or an index array chooses."""
-        plain = [field.name for field in fields(self) if field.name not in {"inputs", "sent"}]
-        columns = {name: getattr(self, name)[mask] for name in plain}
-        inputs = {name: array[mask] for name, array in self.inputs.items()}
-        sent = {name: inputs[name] if array is self.inputs[name] else array[mask] for name, array in self.sent.items()}
-        return Rows(inputs=inputs, sent=sent, **columns)
+        """The rows that a boolean mask or an index array chooses, in memory."""
+        inputs = _take(self.inputs, mask)
+        if isinstance(self.sent, StoredInputs) or isinstance(self.inputs, StoredInputs):
+            return self._with(mask, inputs, _take(self.sent, mask))
+        same = {name for name, array in self.sent.items() if array is self.inputs[name]}
+        sent = {name: inputs[name] if name in same else array[mask] for name, array in self.sent.items()}
+        return self._with(mask, inputs, sent)
+
+    def select(self, mask: NDArray[Any]) -> Rows:
+        """As :meth:`take`; but inputs that lie on disk stay there."""
+        if not isinstance(self.inputs, StoredInputs) or not isinstance(self.sent, StoredInputs):
+            return self.take(mask)
+        return self._with(mask, self.inputs.select(mask), self.sent.select(mask))
+
+    @property
+    def keys(self) -> list[str]:
+        """``DEVICE/REQUEST`` of each row."""
+        return [f"{device}/{request}" for device, request in zip(self.devices, self.requests, strict=True)]
 
     def weights(self, *, largest: float = 5.0) -> NDArray[np.float64]:
         """Inverse inclusion probabilities (Hajek 1971) of mean 1, float64[N]; clipped, so that no single row rules."""
@@ -65,88 +113,17 @@ class Rows:
         weight = np.minimum(weight / weight.mean(), largest)
         return np.asarray(weight / weight.mean())
 
-
-@dataclass(frozen=True)
-class DecodedInputs:
-    """Inputs of sampled rows.
-
-    Args:
-        inputs: By name, of the rows that fit the signature alone; axis 0 is their number. As the model sees them;
-            ``sent`` as applications send them: the same arrays where nothing was filled or clipped.
-        fits: bool[N]: which of the N rows those are.
-        complaint: What is wrong with the first row that does not fit; empty where all do.
-    """
-
-    inputs: dict[str, NDArray[Any]]
-    sent: dict[str, NDArray[Any]]
-    fits: NDArray[np.bool_]
-    complaint: str
+    def _with(self, mask: NDArray[Any], inputs: Inputs, sent: Inputs) -> Rows:
+        plain = [field.name for field in fields(self) if field.name not in {"inputs", "sent"}]
+        return Rows(inputs=inputs, sent=sent, **{name: getattr(self, name)[mask] for name in plain})
 
 
-def decode_inputs(blobs: list[bytes], signature: Signature) -> DecodedInputs:
-    """The inputs of N sampled rows; those that break the signature are set aside.
-
-    Args:
-        blobs: msgpack of ``dict[str, Tensor]``, each one row, with or without its batch axis of 1.
-    """
-    check = InputCheck(signature)
-    columns: dict[str, list[_Cell]] = {spec.name: [] for spec in signature.inputs}
-    fits, complaint = np.zeros(len(blobs), dtype=bool), ""
-    first: dict[str, _Cell] | None = None
-    for at, blob in enumerate(blobs):
-        try:
-            row = _decode_row(blob, signature, check, first)
-        except (msgspec.DecodeError, MessageError, DatasetError, SignatureMismatch) as error:
-            complaint = complaint or str(error)
-            continue
-        first = first or row
-        fits[at] = True
-        for name, cell in row.items():
-            columns[name].append(cell)
-    inputs: dict[str, NDArray[Any]] = {}
-    sent: dict[str, NDArray[Any]] = {}
-    for spec in signature.inputs:
-        cells = columns[spec.name]
-        inputs[spec.name] = np.concatenate([seen for seen, _ in cells]) if cells else _empty(spec)
-        changed = any(seen is not given for seen, given in cells)
-        sent[spec.name] = np.concatenate([given for _, given in cells]) if changed else inputs[spec.name]
-    return DecodedInputs(inputs, sent, fits, complaint)
+def _take(inputs: Inputs, mask: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    if isinstance(inputs, StoredInputs):
+        return inputs.take(mask)
+    return {name: array[mask] for name, array in inputs.items()}
 
 
-def hash_share(text: str, salt: str) -> float:
-    """A number in 0..1 that depends on the text alone: the same group falls on the same side on every machine."""
-    return int.from_bytes(hashlib.sha256(f"{salt}:{text}".encode()).digest()[:8], "big") / 2**64
-
-
-def encode_row(inputs: Mapping[str, NDArray[Any]], row: int) -> bytes:
+def encode_row(inputs: Inputs, row: int) -> bytes:
     """One row as the lake's column ``inputs`` holds it, with a batch axis of 1."""
     return msgspec.msgpack.encode({name: Tensor.of(array[row : row + 1]) for name, array in inputs.items()})
-
-
-def _decode_row(
-    blob: bytes, signature: Signature, check: InputCheck, first: dict[str, _Cell] | None
-) -> dict[str, _Cell]:
-    """One row by input name, with a batch axis of 1, checked, clipped and filled as a device would."""
-    tensors = msgspec.msgpack.decode(blob, type=dict[str, Tensor])
-    row = {}
-    for spec in signature.inputs:
-        if spec.name not in tensors:
-            raise DatasetError(f"it lacks the input '{spec.name}'; it has: {', '.join(sorted(tensors)) or 'none'}")
-        array = tensors[spec.name].array()
-        row[spec.name] = _unfilled(spec, array if array.ndim == len(spec.shape) else array[None])
-    checked = check(row).inputs
-    for name, array in checked.items():
-        if len(array) != 1 or (first is not None and array.shape != first[name][0].shape):
-            raise DatasetError(f"input '{name}' has the shape {list(array.shape)}, unlike the first row's")
-    return {name: (array, row[name]) for name, array in checked.items()}
-
-
-def _unfilled(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
-    """Rows may hold what a model saw: a fill that lies outside the constraint stands for a missing value again."""
-    if spec.constraint.fill is None or not spec.constraint.nullable or array.dtype.kind != "f":
-        return array
-    return np.where(array == array.dtype.type(spec.constraint.fill), array.dtype.type(np.nan), array)
-
-
-def _empty(spec: TensorSpec) -> NDArray[Any]:
-    return np.empty((0, *(axis or 0 for axis in spec.shape[1:])), dtype=spec.datatype.numpy)

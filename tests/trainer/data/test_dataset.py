@@ -11,7 +11,7 @@ from tests.trainer.conftest import NOW, NOW_MS, field_rows
 from trainer.data.dataset import read_dataset
 from trainer.data.lake import import_base
 from trainer.data.recency import last_fall
-from trainer.data.rows import hash_share
+from trainer.data.split import hash_share
 from trainer.errors import DatasetError
 from trainer.recipe import Recipe
 
