@@ -62,9 +62,9 @@ def rows_together(
 ) -> int:
     """How many rows of different requests may run at once without anybody being able to tell; 1 for none.
 
-    Asked of every model that runs in the event loop, whether or not its manifest speaks of batches. So nothing less will
-    do than the very bits of the answers: golden rows and, where the inputs are floats, zeros and larger ones among them
-    are run one by one and in each size up to the largest. One golden row cannot tell whether its company matters.
+    Asked of every model, whether or not its manifest speaks of batches, so nothing less will do than the very bits of
+    the answers: golden rows and, where the inputs are floats, smaller ones and zeros among them are run one by one
+    and in each size up to the largest. One golden row cannot tell whether its company matters.
 
     Args:
         run_us: What a run of one row takes.
@@ -93,7 +93,7 @@ def _company(inputs: Tensors, rows: int) -> dict[str, NDArray[Any]]:
     for name, array in inputs.items():
         made = np.resize(array, (rows, *array.shape[1:]))
         if array.dtype.kind == "f":
-            made[2::4] *= 3
+            made[2::4] /= 2
             made[3::8] = 0
         found[name] = made
     return found

@@ -11,7 +11,7 @@ from edge_agent.contract.manifest import Classification
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from edge_agent.serving.codec import encode_response
-from edge_agent.serving.request import InferenceAnswer, InferenceRequest
+from edge_agent.serving.request import InferenceAnswer, InferenceRequest, SharedRun
 from edge_agent.serving.shared_memory import Regions
 
 Buffer = bytes | bytearray | memoryview
@@ -68,6 +68,29 @@ class AnswerTemplates:
         before, after, raw = template
         data = [outputs[name].tobytes() for name in raw]
         return [b"".join((before, request_id.encode(), after, *data))], len(before) + len(request_id) + len(after)
+
+    def encode_shared(self, request: InferenceRequest, run: SharedRun) -> list[tuple[list[Buffer], int | None]]:
+        """The answers to the requests of one run, each as :meth:`encode` writes it.
+
+        Args:
+            request: What they have in common.
+        """
+        outputs, ids = run.outputs, run.request_ids
+        forms = [(name, array.dtype, (1, *array.shape[1:])) for name, array in outputs.items()]
+        template = self._templates.get((request.outputs, False, *forms))
+        if template is None:
+            return [self.encode(request, run.answer(index)) for index in range(len(ids))]
+        before, after, raw = template
+        whole = [(data, len(data) // len(ids)) for data in (outputs[name].tobytes() for name in raw)]
+        found: list[tuple[list[Buffer], int | None]] = []
+        for index, request_id in enumerate(ids):
+            if index in run.asked:
+                found.append(self.encode(request, run.answer(index)))
+                continue
+            named = request_id.encode()
+            data = [each[index * size : index * size + size] for each, size in whole]
+            found.append(([b"".join((before, named, after, *data))], len(before) + len(named) + len(after)))
+        return found
 
     def _write(self, request: InferenceRequest, answer: InferenceAnswer) -> tuple[list[Buffer], int | None]:
         return encode_response(request, answer, self._signature, self._regions, task=self._task)

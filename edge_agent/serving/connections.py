@@ -54,6 +54,11 @@ class Connections:
     def __len__(self) -> int:
         return len(self._members)
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one, so that requests of different connections may meet."""
+        return len(self._members) > 1
+
     def add(self, connection: Connection) -> bool:
         """Take a connection in; False where there is no room for it, or the server stops."""
         if self._draining or len(self._members) >= self.limit:

@@ -23,6 +23,7 @@ from edge_agent.runtime.slots import LoadedModel
 from edge_agent.runtime.watchdog import Run, Watchdog
 from edge_agent.serving.batching import Job, Scheduler
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest, check_outputs
+from edge_agent.serving.together import Together
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,6 +108,8 @@ class Inference:
         # are loaded one after the other.
         self._wakers = ThreadPoolExecutor(1, thread_name_prefix="waker")
         self._waking: dict[tuple[str, str | None], asyncio.Future[object]] = {}
+        #: Answers requests that meet in one turn of the event loop, where they can be.
+        self.together = Together(self._infer, observer, self._ids.new)
         self._scheduler = Scheduler(self._pool, threads, self._run_batch, self._not_run)
 
     @property

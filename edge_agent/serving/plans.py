@@ -33,17 +33,36 @@ class _Tensor(NamedTuple):
     offset: int
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """How a body is read that begins with a certain head.
 
     Args:
         size: Of the whole body, in bytes.
-        like: The first request with this head.
+        like: The first request with this head, without its inputs.
     """
 
+    head: bytes
     size: int
     tensors: Sequence[_Tensor]
     like: InferenceRequest
+
+    @property
+    def one_row(self) -> bool:
+        """Whether each of its inputs has one row."""
+        return all(tensor.shape[0] == 1 for tensor in self.tensors)
+
+    def fits(self, body: bytes) -> bool:
+        """Whether this is how the body is read."""
+        return len(body) == self.size and body.startswith(self.head)
+
+    def joined(self, bodies: Sequence[bytes]) -> dict[str, NDArray[Any]]:
+        """The inputs of several bodies that fit, of one row each, as one batch; read-only."""
+        inputs: dict[str, NDArray[Any]] = {}
+        for name, dtype, elements, shape, offset in self.tensors:
+            end = offset + elements * dtype.itemsize
+            data = b"".join([body[offset:end] for body in bodies])
+            inputs[name] = np.frombuffer(data, dtype).reshape((len(bodies), *shape[1:]))
+        return inputs
 
 
 class Plans:
@@ -56,7 +75,7 @@ class Plans:
 
     def __init__(self, signature: Signature, *, max_rows: int, regions: Regions | None = None) -> None:
         self._signature, self._max_rows, self._regions = signature, max_rows, regions
-        self._plans: dict[bytes, _Plan] = {}
+        self._plans: dict[bytes, Plan] = {}
 
     def __len__(self) -> int:
         return len(self._plans)
@@ -92,6 +111,11 @@ class Plans:
             like.flagged,
         )
 
+    def plan(self, body: bytes, json_length: int) -> Plan | None:
+        """How bodies like this one are read; None where nothing like it was there before."""
+        plan = self._plans.get(body[:json_length])
+        return plan if plan is not None and plan.size == len(body) else None
+
     def _read(self, body: Buffer, json_length: int | None) -> InferenceRequest:
         return decode_request(body, json_length, self._signature, max_rows=self._max_rows, regions=self._regions)
 
@@ -113,4 +137,4 @@ class Plans:
             return
         if len(self._plans) >= _MOST:
             self._plans.clear()
-        self._plans[head] = _Plan(size, tuple(tensors), dataclasses.replace(request, inputs={}))
+        self._plans[head] = Plan(head, size, tuple(tensors), dataclasses.replace(request, inputs={}))

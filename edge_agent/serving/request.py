@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -82,6 +83,29 @@ class InferenceAnswer(NamedTuple):
     def violations_text(self) -> str:
         """The violations as a parameter of the protocol carries them: ``image/range/clip=3;...``."""
         return ";".join(f"{each.tensor}/{each.rule}/{each.policy}={each.rows}" for each in self.violations)
+
+
+class SharedRun(NamedTuple):
+    """What a model said in one run to several requests of one row each.
+
+    Args:
+        request_ids: By request, made for them.
+        outputs: All of the model's, by name; row by row those of the requests.
+        asked: The requests whose applications are asked for a label, by index.
+    """
+
+    model: str
+    version: str
+    package: str
+    request_ids: Sequence[str]
+    outputs: Mapping[str, NDArray[Any]]
+    asked: Collection[int]
+
+    def answer(self, index: int) -> InferenceAnswer:
+        """That to one of the requests."""
+        outputs = {name: array[index : index + 1] for name, array in self.outputs.items()}
+        asked = index in self.asked
+        return InferenceAnswer(self.model, self.version, self.package, self.request_ids[index], outputs, asked, ())
 
 
 def check_outputs(request: InferenceRequest, signature: Signature) -> None:

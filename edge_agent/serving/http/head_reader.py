@@ -21,12 +21,16 @@ _MOST_CHANGED = 4
 
 
 class HeadReader:
-    """Parses the heads of one connection, one after the other."""
+    """Parses the heads of one connection, one after the other.
 
-    __slots__ = ("_head", "_lines", "_raw")
+    Attributes:
+        raw: The last head; empty where it was none.
+    """
+
+    __slots__ = ("_head", "_lines", "raw")
 
     def __init__(self) -> None:
-        self._raw = b""
+        self.raw = b""
         self._lines: list[bytes] = []
         self._head: Head | None = None
 
@@ -36,20 +40,20 @@ class HeadReader:
         Raises:
             ShoalError: As :func:`read_head` does.
         """
-        if raw == self._raw and self._head is not None:
+        if raw == self.raw and self._head is not None:
             return self._head
         lines = raw.split(b"\r\n")
         head = self._amended(lines)
         if head is None:
-            self._raw = b""
+            self.raw = b""
             head = read_head(raw)
-        self._raw, self._lines, self._head = raw, lines, head
+        self.raw, self._lines, self._head = raw, lines, head
         return head
 
     def _amended(self, lines: list[bytes]) -> Head | None:
         """The last head with other values, or None where more than some values have changed."""
         last, before = self._head, self._lines
-        if last is None or not self._raw or len(lines) != len(before) or lines[0] != before[0]:
+        if last is None or not self.raw or len(lines) != len(before) or lines[0] != before[0]:
             return None
         changed = [pair for pair in zip(lines, before, strict=True) if pair[0] != pair[1]]
         if len(changed) > _MOST_CHANGED:

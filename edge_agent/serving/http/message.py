@@ -62,6 +62,13 @@ class Room(Protocol):
         """The request is over: answered, refused, or its application has gone. Called exactly once."""
 
 
+class Reply(Protocol):
+    """Takes the answer to a request that was joined with others; does not raise."""
+
+    def __call__(self, body: bytes, outcome: bytes | list[Buffer] | Exception | None, /) -> None:
+        """As :meth:`Express.answer` gives it, or what that raised."""
+
+
 class Express(Protocol):
     """Answers requests of one connection whose heads are one and the same; called in the event loop's thread."""
 
@@ -72,6 +79,15 @@ class Express(Protocol):
 
         Raises:
             ShoalError: See :func:`failure`.
+        """
+
+    def join(self, body: bytes, reply: Reply) -> bool:
+        """Have ``reply`` called at the end of this turn of the loop, so that requests that meet there run together.
+
+        False where it is not to be: then :meth:`answer` is.
+
+        Raises:
+            ShoalError: It is refused at once; see :func:`failure`.
         """
 
 

@@ -20,36 +20,34 @@ from typing import Any, cast
 
 import numpy as np
 
-from edge_agent.contract.errors import Busy, MalformedRequest, ShoalError
+from edge_agent.contract.errors import Busy, ShoalError
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.answer import CONTINUE, Ending, encode
+from edge_agent.serving.http.answering import HttpAnswering
 from edge_agent.serving.http.chunked import ChunkedBody
 from edge_agent.serving.http.head import HEAD_END, Head, refusal_of_start
 from edge_agent.serving.http.head_reader import HeadReader
-from edge_agent.serving.http.limits import LINGERING_BYTES, HttpLimits, Phase, phase_limits
+from edge_agent.serving.http.limits import HttpLimits, Phase
 from edge_agent.serving.http.message import (
+    Buffer,
     Express,
     HttpHandler,
     HttpRequest,
     HttpResponse,
     Room,
-    document,
     failure,
 )
-from edge_agent.serving.http.refusals import BodyTooLarge, HeadTooLarge, RequestTimeout, too_many_connections
+from edge_agent.serving.http.refusals import BodyTooLarge, HeadTooLarge, too_many_connections
 from edge_agent.serving.peer import Peer, Transport, peer_of
 
 _log = logging.getLogger(__name__)
 # Received while a request is being worked on; beyond it the socket is not read, so that its application waits.
 _STASH_BYTES = 64 * 1024
-# The rest of a refused body that is worth reading to keep the connection.
-_DISCARDED_BYTES = 64 * 1024
 # From here on a body's memory is not cleared before it is received into.
 _LARGE_BODY_BYTES = 16 * 1024
-_NO_HEAD = Head("", "", "", {}, 0, keep_alive=False, http_1_0=False, expects_continue=False)
 
 
-class HttpProtocol(asyncio.BufferedProtocol):
+class HttpProtocol(HttpAnswering):
     """One connection, made by the factory of a listener.
 
     Args:
@@ -61,28 +59,18 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def __init__(
         self, handler: HttpHandler, connections: Connections, limits: HttpLimits, transport: Transport
     ) -> None:
-        self._handler, self._connections, self._kind = handler, connections, transport
-        self._max_header_bytes, self._seconds = limits.max_header_bytes, phase_limits(limits)
+        super().__init__(connections, limits)
+        self._handler, self._kind = handler, transport
+        self._max_header_bytes = limits.max_header_bytes
         self._received = connections.received  # what every connection receives into, in turn
         self._received_bytes = connections.received_bytes
-        self._transport: asyncio.Transport
         self._peer = Peer(transport, loopback=False)
-        self._phase = Phase.IDLE
-        self._since = 0.0  # when the sweep first saw this phase; 0 where it has not yet
         self._heads = HeadReader()
-        self._head = _NO_HEAD  # of the request at hand, or of the last one
-        self._repeats = False  # whether that head came before
+        self._repeats = False  # whether the head came before
         self._express: Express | None = None  # what answers it then
-        self._request: HttpRequest | None = None
-        self._room: Room | None = None
-        self._body: memoryview | None = None  # receives directly, from here on:
-        self._arrived = 0
-        self._chunks: ChunkedBody | None = None
-        self._left = 0  # bytes to throw away
-        self._stash = bytearray()  # received, but not looked at yet, or not a whole head
         self._scanned = 0  # bytes of the stash in which a head does not end
         self._task: asyncio.Future[HttpResponse] | None = None
-        self._writing_paused = self._reading_paused = self._draining = False
+        self._reading_paused = False
 
     # ---- what the event loop calls ----
 
@@ -113,7 +101,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         elif phase is Phase.HEAD or phase is Phase.WORKING or phase is Phase.BLOCKED:
             self._stash += self._received[:nbytes]
             self._advance()
-        else:
+        elif phase is not Phase.IDLE or not self._take_repeated(nbytes):
             self._take(self._received_bytes, self._received, nbytes)
 
     def eof_received(self) -> bool:
@@ -217,6 +205,19 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return self._take_body(view, end, size, express=False)
         return self._take_body(view, end, size, express=self._has_express(head))
 
+    def _take_repeated(self, size: int) -> bool:
+        """Take what is one whole request with the head before, and nothing else, as nearly all that arrives is."""
+        raw = self._heads.raw
+        begin = len(raw)
+        if self._express is None or size != begin + (self._head.length or 0) or self._draining:
+            return False
+        if not self._received_bytes.startswith(raw):
+            return False
+        body = bytes(self._received[begin:size])
+        if not self._join(body) and not self._answer_express(body):
+            self._answer_ordinarily(body)
+        return True
+
     def _take_body(self, view: memoryview, at: int, size: int, *, express: bool) -> int:
         """Take the body of the head at hand, or as much of it as is there; return where it ends."""
         length = self._head.length
@@ -224,7 +225,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if express and length:
             if not whole:  # nobody is asked about it before it is
                 return self._begin_body(view, at, size)
-            if self._answer_express(bytes(view[at : at + length])):
+            body = bytes(view[at : at + length])
+            if self._join(body) or self._answer_express(body):
                 return at + length
         request = self._request_of(self._head)
         if not self._admit(request, length, length):
@@ -245,6 +247,40 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if head.length and head.keep_alive and not head.http_1_0:
                 self._express = self._handler.express(self._request_of(head), head.length)
         return self._express is not None and not self._draining
+
+    def _join(self, body: bytes) -> bool:
+        """Have it answered with those of other connections that are read in this turn of the loop; else False."""
+        if self._express is None or not self._connections.several:
+            return False
+        try:
+            if not self._express.join(body, self._take_outcome):
+                return False
+        except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
+            self._answer(self._failure(error))
+            return True
+        self._phase = Phase.WORKING
+        return True
+
+    def _take_outcome(self, body: bytes, outcome: bytes | list[Buffer] | Exception | None) -> None:
+        """The answer to a request that was joined."""
+        if self._phase is Phase.CLOSED:
+            return
+        if outcome is None:
+            self._answer_ordinarily(body)
+        elif isinstance(outcome, Exception):
+            self._answer(self._failure(outcome))
+        elif self._draining:
+            start, *rest = [outcome] if isinstance(outcome, bytes) else outcome
+            self._write([bytes(start).replace(b"\r\n", b"\r\nconnection: close\r\n", 1), *rest])
+            self._close()
+            return
+        else:
+            self._write(outcome)
+            self._connections.answered()
+            self._phase = Phase.BLOCKED if self._writing_paused else Phase.IDLE
+            self._since = 0.0
+        if self._stash:
+            self._advance()
 
     def _answer_express(self, body: bytes | memoryview) -> bool:
         """Have it answered at once; False where it goes the ordinary way."""
@@ -354,13 +390,18 @@ class HttpProtocol(asyncio.BufferedProtocol):
         request = self._request
         self._body = self._chunks = self._request = None
         if request is None:  # its head came before: nobody was asked about it
-            if self._answer_express(body):
-                return
-            request = self._request_of(self._head)
-            if not self._admit(request, len(body), 0):
-                return
+            if not self._answer_express(body):
+                self._answer_ordinarily(body)
+            return
         request.body = body
         self._handle(request)
+
+    def _answer_ordinarily(self, body: bytes | memoryview) -> None:
+        """Have a whole request answered that nobody was asked about yet."""
+        request = self._request_of(self._head)
+        if self._admit(request, len(body), 0):
+            request.body = body
+            self._handle(request)
 
     def _handle(self, request: HttpRequest) -> None:
         """Have a whole request answered, now or later."""
@@ -396,90 +437,3 @@ class HttpProtocol(asyncio.BufferedProtocol):
         except Exception as mistake:  # noqa: BLE001 - logged; the answer that a route has made is none
             self._answer(self._failure(mistake))
         self._advance()
-
-    def _answer(self, response: HttpResponse) -> None:
-        """Write the answer and be ready for the next request."""
-        head = self._head
-        closing = self._draining or not head.keep_alive
-        ending = Ending.CLOSE if closing else Ending.KEEP_ALIVE if head.http_1_0 else Ending.SILENT
-        self._write(encode(response, ending, head_only=head.method == "HEAD"))
-        self._release()
-        if closing:
-            self._close()
-            return
-        self._connections.answered()
-        self._phase = Phase.BLOCKED if self._writing_paused else Phase.IDLE
-        self._since = 0.0
-
-    def _failure(self, error: BaseException) -> HttpResponse:
-        if isinstance(error, ShoalError):
-            return failure(error)
-        # A mistake of ours; the protocol's clients need their error body all the same.
-        _log.error("%s %s", self._head.method, self._head.path, exc_info=error)
-        return document({"error": f"internal error: {type(error).__name__}; see the agent's log"}, status=500)
-
-    def _refuse_body(self, response: HttpResponse, length: int | None) -> None:
-        """Answer a request whose body is not wanted, and go on after the body where that is worth it."""
-        head = self._head
-        short = length is not None and length <= _DISCARDED_BYTES and not (length and head.expects_continue)
-        if short and head.keep_alive and not self._draining:
-            self._answer(response)
-            if length:
-                self._left = length
-                self._enter(Phase.DISCARD)
-            return
-        self._write(encode(response, Ending.CLOSE, head_only=head.method == "HEAD"))
-        self._linger()
-
-    def _refuse(self, error: ShoalError) -> None:
-        """Answer what cannot be read on after: the connection ends with it."""
-        self._write(encode(failure(error), Ending.CLOSE, head_only=False))
-        self._linger()
-
-    def _write(self, data: bytes | list[Any]) -> None:
-        # One system call each: uvloop hands the pieces of writelines to one writev.
-        if isinstance(data, bytes):
-            self._transport.write(data)
-        else:
-            self._transport.writelines(data)
-
-    # ---- ending ----
-
-    def _enter(self, phase: Phase) -> None:
-        self._phase, self._since = phase, 0.0
-
-    def _release(self) -> None:
-        room, self._room = self._room, None
-        if room is not None:
-            room.release()
-
-    def _close(self) -> None:
-        self._enter(Phase.CLOSING)
-        self._transport.close()
-
-    def _linger(self) -> None:
-        """Close once the application has read the answer; closing at once would take it away from it (TCP resets)."""
-        self._give_up_request()
-        self._left = LINGERING_BYTES
-        self._enter(Phase.LINGER)
-        if not self._transport.is_closing() and self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def _give_up_request(self) -> None:
-        self._release()
-        self._body = self._chunks = self._request = None
-        self._stash = bytearray()
-
-    def _expire(self) -> None:
-        if self._phase is Phase.IDLE:
-            self._close()
-        elif self._phase in (Phase.HEAD, Phase.BODY, Phase.CHUNKS):
-            part = "head" if self._phase is Phase.HEAD else "body"
-            self._refuse(RequestTimeout(f"the request's {part} did not arrive within {self._seconds[self._phase]:g} s"))
-        else:
-            self._transport.abort()
-
-    def _truncated(self) -> ShoalError:
-        if self._phase is Phase.BODY:
-            return MalformedRequest(f"the body ended after {self._arrived} of {self._head.length} bytes")
-        return MalformedRequest(f"the request ended within its {'head' if self._phase is Phase.HEAD else 'body'}")

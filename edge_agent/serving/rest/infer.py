@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable, ShoalError
 from edge_agent.contract.tensors import Datatype
@@ -19,7 +19,8 @@ from edge_agent.serving.http.message import HttpRequest, HttpResponse
 from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.plans import Plans
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
-from edge_agent.serving.rest.express import Express, Reader, Writer, response
+from edge_agent.serving.rest.express import Express
+from edge_agent.serving.rest.lane import Lane, response
 from edge_agent.serving.rest.route import Target
 from edge_agent.serving.shared_memory import Regions
 from edge_agent.serving.waking import lease_awake
@@ -66,6 +67,8 @@ class InferRoute:
         # They go with their model.
         self._plans: WeakKeyDictionary[LoadedModel, Plans] = WeakKeyDictionary()
         self._templates: WeakKeyDictionary[LoadedModel, AnswerTemplates] = WeakKeyDictionary()
+        # They go with the connections that use them.
+        self._lanes: WeakValueDictionary[tuple[str, str | None, int | None], Lane] = WeakValueDictionary()
         self._unpacking = asyncio.Semaphore(_MAX_UNPACKED)
 
     def __call__(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse | Awaitable[HttpResponse]:
@@ -106,21 +109,22 @@ class InferRoute:
             length = _json_length(request)
         except MalformedRequest:
             return None
-        return Express(
-            self._slots,
-            self._inference,
-            target.model,
-            target.version,
-            app=app,
-            json_length=length,
-            tools=self._tools,
-            count=count,
-        )
+        key = (target.model, target.version, length)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(
+                self._slots,
+                self._inference,
+                target.model,
+                target.version,
+                json_length=length,
+                tools=self._tools,
+            )
+        return Express(lane, app=app, count=count)
 
-    def _tools(self, loaded: LoadedModel) -> tuple[Reader, Writer]:
+    def _tools(self, loaded: LoadedModel) -> tuple[Plans, AnswerTemplates]:
         """What reads and writes bodies of a model, and does not keep it alive."""
-        plans, templates = self._plans_of(loaded), self._templates_of(loaded)
-        return plans.decode, templates.encode
+        return self._plans_of(loaded), self._templates_of(loaded)
 
     async def _later(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse:
         encoding = request_encoding(request.headers.get(_ENCODING))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.manifest import (
     GOLDEN_FILE,
@@ -23,6 +27,7 @@ from edge_agent.contract.manifest import (
 from edge_agent.contract.profile import ReferenceProfile, encode_profile
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
+from edge_agent.runtime.batchable import rows_together
 from edge_agent.runtime.package import Golden, Package, encode_golden
 from edge_agent.runtime.package_writer import write_package
 from edge_agent.runtime.slots import load
@@ -99,3 +104,61 @@ def test_a_model_whose_output_is_not_by_row_may_not(tmp_path: Path) -> None:
 
 def test_without_batching_such_models_serve(tmp_path: Path) -> None:
     load(package_of(tmp_path / "softmax", axis=0, keep_rows=True, batching=None)).close()
+
+
+def test_rows_of_different_requests_run_together_where_nobody_can_tell(tmp_path: Path) -> None:
+    for package in (
+        make_package(tmp_path / "digits"),
+        package_of(tmp_path / "softmax", axis=1, keep_rows=True, batching=None),
+    ):
+        loaded = load(package)
+        assert loaded.together > 1
+        loaded.close()
+
+
+def test_rows_that_depend_on_each_other_or_have_a_policy_of_their_own_never_do(tmp_path: Path) -> None:
+    for package in (
+        package_of(tmp_path / "over-rows", axis=0, keep_rows=True, batching=None),
+        package_of(tmp_path / "first-row", axis=1, keep_rows=False, batching=None),
+        make_package(tmp_path / "batched", batching=Batching()),
+    ):
+        loaded = load(package)
+        assert loaded.together == 1
+        loaded.close()
+
+
+class _Scaled:
+    """A backend that scales by the largest value of its batch, as dynamic quantisation does."""
+
+    platform = "none"
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self.runs: list[int] = []
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.runs.append(len(inputs["x"]))
+        values = inputs["x"]
+        steps = max(float(values.max()), 1e-9) / 127
+        return {"p": (np.round(values / steps) * steps).astype(np.float32)}
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_a_scale_taken_over_the_batch_is_noticed_even_where_golden_rows_share_it(tmp_path: Path) -> None:
+    manifest = package_of(tmp_path / "softmax", axis=1, keep_rows=True, batching=None).manifest
+    values = reference_images(2)[:, :10]
+    values[1] = values[0]
+    golden = Golden(inputs={"x": values}, outputs={"p": values})
+    backend = _Scaled(manifest.signature)
+    check = InputCheck(manifest.signature)
+    assert rows_together(backend, check, manifest, golden, run_us=1.0) == 1
+    backend.runs.clear()
+    assert rows_together(backend, check, manifest, golden, run_us=400.0) == 1
+    assert backend.runs == []  # too slow for two rows: not even tried
+    one = Golden(inputs={"x": values[:1]}, outputs={"p": values[:1]})
+    assert rows_together(backend, check, manifest, one, run_us=1.0) == 1

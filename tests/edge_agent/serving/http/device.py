@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from edge_agent.contract.errors import Busy, Forbidden, MalformedRequest
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.limits import HttpLimits
-from edge_agent.serving.http.message import HttpRequest, HttpResponse, document
+from edge_agent.serving.http.message import HttpRequest, HttpResponse, Reply, document
 from edge_agent.serving.http.protocol import HttpProtocol
 from edge_agent.serving.listen import address_of, listen_tcp, listen_unix
 from edge_agent.serving.peer import Transport
@@ -56,6 +56,24 @@ class Repeats:
             raise ZeroDivisionError("a mistake of ours")
         head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
         return [head, body] if body == b"in parts" else head + body
+
+    def join(self, body: bytes, reply: Reply) -> bool:
+        """What begins so waits until the loop has read all that was readable."""
+        if body.startswith(b"no entry"):
+            raise Forbidden("not for you")
+        if not body.startswith(b"joined"):
+            return False
+        asyncio.get_running_loop().call_soon(self._reply, body, reply)
+        return True
+
+    def _reply(self, body: bytes, reply: Reply) -> None:
+        outcome: Any = None
+        if body != b"joined, ordinary":
+            try:
+                outcome = self.answer(body.removeprefix(b"joined, "))
+            except Exception as error:  # noqa: BLE001 - as whoever joins requests does
+                outcome = error
+        reply(body, outcome)
 
 
 class Routes:

@@ -80,3 +80,42 @@ def test_requests_that_close_or_have_no_body_never_go_the_short_way(device: Devi
             client.ask(get("/repeats"))
     assert device.ask(post("/repeats", b"ordinary", "Connection: close") * 2)[0].json()["size"] == 8
     assert device.routes.expressed == []
+
+
+def test_a_request_that_is_joined_with_others_is_answered_as_ever(device: Device) -> None:
+    with device.connect() as client, device.connect():  # the other one is what it may be joined with
+        client.ask(post("/repeats", b"ordinary, first!"))
+        for body in (b"joined, in parts", b"joined, at once!"):
+            assert client.ask(post("/repeats", body)).body == body.removeprefix(b"joined, ")
+        refused = client.ask(post("/repeats", b"joined, refused!"))
+        assert (refused.status, refused.error) == (400, "not this")
+        assert client.ask(post("/repeats", b"joined, mistake!")).status == 500
+        assert client.ask(post("/repeats", b"no entry, please")).status == 403
+        assert client.ask(post("/repeats", b"joined, ordinary")).json()["size"] == 16
+        assert client.ask(post("/repeats", b"joined, the end.")).body == b"the end."
+    device.routes.wait_released()
+
+
+def test_who_is_alone_is_not_asked_to_wait_for_the_end_of_the_turn(device: Device) -> None:
+    with device.connect() as client:
+        client.ask(post("/repeats", b"ordinary, first!"))
+        assert client.ask(post("/repeats", b"joined, or alone")).body == b"joined, or alone"
+
+
+def test_pipelined_requests_that_are_joined_are_answered_in_order(device: Device) -> None:
+    bodies = [b"joined, %03d" % number for number in range(50)]
+    with device.connect() as client, device.connect():
+        client.send(b"".join(post("/repeats", body) for body in bodies))
+        answers = [client.answer() for _ in bodies]
+    assert [answer.body for answer in answers[1:]] == [body.removeprefix(b"joined, ") for body in bodies[1:]]
+
+
+def test_a_client_that_goes_away_while_its_request_is_joined_harms_nobody(device: Device) -> None:
+    with device.connect() as staying:
+        staying.ask(post("/repeats", b"ordinary, first!"))
+        for _ in range(20):
+            with device.connect() as leaving:
+                leaving.ask(post("/repeats", b"ordinary, first!"))
+                leaving.send(post("/repeats", b"joined, and gone") * 3)
+            answer = staying.ask(post("/repeats", b"joined, still on"))
+            assert answer.body.removeprefix(b"joined, ") == b"still on"  # it may be alone by now
