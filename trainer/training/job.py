@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,13 @@ def say(folder: Path, line: ProgressLine) -> None:
         file.write(msgspec.json.encode(line) + b"\n")
 
 
-def leave_failure(folder: Path, error: ShoalError, traceback: str) -> None:
+def failure_of(error: ShoalError) -> Failure:
+    """The error as a file keeps it."""
+    return Failure(kind=type(error).__name__, message=str(error), traceback="".join(traceback.format_exception(error)))
+
+
+def leave_failure(folder: Path, failure: Failure) -> None:
     """Say why no start helps; the first process that says so is believed."""
-    failure = Failure(kind=type(error).__name__, message=str(error), traceback=traceback)
     path = folder / ERROR_FILE
     if not path.exists():
         write_durably(path, msgspec.json.encode(failure))

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 # Set by who started the group, and holds the other end of its standard input: with it the group ends.
@@ -32,7 +31,7 @@ def main(folder: Path) -> int:
 
     from edge_agent.contract.errors import ShoalError
     from trainer.training.checkpoints import Checkpoints
-    from trainer.training.job import CHECKPOINTS_FOLDER, ProgressLine, leave_failure, read_job, say
+    from trainer.training.job import CHECKPOINTS_FOLDER, ProgressLine, failure_of, leave_failure, read_job, say
     from trainer.training.loop import PeerLost, Place, learn
     from trainer.training.watch import StallWatch
 
@@ -54,7 +53,7 @@ def main(folder: Path) -> int:
     def hung(complaint: str) -> None:
         from trainer.errors import RecipeHung
 
-        leave_failure(folder, RecipeHung(complaint), "")
+        leave_failure(folder, failure_of(RecipeHung(complaint)))
         os._exit(_HUNG)
 
     try:
@@ -67,7 +66,7 @@ def main(folder: Path) -> int:
         sys.stderr.flush()
         os._exit(1)
     except ShoalError as error:
-        leave_failure(folder, error, "".join(traceback.format_exception(error)))
+        leave_failure(folder, failure_of(error))
         print(f"rank {place.rank}: {error}", file=sys.stderr)  # noqa: T201 - the log of the group
         sys.stderr.flush()
         os._exit(NO_USE)
