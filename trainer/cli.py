@@ -16,12 +16,15 @@ import msgspec
 from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunState
 from trainer.demo.cli import demo
+from trainer.new.cli import new
 from trainer.plain_errors import plainly
 from trainer.publish.cli import keys_commands
 from trainer.recipe import recipes_folder
 
 _RECIPES = click.option(
     "--recipes",
+    envvar="SHOAL_RECIPES",
+    show_envvar=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of recipes; those that come with Shoal unless given.",
 )
@@ -68,6 +71,9 @@ def trainer() -> None:
     and from then on, beside the server:
       shoal trainer work --keys KEYS
     """  # noqa: D301 - click wants the \b itself
+
+
+trainer.add_command(new)
 
 
 @trainer.command("import")
@@ -150,7 +156,7 @@ def train(
             work,
             champion=beaten,
             version=wanted,
-            report=lambda stage, fraction, message: click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True),
+            report=_say,
         )
         if result.state is RunState.RELEASED:
             (work / PACKAGE_FOLDER).rename(out)
@@ -158,6 +164,10 @@ def train(
     if result.state is not RunState.RELEASED:
         sys.exit(7)
     click.echo(f"package {result.package} (version {result.version}) is in {out}")
+
+
+def _say(stage: str, fraction: float, message: str, _metrics: object = None, /) -> None:
+    click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True)
 
 
 @trainer.command("pipeline")

@@ -1,0 +1,1 @@
+"""New recipes: a folder that trains as it is, to be changed step by step into one's own."""
