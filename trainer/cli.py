@@ -170,6 +170,10 @@ def _say(stage: str, fraction: float, message: str, _metrics: object = None, /) 
     click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True)
 
 
+def _say(stage: str, fraction: float, message: str, _metrics: object = None, /) -> None:
+    click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True)
+
+
 @trainer.command("pipeline")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the package folder shall lie.")

@@ -1,18 +1,20 @@
 """One training run as a process of its own: ``python -m trainer.work.run RUNFILE --recipes DIR --work DIR``.
 
 It reads a run file and writes ``WORK/result.json`` and, where the challenger is to be released, ``WORK/package``. It
-says how far it is by JSON lines ``{"stage", "fraction", "message"}`` on standard output; all else goes to standard
-error. It signs and publishes nothing: keys never come near a recipe's code.
+says how far it is by JSON lines ``{"stage", "fraction", "message", "metrics"}`` on standard output; all else goes to
+standard error. What lies in the folder ``--checkpoints`` outlives it: another attempt at the run goes on from there. It
+signs and publishes nothing: keys never come near a recipe's code.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import click
 import msgspec
@@ -32,11 +34,25 @@ PACKAGE_FOLDER = "package"
 _CANDIDATE_FOLDER = "candidate"
 _EXPORT_FOLDER = "export"
 
-Report = Callable[[str, float, str], None]
+
+class Report(Protocol):
+    """Is told how far a run is."""
+
+    def __call__(
+        self, stage: str, fraction: float, message: str, metrics: Mapping[str, float] | None = None, /
+    ) -> None:
+        """Stage, share of the whole run done (0..1), a message, and what was measured just now, by name."""
 
 
 def execute(
-    run: RunFile, recipe: Recipe, work: Path, *, champion: Package | None, version: str, report: Report
+    run: RunFile,
+    recipe: Recipe,
+    work: Path,
+    *,
+    champion: Package | None,
+    version: str,
+    report: Report,
+    checkpoints: Path | None = None,
 ) -> RunResult:
     """Train a challenger, judge it, and package it where it is better.
 
@@ -44,7 +60,8 @@ def execute(
         work: An empty folder; ``package`` appears in it where the result is ``released``.
         champion: The package that ``run.champion`` names; None for the first model.
         version: What the new package is called.
-        report: Told stage, share of the whole run done (0..1), and a message.
+        report: Told how far it is.
+        checkpoints: A folder that outlives a killed attempt; the next one goes on from what lies there.
     Returns:
         ``released`` (that is: may be), ``refused`` or ``unchanged``.
     Raises:
@@ -69,7 +86,9 @@ def execute(
         return RunResult(
             fence=run.fence, state=RunState.UNCHANGED, reasons=(reason,), evaluation={"dataset": dataset.summary()}
         )
-    return _train(run, recipe, dataset, work, champion=champion, version=version, report=report)
+    return _train(
+        run, recipe, dataset, work, champion=champion, version=version, report=report, checkpoints=checkpoints
+    )
 
 
 def _nothing_new(recipe: Recipe, dataset: Dataset) -> str:
@@ -88,6 +107,7 @@ def _train(
     champion: Package | None,
     version: str,
     report: Report,
+    checkpoints: Path | None,
 ) -> RunResult:
     from edge_agent.runtime.onnx import OnnxBackend
     from trainer.gates.evaluate import evaluate, predict
@@ -111,7 +131,9 @@ def _train(
         dataset,
         seed=run.seed,
         start=start,
-        progress=lambda share, message, _metrics: report("fit", 0.2 + 0.5 * share, message),
+        progress=lambda share, message, metrics: report("fit", 0.2 + 0.5 * share, message, metrics),
+        checkpoints=checkpoints,
+        run=run.run,
     )
     report("export", 0.75, "exporting to ONNX")
     files = export(fitted.network, recipe.signature, work / _EXPORT_FOLDER)
@@ -171,12 +193,16 @@ def next_version(champion_version: str | None) -> str:
 @click.option("--work", required=True, type=click.Path(file_okay=False, path_type=Path), help="an empty folder")
 @click.option("--champion", type=click.Path(exists=True, file_okay=False, path_type=Path), help="package folder")
 @click.option("--version", help="of the new package; one after the champion's unless given")
-def main(runfile: Path, recipes: Path, work: Path, champion: Path | None, version: str | None) -> None:
+@click.option("--checkpoints", type=click.Path(file_okay=False, path_type=Path), help="kept from attempt to attempt")
+def main(
+    *, runfile: Path, recipes: Path, work: Path, champion: Path | None, version: str | None, checkpoints: Path | None
+) -> None:
     """Execute RUNFILE; exit status 0 whatever the verdict, and another where no verdict was reached."""
     lines = _claim_stdout()
 
-    def report(stage: str, fraction: float, message: str) -> None:
-        line = {"stage": stage, "fraction": round(fraction, 3), "message": message}
+    def report(stage: str, fraction: float, message: str, metrics: Mapping[str, float] | None = None, /) -> None:
+        finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
+        line = {"stage": stage, "fraction": round(fraction, 3), "message": message, "metrics": finite}
         lines.write(msgspec.json.encode(line).decode() + "\n")
         lines.flush()
 
@@ -186,7 +212,7 @@ def main(runfile: Path, recipes: Path, work: Path, champion: Path | None, versio
         beaten = _champion(run, champion)
         work.mkdir(parents=True, exist_ok=True)
         wanted = version or next_version(run.champion_version)
-        result = execute(run, recipe, work, champion=beaten, version=wanted, report=report)
+        result = execute(run, recipe, work, champion=beaten, version=wanted, report=report, checkpoints=checkpoints)
     except (ShoalError, msgspec.DecodeError) as error:
         if error.__cause__ is not None and work.is_dir():
             (work / TRACEBACK_FILE).write_text("".join(traceback.format_exception(error)))
