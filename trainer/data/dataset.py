@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from edge_agent.contract.lake import IMPORTED, LABELS, SAMPLES
 from trainer.data.dataset_version import Dataset
 from trainer.data.joining import LABEL_COLUMNS, SAMPLE_COLUMNS, Joined, join
-from trainer.data.lake import open_table, read_table
+from trainer.data.lake import needed_table, read_table
 from trainer.data.lake_scan import LakeScan
 from trainer.data.loading import Loaded, estimated_bytes, in_memory, on_disk
 from trainer.data.recency import current_since
+from trainer.data.replay import KeptRows, kept_rows, replay_masks
 from trainer.data.row_store import hash_order
 from trainer.data.rows import Rows, StoredInputs
 from trainer.data.split import Sides, SplitRule, split
@@ -43,6 +44,7 @@ class _Reading:
     labels: DeltaTable
     scan: LakeScan
     found: Joined
+    kept: KeptRows
     rule: SplitRule
     champion: str | None
     labels_until_ms: int | None
@@ -56,6 +58,7 @@ def read_dataset(
     samples_version: int | None = None,
     labels_version: int | None = None,
     labels_until_ms: int | None = None,
+    replay_version: int | None = None,
     champion: str | None = None,
     cache: Path | None = None,
 ) -> Dataset:
@@ -63,13 +66,15 @@ def read_dataset(
 
     Args:
         labels_until_ms: Labels given later than this, milliseconds since the epoch, are not known; None: all are.
+        replay_version: Delta version of the table of replay slices; -1: before there was one.
         champion: Digest of the package that is to be beaten: its rows are those that may be of today's world.
         cache: Folder for inputs that need more memory than the recipe allows; that of the user unless given.
     Raises:
         DatasetError: There are no samples or labels, one class only, or a row is not what the signature says.
         VersionGone: The version was vacuumed.
     """
-    samples, labels = _open(recipe, lake, SAMPLES, samples_version), _open(recipe, lake, LABELS, labels_version)
+    samples = needed_table(recipe, lake, SAMPLES, samples_version)
+    labels = needed_table(recipe, lake, LABELS, labels_version)
     scan, table = LakeScan(samples, recipe.name), recipe.file.dataset
     known = read_table(labels, LABEL_COLUMNS, recipe.name)
     found = join(recipe, scan.columns(SAMPLE_COLUMNS), known, until_ms=labels_until_ms)
@@ -81,6 +86,7 @@ def read_dataset(
         labels=labels,
         scan=scan,
         found=found,
+        kept=kept_rows(lake, recipe.name, replay_version),
         rule=SplitRule(
             by=table.split,
             holdout_share=table.holdout_share,
@@ -198,7 +204,7 @@ class _Divided:
 
 def _divide(reading: _Reading, rows: Rows, everything: Rows, digests: list[bytes]) -> _Divided:
     recipe, imported = reading.recipe, np.asarray(rows.devices == IMPORTED)
-    replay: dict[str, NDArray[np.bool_]] = {}
+    replay = replay_masks(recipe, rows, reading.kept)
     sides = split(
         reading.rule,
         groups=rows.groups,
@@ -247,6 +253,7 @@ def _dataset(reading: _Reading, made: _Divided, *, rows: Rows, **rest: Any) -> D
         idle=made.sides.idle,
         copies=made.sides.copies,
         replay=made.replay,
+        replay_version=reading.kept.version,
         current=made.current,
         unmatched=reading.found.unmatched,
         **rest,
@@ -258,16 +265,6 @@ def _unseen(with_label: NDArray[np.bool_], sides: Sides) -> NDArray[np.bool_]:
     unseen = ~with_label
     unseen[np.flatnonzero(with_label)[sides.holdout | sides.idle]] = True
     return unseen
-
-
-def _open(recipe: Recipe, lake: str, name: str, version: int | None) -> DeltaTable:
-    found = open_table(lake, name, version)
-    if found is None:
-        raise DatasetError(
-            f"{lake}: has no table '{name}' yet; import base data (`shoal trainer import {recipe.name} "
-            "--lake ...`) or let devices send some"
-        )
-    return found
 
 
 def _refuse_unlabelled(recipe: Recipe, lake: str, found: Joined, until_ms: int | None) -> None:
@@ -359,6 +356,7 @@ def _digest(reading: _Reading) -> str:
             "labels": "newest labelled_at_ms per device and request",
             "until_ms": reading.labels_until_ms,
         },
+        "replay": reading.kept.version,
         "split": reading.rule.as_json(),
     }
     return hashlib.sha256(msgspec.json.encode(named, order="deterministic")).hexdigest()

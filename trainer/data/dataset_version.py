@@ -27,7 +27,7 @@ class Dataset:
         digest: Its name: the versions of the tables, the query and the split rule.
         content: SHA-256 of what the labelled rows really are and on which sides they fall. It is the same where other
             versions of the tables hold the same rows: where only another model's rows came, or files were compacted.
-        samples_version, labels_version: Delta versions of the two tables.
+        samples_version, labels_version, replay_version: Delta versions of the tables; -1: there is none yet.
         rows: All labelled rows, the oldest first.
         holdout, validation: bool[N]: never trained on; used to stop training early. The rest is trained on.
         idle: bool[N]: neither judges nor is trained on: see :class:`trainer.data.split.Sides`.
@@ -58,6 +58,7 @@ class Dataset:
     complaint: str = ""
     copies: int = 0
     labels_until_ms: int | None = None
+    replay_version: int = -1
     replay: dict[str, NDArray[np.bool_]] = dataclasses.field(default_factory=dict)
 
     @property

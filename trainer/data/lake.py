@@ -55,8 +55,36 @@ def unreadable(table: DeltaTable, error: Exception) -> DatasetError:
     )
 
 
-def read_table(table: DeltaTable, columns: list[str], model: str) -> pa.Table:
-    """Some columns of a model's rows, as Arrow.
+def needed_table(recipe: Recipe, lake: str, name: str, version: int | None = None) -> DeltaTable:
+    """A table without which there is no dataset.
+
+    Raises:
+        DatasetError: It is not there yet, or cannot be read.
+    """
+    found = open_table(lake, name, version)
+    if found is None:
+        raise DatasetError(
+            f"{lake}: has no table '{name}' yet; import base data (`shoal trainer import {recipe.name} "
+            "--lake ...`) or let devices send some"
+        )
+    return found
+
+
+def append_table(lake: str, name: str, rows: pa.Table) -> None:
+    """Append to a table of the lake, which is made where it is not there yet.
+
+    Raises:
+        DatasetError: The lake cannot be written.
+    """
+    uri = f"{lake.rstrip('/')}/{name}"
+    try:
+        write_deltalake(uri, rows, mode="append")
+    except (DeltaError, OSError) as error:
+        raise DatasetError(f"{uri}: cannot be written: {_said(error)}") from error
+
+
+def read_table(table: DeltaTable, columns: list[str], model: str | None) -> pa.Table:
+    """Some columns of a model's rows (None: of all models), as Arrow.
 
     Raises:
         DatasetError: A column is missing, or a file of the table is.
@@ -65,7 +93,8 @@ def read_table(table: DeltaTable, columns: list[str], model: str) -> pa.Table:
     if missing := sorted(set(columns) - known):
         raise DatasetError(f"{table.table_uri}: has no columns {missing}; it was not written by Shoal")
     try:
-        found = table.to_pyarrow_table(columns=columns, filters=[("model", "=", model)])
+        chosen = None if model is None else [("model", "=", model)]
+        found = table.to_pyarrow_table(columns=columns, filters=chosen)
     except (DeltaError, OSError, pa.ArrowException) as error:
         raise unreadable(table, error) from error
     return found
