@@ -30,7 +30,7 @@ from edge_agent.contract.tensors import Datatype
 from trainer.batch.errors import InputUnreadable
 from trainer.batch.model import BatchModel
 from trainer.batch.sampled import by_shape, sampled_tensors
-from trainer.batch.tensors import Faults, Ragged, columns_fault, tensor
+from trainer.data.tensors import Faults, Ragged, columns_fault, tensor
 
 OUTPUT_PREFIX = "output_"
 _LAKE_KEY = ("device", "request_id")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import MessageError
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Tensor
-from trainer.batch.tensors import Faults, Ragged
+from trainer.data.tensors import Faults, Ragged
 
 _decode = msgspec.msgpack.Decoder(dict[str, Tensor]).decode
 
