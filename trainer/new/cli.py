@@ -35,5 +35,4 @@ def new(*, model: str, like: str | None, recipes: Path) -> None:
     if like is not None:
         source = Path(like) if Path(like).is_dir() else recipes_folder(None) / like
     recipe = copy_recipe(source, recipes / model)
-    click.echo(f"{recipe.folder}: {', '.join(sorted(path.name for path in recipe.folder.iterdir()))}")
-    click.echo(f"next: shoal trainer import {model} --lake LAKE --recipes {recipes}")
+    click.echo(f"{recipes / model}: {', '.join(sorted(path.name for path in recipe.folder.iterdir()))}")
