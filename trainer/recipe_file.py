@@ -291,7 +291,7 @@ class Gates(_Table, frozen=True, kw_only=True):
     max_replay_regression: float = 0.0
     int8: Literal["auto", "off"] = "auto"
     int8_budget: float = 0.01
-    int8_speedup: float = 1.3
+    int8_speedup: float = 1.2
     max_p99_ms: float | None = None
     max_memory_mib: float | None = None
     max_size_mib: float | None = None

@@ -1,56 +1,21 @@
-"""Champion against challenger on rows that neither was trained on, both on the runtime that devices use.
-
-The comparison is paired: on each row only the difference of the two counts. Its interval comes from a bootstrap over
-groups (rows of one subject are not independent), with rows weighted by their inverse inclusion probability, so that
-the uncertain ones, which are asked for more often, do not decide alone.
-"""
+"""The verdict: champion against challenger on rows that neither was trained on, overall, by slice and on replay."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent.runtime.backend import InferenceBackend
 from trainer.data.dataset import Dataset
-from trainer.data.rows import Rows
+from trainer.gates.comparison import Comparison, Judge
 from trainer.recipe import Recipe
 from trainer.recipe_file import Gates
 
-_DRAWS = 2_000
-_BATCH_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on the same rows; accuracies and differences in 0..1.
-
-    Args:
-        champion: None where there is none to compare with; then difference, interval and p-value are None too.
-        low, high: Interval of the difference, challenger less champion.
-        p_value: McNemar's exact test, two-sided, on the unweighted pairs.
-    """
-
-    rows: int
-    challenger: float
-    champion: float | None = None
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The same for ``evaluation.json``, to four digits."""
-        found: dict[str, Any] = {"rows": self.rows, "challenger": round(self.challenger, 4)}
-        if self.difference is not None and self.champion is not None and self.low is not None and self.high is not None:
-            found["champion"] = round(self.champion, 4)
-            found["difference"] = round(self.difference, 4)
-            found["interval"] = [round(self.low, 4), round(self.high, 4)]
-            found["p_value"] = self.p_value
-        return found
+# Weighted means of the same rows differ in the last bits.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -60,6 +25,7 @@ class Evaluation:
     Args:
         outcome: ``better``, ``worse`` or ``undecided``; ``first`` where it is good enough and had nothing to beat.
         reasons: In words, for a person.
+        replay: By slice, of those that no later model may regress on.
     """
 
     outcome: str
@@ -67,6 +33,7 @@ class Evaluation:
     current: Comparison
     base: Comparison | None
     slices: dict[str, dict[str, Comparison]]
+    replay: dict[str, Comparison] = field(default_factory=dict)
 
     @property
     def released(self) -> bool:
@@ -84,17 +51,14 @@ class Evaluation:
                 name: {value: comparison.as_json() for value, comparison in parts.items()}
                 for name, parts in self.slices.items()
             },
+            "replay": {name: comparison.as_json() for name, comparison in self.replay.items()},
         }
 
-
-def predict(backend: InferenceBackend, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the model answers, by output name; axis 0 is N, N >= 1."""
-    rows = len(next(iter(inputs.values())))
-    parts = [
-        backend.infer({name: array[at : at + _BATCH_ROWS] for name, array in inputs.items()})
-        for at in range(0, rows, _BATCH_ROWS)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def refused(self, faults: Sequence[str]) -> Evaluation:
+        """The same, but that the challenger is refused for these reasons; the same where there are none."""
+        if not faults:
+            return self
+        return replace(self, outcome="worse", reasons=(*faults, *self.reasons))
 
 
 def evaluate(
@@ -107,22 +71,54 @@ def evaluate(
         seed: Of the bootstrap.
     """
     gates, rows = recipe.file.gates, dataset.rows
-    judge = _Judge(recipe, rows, challenger, champion, seed)
-    field = dataset.holdout & dataset.current
+    replayed = {name: mask for name, mask in dataset.replay.items() if mask.any()}
+    judged = np.any([dataset.holdout, *replayed.values()], axis=0)
+    judge = Judge(recipe, rows, challenger, champion, judged=judged, seed=seed)
+    recent = dataset.holdout & dataset.current
     base = dataset.holdout & ~dataset.field
-    today = field if champion is not None and field.any() else dataset.holdout
+    today = recent if champion is not None and recent.any() else dataset.holdout
     current = judge.compare(today)
     on_base = judge.compare(base) if base.any() else None
     slices: dict[str, dict[str, Comparison]] = {name: judge.slices(name, today) for name in recipe.file.slices}
+    replay = {name: judge.compare(mask) for name, mask in replayed.items()}
     if champion is None:
         outcome, reasons = _judge_first(current, gates)
-    elif int(field.sum()) < recipe.file.dataset.current_rows:
+    elif int(recent.sum()) < recipe.file.dataset.current_rows:
         outcome = "undecided"
-        have, need = int(field.sum()), recipe.file.dataset.current_rows
+        have, need = int(recent.sum()), recipe.file.dataset.current_rows
         reasons = [f"only {have} held-out rows show today's world; a comparison needs {need}: more labels are needed"]
     else:
         outcome, reasons = decide(current, on_base, slices, gates)
-    return Evaluation(outcome, tuple(reasons), current, on_base, slices)
+    found = Evaluation(outcome, tuple(reasons), current, on_base, slices, replay)
+    return found.refused(_lost_replays(replay, gates))
+
+
+def compare_forms(
+    recipe: Recipe, dataset: Dataset, small: InferenceBackend, full: InferenceBackend, *, seed: int
+) -> tuple[Comparison, list[str]]:
+    """A smaller form of a model against the model itself on all held-out and replayed rows.
+
+    Returns:
+        The comparison on the held-out rows, and in words why the smaller form loses too much; empty where it does not.
+    """
+    gates = recipe.file.gates
+    replayed = {name: mask for name, mask in dataset.replay.items() if mask.any()}
+    judged = np.any([dataset.holdout, *replayed.values()], axis=0)
+    judge = Judge(recipe, dataset.rows, small, full, judged=judged, seed=seed)
+    overall = judge.compare(dataset.holdout)
+    assert overall.difference is not None  # noqa: S101 - there are two
+    assert overall.high is not None  # noqa: S101
+    faults = []
+    if overall.difference < -gates.int8_budget:
+        faults.append(
+            f"it is right on {overall.challenger:.1%} of {overall.rows} held-out rows, full precision on "
+            f"{overall.champion:.1%}; at most {100 * gates.int8_budget:.1f} points may be lost"
+        )
+    elif overall.high < 0:
+        faults.append(f"it loses {-100 * overall.difference:.1f} points against full precision, and not by chance")
+    faults += _lost_slices({name: judge.slices(name, dataset.holdout) for name in recipe.file.slices}, gates)
+    faults += _lost_replays({name: judge.compare(mask) for name, mask in replayed.items()}, gates)
+    return overall, faults
 
 
 def decide(
@@ -184,78 +180,21 @@ def _lost_slices(slices: Mapping[str, Mapping[str, Comparison]], gates: Gates) -
     ]
 
 
+def _lost_replays(replay: Mapping[str, Comparison], gates: Gates) -> list[str]:
+    """The replay slices on which the challenger is right more rarely than the champion, in words.
+
+    They stand for what must not come back: that a loss may be chance does not help it.
+    """
+    return [
+        f"replay '{name}': {part.challenger:.1%} against {part.champion:.1%} of its {part.rows} rows; at most "
+        f"{100 * gates.max_replay_regression:.1f} points may be lost there"
+        for name, part in replay.items()
+        if part.difference is not None and part.difference < -gates.max_replay_regression - _ROUNDING
+    ]
+
+
 def _judge_first(current: Comparison, gates: Gates) -> tuple[str, list[str]]:
     facts = f"the first model is right on {current.challenger:.1%} of {current.rows} held-out rows"
     if current.challenger >= gates.min_accuracy:
         return "first", [facts]
     return "worse", [f"{facts}; the gate asks for {gates.min_accuracy:.1%}"]
-
-
-class _Judge:
-    """Both models' answers on all rows, compared on any part of them."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        rows: Rows,
-        challenger: InferenceBackend,
-        champion: InferenceBackend | None,
-        seed: int,
-    ) -> None:
-        self._recipe, self._rows, self._seed = recipe, rows, seed
-        self._challenger = self._correct(challenger)
-        self._champion = None if champion is None else self._correct(champion)
-
-    def compare(self, mask: NDArray[np.bool_]) -> Comparison:
-        """The comparison on some rows, at least one."""
-        rows = self._rows.take(mask)
-        weights = rows.weights()
-        challenger = self._challenger[mask]
-        accuracy = float(np.average(challenger, weights=weights))
-        if self._champion is None:
-            return Comparison(len(rows), accuracy)
-        champion = self._champion[mask]
-        gained = challenger.astype(np.float64) - champion
-        low, high = bootstrap_interval(
-            gained, weights, rows.groups, confidence=self._recipe.file.gates.confidence, seed=self._seed
-        )
-        return Comparison(
-            rows=len(rows),
-            challenger=accuracy,
-            champion=float(np.average(champion, weights=weights)),
-            difference=float(np.average(gained, weights=weights)),
-            low=low,
-            high=high,
-            p_value=mcnemar(int((gained > 0).sum()), int((gained < 0).sum())),
-        )
-
-    def slices(self, name: str, mask: NDArray[np.bool_]) -> dict[str, Comparison]:
-        """The comparison by device, or by true class."""
-        labels = np.array(self._recipe.file.labels, dtype=object)
-        keys = self._rows.devices if name == "device" else labels[self._rows.targets]
-        return {str(key): self.compare(mask & (keys == key)) for key in sorted(set(keys[mask]))}
-
-    def _correct(self, backend: InferenceBackend) -> NDArray[np.bool_]:
-        answers = predict(backend, self._rows.inputs)[self._recipe.task.output].argmax(axis=1)
-        return np.asarray(answers == self._rows.targets)
-
-
-def bootstrap_interval(
-    gained: NDArray[np.float64], weights: NDArray[np.float64], groups: NDArray[Any], *, confidence: float, seed: int
-) -> tuple[float, float]:
-    """Percentile interval of the weighted mean of ``gained``, float64[N], drawn by whole groups (cluster bootstrap)."""
-    _, at = np.unique(groups.astype(str), return_inverse=True)
-    sums = np.bincount(at, weights=gained * weights)
-    totals = np.bincount(at, weights=weights)
-    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=_DRAWS)
-    means = (draws @ sums) / (draws @ totals)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """P-value of McNemar's exact test, two-sided: rows that only one of the two models answers rightly."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0

@@ -53,7 +53,7 @@ def check_parity(
                 f"batch of {size}: the exported model refuses it ({error}); was its batch axis fixed on export?"
             ) from error
         for name, array in expected.items():
-            largest = max(largest, _compare(name, size, array, found[name]))
+            largest = max(largest, compare(name, f"batch of {size}", array, found[name]))
     return largest
 
 
@@ -98,14 +98,32 @@ def check_probabilities(name: str, found: NDArray[Any]) -> None:
     )
 
 
-def _compare(name: str, size: int, expected: NDArray[Any], found: NDArray[Any]) -> float:
-    if found.shape != expected.shape:
-        raise ParityFailed(f"output '{name}', batch of {size}: shape {found.shape}, trained {expected.shape}")
-    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
-    wrong = ~(difference <= _ATOL + _RTOL * np.abs(expected))  # NaN is wrong too
-    if wrong.any():
-        row = int(np.argwhere(wrong)[0][0])
+def compare(name: str, where: str, expected: NDArray[Any], found: NDArray[Any], *, exact: bool = True) -> float:
+    """How far an output is from what the trained network gave.
+
+    Args:
+        where: On which rows, in words.
+        exact: Whether they must be the same, floats within tolerance.
+    Returns:
+        The largest absolute difference; of what is no number, the share of unlike values.
+    Raises:
+        ParityFailed: The shapes or the kinds of value differ, or, where it is exact, the values; it names the row.
+    """
+    if found.shape != expected.shape or found.dtype.kind != expected.dtype.kind:
         raise ParityFailed(
-            f"output '{name}', batch of {size}, row {row}: off by {np.nanmax(difference):.2g} from the trained model"
+            f"output '{name}', {where}: {found.dtype} of shape {found.shape}, trained {expected.dtype} of shape "
+            f"{expected.shape}"
         )
-    return float(difference.max())
+    if expected.dtype.kind not in "fiu":
+        wrong = np.asarray(found != expected, dtype=bool)
+        difference = wrong.astype(np.float64)
+        most = float(difference.mean()) if difference.size else 0.0
+    else:
+        difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+        tolerance = _ATOL + _RTOL * np.abs(expected) if expected.dtype.kind == "f" else np.zeros(expected.shape)
+        wrong = ~((difference <= tolerance) | (np.isnan(expected) & np.isnan(found)))
+        most = float(np.nanmax(difference, initial=0.0))
+    if exact and wrong.any():
+        row = int(np.argwhere(wrong)[0][0])
+        raise ParityFailed(f"output '{name}', {where}, row {row}: off by {most:.2g} from the trained model")
+    return most

@@ -12,6 +12,7 @@ than the drift test's chi-square allows for (by a quarter where the budget had b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from edge_agent.contract.profile import (
 from edge_agent.runtime.backend import InferenceBackend
 from trainer.data.dataset import Dataset
 from trainer.data.rows import Rows
-from trainer.gates.evaluate import predict
+from trainer.gates.comparison import predict
 from trainer.recipe import Recipe
 
 # Fewest rows of a reference: with fewer the drift test has too few cells to see much.
@@ -160,7 +161,7 @@ def _features(recipe: Recipe, rows: Rows, outputs: dict[str, NDArray[Any]]) -> t
 
 def _count(
     features: tuple[Feature, ...],
-    inputs: dict[str, NDArray[Any]],
+    inputs: Mapping[str, NDArray[Any]],
     outputs: dict[str, NDArray[Any]],
     unseen: NDArray[np.bool_],
 ) -> dict[str, FeatureCounts]:
@@ -174,5 +175,5 @@ def _of(features: tuple[Feature, ...], side: str) -> tuple[Feature, ...]:
     return tuple(feature for feature in features if feature.side == side)
 
 
-def _take(tensors: dict[str, NDArray[Any]], mask: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def _take(tensors: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {name: array[mask] for name, array in tensors.items()}

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 import msgspec
@@ -24,6 +24,7 @@ from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.runtime.package import Package
 from trainer.recipe import Recipe
+from trainer.work.reporting import Report
 
 if TYPE_CHECKING:
     from trainer.data.dataset import Dataset
@@ -31,17 +32,7 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 TRACEBACK_FILE = "traceback.txt"
 PACKAGE_FOLDER = "package"
-_CANDIDATE_FOLDER = "candidate"
-_EXPORT_FOLDER = "export"
-
-
-class Report(Protocol):
-    """Is told how far a run is."""
-
-    def __call__(
-        self, stage: str, fraction: float, message: str, metrics: Mapping[str, float] | None = None, /
-    ) -> None:
-        """Stage, share of the whole run done (0..1), a message, and what was measured just now, by name."""
+_NONE: Mapping[str, float] = {}
 
 
 def execute(
@@ -83,11 +74,37 @@ def execute(
         aside = f"{dataset.set_aside} samples break the signature and are set aside; the first: {dataset.complaint}"
         report("dataset", 0.15, aside)
     if champion is not None and (reason := _nothing_new(recipe, dataset)):
-        return RunResult(
-            fence=run.fence, state=RunState.UNCHANGED, reasons=(reason,), evaluation={"dataset": dataset.summary()}
-        )
-    return _train(
+        return _unchanged(run, dataset, reason, None)
+    from trainer.release.lineage import known
+    from trainer.work.challenger import judge, train
+
+    inputs = known(recipe, dataset, champion=run.champion, seed=run.seed).inputs
+    if reason := _tried(run, inputs):
+        return _unchanged(run, dataset, reason, inputs)
+    exported = train(
         run, recipe, dataset, work, champion=champion, version=version, report=report, checkpoints=checkpoints
+    )
+    return judge(run, recipe, dataset, work / PACKAGE_FOLDER, exported, champion=champion, report=report)
+
+
+def _unchanged(run: RunFile, dataset: Dataset, reason: str, inputs: str | None) -> RunResult:
+    return RunResult(
+        fence=run.fence,
+        state=RunState.UNCHANGED,
+        reasons=(reason,),
+        evaluation={"dataset": dataset.summary()},
+        inputs=inputs,
+    )
+
+
+def _tried(run: RunFile, inputs: str | None) -> str:
+    """Why training again would come to what an earlier run came to; empty where it might not."""
+    before = [name for name, digest in run.tried.items() if digest == inputs]
+    if not before:
+        return ""
+    return (
+        f"nothing has changed since run {before[-1]}: the same rows and labels, recipe, champion, seed, libraries and "
+        f"trainer (inputs {str(inputs)[:12]}) would give the same model"
     )
 
 
@@ -96,80 +113,6 @@ def _nothing_new(recipe: Recipe, dataset: Dataset) -> str:
     if have >= need:
         return ""
     return f"nothing to learn from: {have} labelled rows of today's world, the recipe asks for at least {need}"
-
-
-def _train(
-    run: RunFile,
-    recipe: Recipe,
-    dataset: Dataset,
-    work: Path,
-    *,
-    champion: Package | None,
-    version: str,
-    report: Report,
-    checkpoints: Path | None,
-) -> RunResult:
-    from edge_agent.runtime.onnx import OnnxBackend
-    from trainer.gates.evaluate import evaluate, predict
-    from trainer.gates.parity import check_parity, check_probabilities
-    from trainer.release.export import export, state_from
-    from trainer.release.package import Identity, evaluation_json, write_candidate, write_release
-    from trainer.release.reference import build_reference
-    from trainer.training.fit import fit
-    from trainer.training.rehearsal import rehearse
-
-    settings = recipe.file.training
-    blank = recipe.network(learning_rate=settings.learning_rate, epochs=1)
-    rehearse(recipe, blank, dataset.rows.inputs)
-    start = None
-    if champion is not None:
-        start = state_from(champion, blank)
-        if start is None:
-            report("fit", 0.2, "the champion's weights do not fit the recipe's network any more: training from scratch")
-    fitted = fit(
-        recipe,
-        dataset,
-        seed=run.seed,
-        start=start,
-        progress=lambda share, message, metrics: report("fit", 0.2 + 0.5 * share, message, metrics),
-        checkpoints=checkpoints,
-        run=run.run,
-    )
-    report("export", 0.75, "exporting to ONNX")
-    files = export(fitted.network, recipe.signature, work / _EXPORT_FOLDER)
-    parent = run.champion if fitted.warm else None
-    identity = Identity(version=version, parent=parent, dataset=dataset.digest, seed=run.seed, run=run.run)
-    candidate = write_candidate(work / _CANDIDATE_FOLDER, recipe, identity, files)
-    backend = OnnxBackend(candidate, threads=settings.threads)
-    unseen = dataset.rows.take(dataset.holdout).inputs
-    difference = check_parity(fitted.network, backend, unseen)
-    check_probabilities(recipe.task.output, predict(backend, unseen)[recipe.task.output])
-    report("evaluate", 0.85, f"the exported model differs by at most {difference:.1g} from the trained one")
-    rival = None if champion is None else OnnxBackend(champion, threads=settings.threads)
-    evaluation = evaluate(recipe, dataset, backend, rival, seed=run.seed)
-    reference = build_reference(recipe, dataset, backend)
-    judged = evaluation_json(recipe, dataset, evaluation, reference)
-    if not evaluation.released:
-        return RunResult(fence=run.fence, state=RunState.REFUSED, reasons=evaluation.reasons, evaluation=judged)
-    report("package", 0.95, evaluation.reasons[0])
-    package = write_release(
-        work / PACKAGE_FOLDER,
-        recipe,
-        identity,
-        candidate,
-        backend,
-        dataset=dataset,
-        evaluation=evaluation,
-        reference=reference,
-    )
-    return RunResult(
-        fence=run.fence,
-        state=RunState.RELEASED,
-        reasons=evaluation.reasons,
-        package=package.digest,
-        version=version,
-        evaluation=judged,
-    )
 
 
 def next_version(champion_version: str | None) -> str:
@@ -200,8 +143,8 @@ def main(
     """Execute RUNFILE; exit status 0 whatever the verdict, and another where no verdict was reached."""
     lines = _claim_stdout()
 
-    def report(stage: str, fraction: float, message: str, metrics: Mapping[str, float] | None = None, /) -> None:
-        finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
+    def report(stage: str, fraction: float, message: str, metrics: Mapping[str, float] = _NONE, /) -> None:
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         line = {"stage": stage, "fraction": round(fraction, 3), "message": message, "metrics": finite}
         lines.write(msgspec.json.encode(line).decode() + "\n")
         lines.flush()

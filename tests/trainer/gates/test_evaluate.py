@@ -12,7 +12,9 @@ from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Package
 from tests.trainer.conftest import field_rows
 from trainer.data.dataset import Dataset, read_dataset
-from trainer.gates.evaluate import Comparison, bootstrap_interval, decide, evaluate, mcnemar
+from trainer.gates.comparison import Comparison
+from trainer.gates.evaluate import decide, evaluate
+from trainer.gates.statistics import bootstrap_interval, mcnemar, wilson_interval
 from trainer.recipe import Recipe
 from trainer.recipe_file import Gates
 from trainer.release.reference import calibrate

@@ -22,7 +22,7 @@ from trainer.gates.parity import check_parity
 from trainer.recipe import Recipe
 from trainer.release.export import export, state_from
 from trainer.release.package import Identity, write_candidate
-from trainer.training.fit import load_weights
+from trainer.training.loop import load_weights
 
 
 @pytest.fixture(scope="session")
