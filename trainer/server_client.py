@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import msgspec
 from edge_agent.contract.errors import DigestMismatch, NetworkError, ServerRefused
 from edge_agent.contract.manifest import MANIFEST_FILE, decode_manifest, digest_of
 from edge_agent.contract.repository import blob_path
-from edge_agent.contract.runs import RunFile, RunProgress, RunResult
+from edge_agent.contract.runs import RunFile, RunKind, RunProgress, RunResult
 from edge_agent.runtime.package import Package
 from trainer.errors import TokenRefused
 
@@ -57,14 +58,27 @@ class ServerClient:
         headers = {"Authorization": f"Bearer {token}"}
         self._client = httpx.Client(base_url=server_url.rstrip("/"), headers=headers, timeout=timeout_s)
 
-    def claim(self, worker: str, models: list[str]) -> RunFile | None:
+    def claim(
+        self,
+        worker: str,
+        models: Sequence[str],
+        *,
+        kinds: Sequence[RunKind] = (RunKind.TRAIN,),
+        cpus: float | None = None,
+        gpus: int | None = None,
+        holding: Sequence[str] = (),
+    ) -> RunFile | None:
         """A run to execute, now under this worker's lease, or None where none waits.
 
+        Args:
+            cpus, gpus: What is free; None: not counted.
+            holding: Runs that this worker works on; what else is under its name is queued again.
         Raises:
             TokenRefused: The token is not taken (of any call here).
             ServerRefused, NetworkError: The server refuses, or is away.
         """
-        reply = self._send("POST", "/api/v1/runs/claim", {"worker": worker, "models": models})
+        body = {"worker": worker, "models": models, "kinds": kinds, "cpus": cpus, "gpus": gpus, "holding": holding}
+        reply = self._send("POST", "/api/v1/runs/claim", body)
         if reply.status_code == 204:
             return None
         return self._decode(reply, RunFile)
@@ -77,6 +91,14 @@ class ServerClient:
             ServerRefused, NetworkError: The server refuses, or is away.
         """
         self._send("POST", f"/api/v1/runs/{run}/progress", progress)
+
+    def hand_back(self, run: str, fence: int, reason: str) -> None:
+        """Give a run back: another worker goes on with it at once.
+
+        Raises:
+            LeaseLost, ServerRefused, NetworkError: As :meth:`progress`.
+        """
+        self._send("POST", f"/api/v1/runs/{run}/hand-back", {"fence": fence, "reason": reason})
 
     def result(self, run: str, result: RunResult) -> None:
         """Say how a run ended.

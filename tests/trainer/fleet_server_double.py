@@ -30,6 +30,8 @@ class FleetServerDouble:
         self.run: RunFile | None = run
         self.progress: list[RunProgress] = []
         self.results: list[RunResult] = []
+        self.claims: list[dict[str, Any]] = []
+        self.handed_back: list[int] = []
         self.lost = False
         self.lost_at = ""
         self.away = 0
@@ -85,13 +87,16 @@ class FleetServerDouble:
 
     def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
         if path == "/api/v1/runs/claim":
+            self.claims.append(msgspec.json.decode(body))
             run, self.run = self.run, None
             return (204, b"") if run is None else (200, msgspec.json.encode(run))
         progress = msgspec.json.decode(body, type=RunProgress) if path.endswith("/progress") else None
         self.lost = self.lost or (progress is not None and progress.stage == self.lost_at)
         if self.lost:
             return 409, b'{"detail": "the lease was lost"}'
-        if progress is not None:
+        if path.endswith("/hand-back"):
+            self.handed_back.append(msgspec.json.decode(body)["fence"])
+        elif progress is not None:
             self.progress.append(progress)
         elif self.away:
             self.away -= 1

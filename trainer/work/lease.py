@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from typing import Self, TypeVar
@@ -11,11 +12,15 @@ from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.runs import RunFile, RunProgress
 from trainer.errors import TokenRefused
 from trainer.server_client import LeaseLost, ServerClient
+from trainer.work.run_log import RunLog
 from trainer.work.run_process import ProgressLine
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_LEAST_S = 0.5  # between heartbeats, whatever the news
+_MOST_PIECES = 8  # of the log, sent at the end
 
 
 class GivenUp(Exception):
@@ -29,12 +34,22 @@ class Lease:
         stop: Set when the worker is to end.
         heartbeat_s: Between renewals.
         retry_s: Between attempts at what the server's absence has kept from being done.
+        written: What the run writes; heartbeats carry it.
     """
 
     def __init__(
-        self, client: ServerClient, run: RunFile, stop: threading.Event, *, heartbeat_s: float, retry_s: float
+        self,
+        client: ServerClient,
+        run: RunFile,
+        stop: threading.Event,
+        *,
+        heartbeat_s: float,
+        retry_s: float,
+        written: RunLog,
     ) -> None:
-        self.run = run
+        self.run, self._log = run, written
+        self._metrics: dict[str, float] = {}  # measured since the last heartbeat
+        self._metrics_lock = threading.Lock()
         self._client, self._stop, self._heartbeat_s, self._retry_s = client, stop, heartbeat_s, retry_s
         self._lost = ""
         self._latest = ProgressLine("start", 0.0)
@@ -51,6 +66,11 @@ class Lease:
         self._thread.join()
 
     @property
+    def lost(self) -> bool:
+        """Whether the run is another's now."""
+        return bool(self._lost)
+
+    @property
     def over(self) -> bool:
         """Whether to stop working on the run."""
         return bool(self._lost) or self._stop.is_set()
@@ -65,10 +85,14 @@ class Lease:
             raise GivenUp(self._lost or "the worker is stopping")
 
     def say(self, line: ProgressLine) -> None:
-        """Tell the server soon; of several in a row only the newest."""
+        """Tell the server soon; of several in a row only the newest, but every message stands in the log."""
         changed = line.stage != self._latest.stage
+        if line.message and (changed or line.message != self._latest.message):
+            self._log.note(f"{line.stage} {line.fraction:.0%}: {line.message}")
         self._latest = line
-        if changed:
+        with self._metrics_lock:
+            self._metrics |= {name: value for name, value in line.metrics.items() if math.isfinite(value)}
+        if changed or line.metrics:
             self._news.set()
 
     def renew(self) -> None:
@@ -77,9 +101,35 @@ class Lease:
         Raises:
             LeaseLost, NetworkError: As :meth:`ServerClient.progress`.
         """
-        line = self._latest
-        progress = RunProgress(fence=self.run.fence, stage=line.stage, fraction=line.fraction, message=line.message)
-        self._client.progress(self.run.run, progress)
+        line, piece = self._latest, self._log.piece()
+        with self._metrics_lock:
+            metrics, self._metrics = self._metrics, {}
+        progress = RunProgress(
+            fence=self.run.fence,
+            stage=line.stage,
+            fraction=line.fraction,
+            message=line.message,
+            metrics=metrics,
+            log=piece,
+        )
+        try:
+            self._client.progress(self.run.run, progress)
+        except NetworkError:
+            with self._metrics_lock:
+                self._metrics = metrics | self._metrics
+            raise
+        self._log.sent(piece)
+
+    def tell_all(self) -> None:
+        """Send what the run has written to its end; a server that is away is not waited for."""
+        try:
+            for _ in range(_MOST_PIECES):
+                if not self.over and self._log.piece():
+                    self.renew()
+        except LeaseLost as error:
+            self._lost = str(error)
+        except NetworkError as error:
+            log.warning("the end of the log of run %s was not sent: %s", self.run.run, error)
 
     def persist(self, action: Callable[[], T]) -> T:
         """Do what needs the server, again and again while it is away: it stands for minutes of work.
@@ -111,5 +161,6 @@ class Lease:
             except NetworkError as error:
                 # The lease outlives a few missed beats; the next one may get through.
                 log.warning("heartbeat of run %s: %s", self.run.run, error)
-            self._news.wait(self._heartbeat_s)
+            self._ended.wait(min(_LEAST_S, self._heartbeat_s))
+            self._news.wait(max(0.0, self._heartbeat_s - _LEAST_S))
             self._news.clear()

@@ -1,4 +1,4 @@
-"""A training run's process, seen from outside: started, listened to, and ended with all that it has started."""
+"""A run's process, seen from outside: started under a guard, listened to, and ended with all that it has started."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from trainer.work.guard import STOP_WAIT_S
+
 log = logging.getLogger(__name__)
 
 _ERROR_LINES = 12
-_STOP_WAIT_S = 10.0
+_GUARD_WAIT_S = STOP_WAIT_S + 10.0
 # Settings of ours name tokens and passphrases; what a recipe's code does with its environment is not ours to know.
 _PRIVATE = "SHOAL_"
+# How runs are carried out is for them to know.
+_PASSED_ON = ("SHOAL_TRAINING_", "SHOAL_BATCH_")
 
 
 class ProgressLine(msgspec.Struct):
@@ -29,6 +34,7 @@ class ProgressLine(msgspec.Struct):
     stage: str
     fraction: float
     message: str = ""
+    metrics: dict[str, float] = {}
 
 
 def run_to_end(
@@ -38,29 +44,33 @@ def run_to_end(
     say: Callable[[ProgressLine], None],
     given_up: Callable[[], bool],
     limit_s: float,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a command to its end, or until it is given up; it gets none of our variables (``SHOAL_...``).
+    """Run a command to its end, or until it is given up. Should this process be killed, the command ends too.
+
+    It gets none of our variables (``SHOAL_...``) but those that say how training and batches are carried out.
 
     Args:
         log_path: Where its standard error goes.
         say: Told each line of progress on its standard output.
         given_up: Asked ten times a second.
         limit_s: After which it counts as hung and is ended.
+        environment: Variables of its own besides.
     Returns:
         Its exit status and its last words.
     Raises:
         OSError: It cannot be started, or the log cannot be written.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
     with log_path.open("wb") as errors:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "trainer.work.guard", *command],
+            stdin=subprocess.PIPE,  # closed when this process ends, however it ends
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env=_clean() | dict(environment or {}),
             text=True,
             errors="replace",
-            start_new_session=True,  # so that it can be ended with all that it has started
+            start_new_session=True,  # a Ctrl-C at our terminal is for us to pass on
         )
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
     reader = threading.Thread(target=_read_progress, args=(process.stdout, say), daemon=True)
@@ -78,6 +88,14 @@ def run_to_end(
     return process.returncode, [*_last_lines(log_path), *words]
 
 
+def _clean() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_PASSED_ON) or not name.startswith(_PRIVATE)
+    }
+
+
 def _read_progress(stream: IO[str], say: Callable[[ProgressLine], None]) -> None:
     for line in stream:
         try:
@@ -87,13 +105,13 @@ def _read_progress(stream: IO[str], say: Callable[[ProgressLine], None]) -> None
 
 
 def _end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(_STOP_WAIT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+    process.stdin.close()
+    try:
+        process.wait(_GUARD_WAIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     reader.join(1.0)
     if reader.is_alive():
         # Its output is still open: something that it started has outlived it.

@@ -7,33 +7,46 @@ encrypted, with the passphrase in this process's environment alone.
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
-import os
-import shutil
-import socket
+import math
 import sys
 import threading
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from edge_agent.contract.errors import DigestMismatch, NetworkError, PackageError, ShoalError
-from edge_agent.contract.runs import RunFile, RunResult, RunState
+from edge_agent.contract.batch import JOB_OPTION, decode_job
+from edge_agent.contract.errors import NetworkError, ShoalError, StorageFull
+from edge_agent.contract.runs import RunFile, RunKind, RunResult, RunState
 from edge_agent.runtime.package import Package
+from trainer.batch.choice import chosen_digest
 from trainer.errors import TokenRefused, TrainerError
 from trainer.recipe import find_recipes
 from trainer.server_client import ServerClient
+from trainer.work.folders import CHECKPOINTS_FOLDER, Folders
 from trainer.work.lease import GivenUp, Lease
+from trainer.work.room import Capacity, Room
 from trainer.work.run import PACKAGE_FOLDER, RESULT_FILE, next_version
+from trainer.work.run_log import RunLog
 from trainer.work.run_process import ProgressLine, run_to_end
 
 log = logging.getLogger(__name__)
 
 _REFRESH_S = 3600.0
-_RUNS_KEPT = 20
-_PACKAGES_KEPT = 5
+_LOG_FILE = "stderr.log"
+# What carries out each kind of run; all take RUNFILE, --work, --recipes, --checkpoints and --champion.
+_MODULES = {
+    RunKind.TRAIN: "trainer.work.run",
+    RunKind.BATCH: "trainer.batch",
+    RunKind.UPKEEP: "trainer.data.upkeep",
+}
+# Exit statuses that the same run would end with again: the settings, the recipe or a package is wrong.
+_FINAL_STATUSES = (2, 3)
 
 
 class Publishing(Protocol):
@@ -66,44 +79,60 @@ class Timing:
 
 
 class Worker:
-    """Executes one run at a time.
+    """Executes runs, each as a process of its own, as many at once as there is room for.
 
     Args:
         recipes: Folder of recipes; their names are the models it can train.
-        work: Folder of its own: ``runs/RUN`` of the newest runs, ``packages/DIGEST`` of champions.
+        work: Folder of its own: ``runs/RUN`` of the newest runs, ``packages/DIGEST`` of champions. Its name goes with
+            the folder: begun anew after a kill, it goes on at once with what it had.
+        kinds: Of runs that it carries out.
     """
 
     def __init__(
-        self, client: ServerClient, publisher: Publishing, *, recipes: Path, work: Path, timing: Timing | None = None
+        self,
+        client: ServerClient,
+        publisher: Publishing,
+        *,
+        recipes: Path,
+        work: Path,
+        timing: Timing | None = None,
+        capacity: Capacity | None = None,
+        kinds: Sequence[RunKind] = tuple(RunKind),
     ) -> None:
-        self._client, self._publisher = client, publisher
+        self._client, self._publisher, self._publishing = client, publisher, threading.Lock()
         self._recipes = recipes.resolve()
-        self._runs, self._packages = work.resolve() / "runs", work.resolve() / "packages"
+        self._room = Room(capacity or Capacity())
+        self._folders = Folders(work.resolve(), at_once=self._room.capacity.at_once)
         self._timing = timing or Timing()
-        self._models = [recipe.name for recipe in find_recipes(recipes)]
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
-        for half in self._packages.glob(".*"):  # downloads that a kill has cut short
-            shutil.rmtree(half)
+        self._models, self._kinds = [recipe.name for recipe in find_recipes(recipes)], tuple(kinds)
 
     def work(self, stop: threading.Event) -> None:
-        """Take runs one after another until told to stop; a server that is away is asked again.
+        """Take runs until told to stop; a server that is away is asked again. Runs under way are handed back then.
 
         Raises:
             TokenRefused: The server does not take the token.
         """
-        since_refresh_s = _REFRESH_S
-        while not stop.is_set():
-            busy = False
-            try:
-                if since_refresh_s >= _REFRESH_S:
-                    self._publisher.refresh()
-                    since_refresh_s = 0.0
-                busy = self.once(stop) is not None
-            except NetworkError as error:
-                log.warning("%s; asking again in %g s", error, self._timing.poll_s)
-            if not busy:
-                stop.wait(self._timing.poll_s)
-                since_refresh_s += self._timing.poll_s
+        poll_s, refreshed_at = self._timing.poll_s, -math.inf
+        under_way: set[concurrent.futures.Future[RunResult | None]] = set()
+        with concurrent.futures.ThreadPoolExecutor(self._room.capacity.at_once, "run") as threads:
+            while not stop.is_set():
+                run = None
+                try:
+                    if time.monotonic() - refreshed_at >= _REFRESH_S:
+                        with self._publishing:
+                            self._publisher.refresh()
+                        refreshed_at = time.monotonic()
+                    run = None if self._room.full else self._claim()
+                except NetworkError as error:
+                    log.warning("%s; asking again in %g s", error, poll_s)
+                if run is not None:
+                    under_way.add(threads.submit(self._carry_out, run, stop))
+                elif under_way:
+                    ended, under_way = concurrent.futures.wait(under_way, poll_s, concurrent.futures.FIRST_COMPLETED)
+                    _raise_first(ended, stop)
+                else:
+                    stop.wait(poll_s)
+        _raise_first(under_way, stop)
 
     def once(self, stop: threading.Event) -> RunResult | None:
         """Take one run, if one waits, and report how it ended.
@@ -113,47 +142,78 @@ class Worker:
         Raises:
             NetworkError: The server is away or refuses.
         """
-        run = self._client.claim(self._name, self._models)
-        if run is None:
-            return None
-        log.info("run %s of '%s': %s", run.run, run.model, run.reason)
+        run = self._claim()
+        return None if run is None else self._carry_out(run, stop)
+
+    def _claim(self) -> RunFile | None:
+        def ask(cpus: float | None, gpus: int | None, holding: list[str]) -> RunFile | None:
+            return self._client.claim(
+                self._folders.worker, self._models, kinds=self._kinds, cpus=cpus, gpus=gpus, holding=holding
+            )
+
+        run = self._room.take(ask)
+        if run is not None:
+            log.info("run %s of '%s' (%s): %s", run.run, run.model, run.step or run.kind.value, run.reason)
+        return run
+
+    def _carry_out(self, run: RunFile, stop: threading.Event) -> RunResult | None:
         timing = self._timing
+        written = RunLog(self._folders.run(run.run) / _LOG_FILE)
+        lease = Lease(self._client, run, stop, heartbeat_s=timing.heartbeat_s, retry_s=timing.poll_s, written=written)
         try:
-            with Lease(self._client, run, stop, heartbeat_s=timing.heartbeat_s, retry_s=timing.poll_s) as lease:
+            with lease:
                 try:
                     result = self._execute(run, lease)
                 except TokenRefused:
                     raise
                 except (ShoalError, OSError) as error:
-                    result = _failed(run, f"{type(error).__name__}: {error}")
+                    may_pass = isinstance(error, (NetworkError, StorageFull, OSError))
+                    result = _failed(run, f"{type(error).__name__}: {error}", retry=may_pass)
+                lease.tell_all()
                 lease.persist(lambda: self._client.result(run.run, result))
         except GivenUp as error:
             log.warning("run %s was given up: %s", run.run, error)
+            self._hand_back(run, lease)
             return None
+        finally:
+            self._room.give_back(run)
         log.info("run %s %s: %s", run.run, result.state.value, "; ".join(result.reasons))
         return result
 
+    def _hand_back(self, run: RunFile, lease: Lease) -> None:
+        if lease.lost:
+            return
+        try:
+            self._client.hand_back(run.run, run.fence, f"worker {self._folders.worker} stops")
+        except NetworkError as error:  # then its lease runs out
+            log.warning("run %s could not be handed back: %s", run.run, error)
+
     def _execute(self, run: RunFile, lease: Lease) -> RunResult:
-        folder = self._new_folder(run)
-        # What an earlier attempt signed and could not show takes a version too.
-        lease.persist(self._publisher.refresh)
-        version = lease.persist(lambda: self._version(run))
-        command = [sys.executable, "-m", "trainer.work.run", str(folder / "run.json"), "--recipes", str(self._recipes)]
-        command += ["--work", str(folder), "--version", version]
-        if run.champion is not None:
-            champion = run.champion
-            lease.say(ProgressLine("champion", 0.0, f"fetching package {champion[:12]}"))
-            command += ["--champion", str(lease.persist(lambda: self._champion(champion)).folder)]
+        folder = self._folders.prepare(run, held=self._room.holding)
+        command = [sys.executable, "-m", _MODULES[run.kind], str(folder / "run.json"), "--work", str(folder)]
+        command += ["--recipes", str(self._recipes), "--checkpoints", str(folder / CHECKPOINTS_FOLDER)]
+        version = ""
+        if run.kind is RunKind.TRAIN:
+            # What an earlier attempt signed and could not show takes a version too.
+            lease.persist(self._refresh)
+            version = lease.persist(lambda: self._version(run))
+            command += ["--version", version]
+        if (package := lease.persist(lambda: self._needed(run))) is not None:
+            lease.say(ProgressLine("champion", 0.0, f"fetching package {package[:12]}"))
+            fetched = lease.persist(lambda: self._folders.package(package, self._client.download))
+            command += ["--champion", str(fetched.folder)]
         status, words = run_to_end(
             command,
-            folder / "stderr.log",
+            folder / _LOG_FILE,
             say=lease.say,
             given_up=lambda: lease.over,
-            limit_s=self._timing.limit_s,
+            limit_s=run.timeout_s or self._timing.limit_s,
+            environment=self._room.environment(run),
         )
         lease.check()
         if status != 0:
-            return _failed(run, f"the run's process ended with status {status}", *words)
+            said = f"the run's process ended with status {status}"
+            return _failed(run, said, *words, retry=status not in _FINAL_STATUSES)
         result = _read_result(folder / RESULT_FILE)
         if result.state is RunState.RELEASED:
             self._release(_released(run, version, result, folder / PACKAGE_FOLDER), lease)
@@ -165,20 +225,15 @@ class Worker:
 
         def publish() -> None:
             lease.renew()  # a release cannot be taken back: not on the strength of an old heartbeat
-            self._publisher.publish(package)
+            with self._publishing:
+                self._publisher.publish(package)
 
         lease.persist(publish)
-        self._keep(package)
+        self._folders.keep(package, models=len(self._models))
 
-    def _new_folder(self, run: RunFile) -> Path:
-        """An empty folder with the run's file; the oldest of earlier runs go."""
-        folder = self._runs / run.run
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_bytes(msgspec.json.encode(run))
-        for old in sorted(self._runs.iterdir(), key=lambda path: path.stat().st_mtime)[:-_RUNS_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-        return folder
+    def _refresh(self) -> None:
+        with self._publishing:
+            self._publisher.refresh()
 
     def _version(self, run: RunFile) -> str:
         """The first free version after the champion's: an earlier attempt may have published one already."""
@@ -188,37 +243,19 @@ class Worker:
             version = next_version(version)
         return version
 
-    def _champion(self, digest: str) -> Package:
-        folder = self._packages / digest
-        if folder.exists():
-            try:
-                found = Package.open(folder, verify=True)
-                os.utime(folder)
-                return found
-            except (PackageError, DigestMismatch, OSError) as error:
-                log.warning("%s: %s; fetching it again", folder, error)
-                shutil.rmtree(folder)
-        return self._client.download(digest, folder)
+    def _needed(self, run: RunFile) -> str | None:
+        """Digest of the package that a run's process is given: the one to beat, or the one that answers a batch."""
+        if run.kind is RunKind.BATCH:
+            choice = decode_job(run.options.get(JOB_OPTION)).model
+            return None if choice.package is not None else chosen_digest(choice, self._client)
+        return run.champion
 
-    def _keep(self, package: Package) -> None:
-        """Keep what was released: it is the next run's champion."""
-        folder = self._packages / package.digest
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if not folder.exists():
-                package.folder.rename(folder)  # whole or not at all
-            os.utime(folder)
-        except OSError as error:
-            # It is released all the same, and can be fetched.
-            log.warning("%s: cannot be kept: %s", folder, error)
-        else:
-            self._prune()
 
-    def _prune(self) -> None:
-        """The packages that were used longest ago go; one that is asked for again is fetched again."""
-        kept = max(_PACKAGES_KEPT, 2 * len(self._models))
-        for old in sorted(self._packages.iterdir(), key=lambda path: path.stat().st_mtime)[:-kept]:
-            shutil.rmtree(old, ignore_errors=True)
+def _raise_first(ended: Iterable[concurrent.futures.Future[RunResult | None]], stop: threading.Event) -> None:
+    for one in ended:
+        if (error := one.exception()) is not None:
+            stop.set()  # the others give up too
+            raise error
 
 
 def _read_result(path: Path) -> RunResult:
@@ -246,5 +283,5 @@ def _released(run: RunFile, version: str, result: RunResult, folder: Path) -> Pa
     return package
 
 
-def _failed(run: RunFile, *reasons: str) -> RunResult:
-    return RunResult(fence=run.fence, state=RunState.FAILED, reasons=reasons)
+def _failed(run: RunFile, *reasons: str, retry: bool = False) -> RunResult:
+    return RunResult(fence=run.fence, state=RunState.FAILED, reasons=reasons, retry=retry)
