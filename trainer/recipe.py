@@ -114,8 +114,11 @@ class Recipe:
         options, classes = self.file.training.options, len(self.file.labels)
         given = _Options(options)
         more: dict[str, Any] = {}
-        if "categories" in inspect.signature(kind.__init__).parameters:
+        asked = inspect.signature(kind.__init__).parameters
+        if "categories" in asked:
             more["categories"] = self.front_end.categories
+        if "signature" in asked:
+            more["signature"] = self.signature
         try:
             network = kind(options=given, classes=classes, learning_rate=learning_rate, epochs=epochs, **more)
         except Exception as error:
