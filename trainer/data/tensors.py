@@ -37,6 +37,19 @@ def is_list(kind: pa.DataType) -> bool:
     return any(test(kind) for test in _LISTS)
 
 
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema without Arrow's view types, which Delta's writers leave in files and few functions take."""
+    return pa.schema([pa.field(field.name, _plain(field.type)) for field in schema])
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
 def tensor(spec: TensorSpec, columns: Sequence[pa.Array], faults: Faults) -> NDArray[Any] | Ragged:
     """One input of N rows.
 
