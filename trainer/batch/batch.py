@@ -96,7 +96,7 @@ class Batch:
         if plan is None:
             last = f" since batch {records[-1].number}" if records else ""
             return self._outcome(None, f"no rows to answer{last}", fresh=False)
-        chunks = Chunks(self._job, self._model, schema, self._job.input.__class__.__name__)
+        chunks = Chunks(self._job, self._model, schema, f"job '{self._job.name}': the input")
         self._table.check(chunks.schema)
         stage = self._table.stage(plan.id)
         marks = Storage(stage.marks)
@@ -131,7 +131,13 @@ class Batch:
             if (plan.job, plan.package) == (digest, self._model.package.digest) and plan.after == _last(records):
                 return plan, _schema(plan), True
             self._table.discard(plan.id)
-        pinned = pin(self._job, logical_time=self._time, since=self._since(records, earlier))
+        pinned = pin(
+            self._job,
+            logical_time=self._time,
+            since=self._since(records, earlier),
+            model=self._model.package.manifest.name,
+            spool=self._table.spool,
+        )
         workers = self._job.resources.workers or available()
         parts = cut(pinned.pieces, workers)
         if not parts or pinned.schema is None:
@@ -150,6 +156,7 @@ class Batch:
             after=_last(records),
             where=pinned.where,
             equal=pinned.equal,
+            spool=pinned.spool,
             schema=base64.b64encode(pinned.schema.serialize().to_pybytes()).decode(),
         )
         return plan, pinned.schema, False

@@ -28,6 +28,7 @@ from edge_agent.contract.batch import (
 )
 from edge_agent.contract.tensors import Datatype
 from trainer.batch.errors import InputUnreadable
+from trainer.batch.inputs.spool import FAULT
 from trainer.batch.model import BatchModel
 from trainer.batch.sampled import by_shape, sampled_tensors
 from trainer.data.tensors import Faults, Ragged, columns_fault, tensor
@@ -88,6 +89,8 @@ class Chunks:
         """
         faults: Faults = {}
         keys = self.keys(chunk)
+        if FAULT in chunk.schema.names:
+            faults |= dict(enumerate(chunk.column(FAULT).to_pylist()))
         self._fault_keys(chunk, faults)
         noted: Counter[str] = Counter()
         tables = []

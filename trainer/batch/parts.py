@@ -18,9 +18,11 @@ from edge_agent.contract.batch import KEY, LOGICAL_TIME
 from edge_agent.contract.errors import ShoalError
 from trainer.batch.chunks import REJECTED_SCHEMA, Answers, Chunks, with_logical_time
 from trainer.batch.errors import InputUnreadable
+from trainer.batch.inputs.spool import FAULT
 from trainer.batch.moments import between
 from trainer.batch.plan import Part, PartDone, Piece, Plan
 from trainer.batch.storage import Storage, locate, writing
+from trainer.data.tensors import without_views
 
 # Rows of a row group of answers: a single key is found by reading one.
 _GROUP_ROWS = 16_384
@@ -66,7 +68,7 @@ class OpenPart:
         self._batches = self._file.iter_batches(
             chunk_rows,
             row_groups=list(range(part.first_group, part.end_group)),
-            columns=[name for name in self._names if name in stored],
+            columns=[name for name in [*self._names, FAULT] if name in stored],
             use_threads=False,
         )
         self._next_row = self._piece.first_row + part.first_row
@@ -140,11 +142,20 @@ class OpenPart:
 
     def _wanted(self, batch: pa.RecordBatch, rows: NDArray[np.int64]) -> Chunk:
         """The rows that this batch is about, with the columns that the file leaves to the table's log."""
+        if batch.schema != (plain := without_views(batch.schema)):
+            batch = batch.cast(plain)
         for name in self._names:
             if name not in batch.schema.names:  # a partition's value, or a column that is younger than the file
                 kind = self._chunks.input_schema.field(name).type
-                value = pa.scalar(self._piece.constants.get(name), pa.string()).cast(kind)
-                batch = batch.append_column(name, pa.repeat(value, len(batch)))
+                value = self._piece.constants.get(name)
+                cells = pa.nulls(len(batch), kind)
+                if value is not None:
+                    cells = pa.repeat(pa.scalar(value, pa.string()).cast(kind), len(batch))
+                batch = batch.append_column(name, cells)
+            elif pa.types.is_null(batch.schema.field(name).type):
+                kind = self._chunks.input_schema.field(name).type
+                kind = pa.float32() if pa.types.is_null(kind) else kind
+                batch = batch.set_column(batch.schema.get_field_index(name), name, pa.nulls(len(batch), kind))
         mask = None
         if self._plan.where is not None:
             mask = between(batch.column(self._plan.where.column), self._plan.where, self._piece.shown)

@@ -70,6 +70,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         equal: Columns that must have this value.
         after: Number of the batch before.
         schema: Of the rows, as Arrow writes it, in base64.
+        spool: Folder of pieces that were made for this batch; goes with it.
     """
 
     job: str
@@ -85,6 +86,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     where: Window | None = None
     equal: dict[str, str] = {}
     schema: str = ""
+    spool: str = ""
 
     @property
     def id(self) -> str:

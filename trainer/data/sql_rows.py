@@ -80,7 +80,7 @@ def sql_rows(
     statement = sa.text(query.strip().rstrip(";"))
     wanted = {name: value for name, value in parameters.items() if name in statement.compile().params}
     try:
-        with engine.connect() as connection, _limit(connection, timeout_s) as limit:
+        with engine.connect() as connection, time_limit(connection, timeout_s) as limit:
             try:
                 found = connection.execution_options(stream_results=True, max_row_buffer=rows).execute(
                     statement, wanted
@@ -105,7 +105,7 @@ def sql_rows(
         engine.dispose()
 
 
-class _Limit:
+class TimeLimit:
     """Breaks a connection's query off after a while; a ``with`` block."""
 
     def __init__(self, stop: Callable[[], None], seconds: float) -> None:
@@ -126,11 +126,12 @@ class _Limit:
         self._stop()
 
 
-def _limit(connection: sa.Connection, seconds: float) -> _Limit:
+def time_limit(connection: sa.Connection, seconds: float) -> TimeLimit:
+    """A limit on what a connection does within a ``with`` block: then its query is broken off."""
     raw = connection.connection.driver_connection
     # sqlite3 calls it interrupt, psycopg and psycopg2 cancel; where a driver has neither, closing must do.
     stop = getattr(raw, "interrupt", None) or getattr(raw, "cancel", None) or getattr(raw, "close", None)
-    return _Limit(stop or (lambda: None), seconds)
+    return TimeLimit(stop or (lambda: None), seconds)
 
 
 def _unique_names(names: list[str], url: sa.URL) -> list[str]:

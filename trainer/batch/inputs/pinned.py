@@ -31,3 +31,4 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
     watermark: dict[str, Any]
     where: Window | None = None
     equal: dict[str, str] = {}
+    spool: str = ""

@@ -112,6 +112,10 @@ class DeltaAnswers:
         """Remove what was staged; files of rows that no commit names are the vacuum's."""
         self._ledger.discard(plan_id)
 
+    def spool(self) -> Storage:
+        """A new folder for rows that come as a stream."""
+        return self._ledger.spool()
+
     def _commit_rejected(self, ready: Ready) -> None:
         """The rows set aside, first: a kill between the two commits leaves them to be replaced by the same again."""
         actions = [

@@ -6,6 +6,7 @@ table's own commit is one step.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from trainer.batch.storage import Storage
 _PLAN = "plan.json"
 _RECORDS = "records"
 _STAGED = "staged"
+_SPOOLS = "spools"
 T = TypeVar("T")
 
 
@@ -60,8 +62,20 @@ class Ledger:
         return plans_in(self._table, f"{self.folder}/{_STAGED}")
 
     def discard(self, plan_id: str) -> None:
-        """Remove a plan and its marks."""
+        """Remove a plan, its marks and what was spooled for it."""
+        for plan in self.plans():
+            if plan.id == plan_id and plan.spool:
+                self._table.remove(f"{self.folder}/{_SPOOLS}/{plan.spool.rpartition('/')[2]}")
         self._table.remove(self.staged_folder(plan_id))
+
+    def spool(self) -> Storage:
+        """A new folder for rows that come as a stream; those that no plan names are removed."""
+        folder = f"{self.folder}/{_SPOOLS}"
+        used = {plan.spool.rpartition("/")[2] for plan in self.plans()}
+        for name in self._table.names(folder):
+            if name not in used:
+                self._table.remove(f"{folder}/{name}")
+        return self._table.inner(f"{folder}/{uuid.uuid4().hex[:12]}")
 
 
 def plans_in(storage: Storage, folder: str) -> list[Plan]:

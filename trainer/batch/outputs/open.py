@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_agent.contract.batch import BatchJob, DeltaOutput
+from edge_agent.contract.batch import BatchJob, DeltaOutput, ParquetOutput
 from trainer.batch.outputs.delta import DeltaAnswers
+from trainer.batch.outputs.parquet import ParquetAnswers
+from trainer.batch.outputs.sql import SqlAnswers
 from trainer.batch.outputs.table import Table
 
 
@@ -15,9 +17,11 @@ def open_output(job: BatchJob, work: Path) -> Table:
     Args:
         work: Folder for what a table has no room of its own for.
     Raises:
-        OutputRefused: It cannot be reached.
+        OutputRefused, ConfigurationError: It cannot be used.
     """
     output = job.output
     if isinstance(output, DeltaOutput):
         return DeltaAnswers(output.path, job.name)
-    raise AssertionError(work)
+    if isinstance(output, ParquetOutput):
+        return ParquetAnswers(output.path, job.name)
+    return SqlAnswers(output, job.name, work)

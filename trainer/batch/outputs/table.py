@@ -11,6 +11,7 @@ import pyarrow as pa
 from edge_agent.contract.batch import BatchRecord
 from trainer.batch.parts import Stage
 from trainer.batch.plan import PartDone, Plan
+from trainer.batch.storage import Storage
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,3 +69,6 @@ class Table(Protocol):
 
     def discard(self, plan_id: str) -> None:
         """Remove what was staged."""
+
+    def spool(self) -> Storage:
+        """A new folder for rows that come as a stream; what earlier attempts spooled for no plan is removed."""
