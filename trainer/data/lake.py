@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from edge_agent.contract.lake import IMPORTED, LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
@@ -21,6 +22,8 @@ from trainer.recipe import Recipe
 # What the readers of local folders and of object stores say of a file that is not there.
 _GONE = ("No such file", "Object at location", "NoSuchKey")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Random reads of a table with larger row groups take many times as long.
+ROW_GROUP = 1024
 _PARTITION = {SAMPLES: ["day"], LABELS: []}
 
 
@@ -138,8 +141,9 @@ def import_base(recipe: Recipe, lake: str, *, now: dt.datetime, replace: bool = 
     """
     base = base_rows(recipe)
     wanted = dict(zip(base.requests, base.rows(), strict=True))
-    samples = _imported(lake, SAMPLES, recipe.name, "inputs")
-    labels = _imported(lake, LABELS, recipe.name, "label")
+    mine = base_prefix(recipe.name)
+    samples = imported(lake, SAMPLES, recipe.name, "inputs", prefix=mine)
+    labels = imported(lake, LABELS, recipe.name, "label", prefix=mine)
     other = _differing(wanted, samples, labels)
     if other and not replace:
         raise DatasetError(
@@ -193,13 +197,11 @@ def append(
     """Append rows with the columns of the contract to a table of the lake, which is made where it is not there yet.
 
     Args:
-        instead_of: Name of a model whose imported rows go in the same commit.
+        instead_of: Name of a model whose base rows go in the same commit.
     Raises:
         DatasetError: The lake cannot be written.
     """
-    columns = SAMPLE_COLUMNS if table == SAMPLES else LABEL_COLUMNS
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
-    uri = f"{lake.rstrip('/')}/{table}"
+    schema, uri = _schema(table), f"{lake.rstrip('/')}/{table}"
     try:
         if instead_of is None:
             write_deltalake(
@@ -214,19 +216,65 @@ def append(
                 uri,
                 pa.Table.from_pylist(rows, schema=schema),
                 mode="overwrite",
-                predicate=f"device = '{IMPORTED}' AND model = '{instead_of}'",
+                predicate=f"device = '{IMPORTED}' AND model = '{instead_of}' "
+                f"AND starts_with(request_id, '{base_prefix(instead_of)}')",
                 commit_properties=properties,
             )
     except (DeltaError, OSError) as error:
         raise DatasetError(f"{uri}: cannot be written: {error}") from error
 
 
-def _imported(lake: str, name: str, model: str, column: str) -> dict[str, Any]:
-    """A column of the model's imported rows, by request."""
+def append_batches(lake: str, table: str, batches: Iterable[list[dict[str, Any]]]) -> int:
+    """Append rows as :func:`append` does, in one commit, while they are made; what a row has besides is left out.
+
+    Returns:
+        How many rows; without any there is no commit.
+    Raises:
+        DatasetError: The lake cannot be written.
+    """
+    schema, uri, written = _schema(table), f"{lake.rstrip('/')}/{table}", 0
+
+    def made() -> Iterator[pa.RecordBatch]:
+        nonlocal written
+        for rows in batches:
+            if rows:
+                written += len(rows)
+                yield pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
+
+    found = made()
+    first = next(found, None)
+    if first is None:
+        return 0
+    try:
+        write_deltalake(
+            uri,
+            pa.RecordBatchReader.from_batches(schema, itertools.chain([first], found)),
+            mode="append",
+            partition_by=_PARTITION[table] or None,
+            writer_properties=WriterProperties(max_row_group_size=ROW_GROUP, compression="SNAPPY"),
+        )
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{uri}: cannot be written: {_said(error)}") from error
+    return written
+
+
+def base_prefix(model: str) -> str:
+    """How the request ids of a recipe's base rows begin."""
+    return f"{model}-base-"
+
+
+def imported(lake: str, name: str, model: str, column: str, *, prefix: str = "") -> dict[str, Any]:
+    """A column of the model's imported rows, by request; those alone whose request begins with ``prefix``."""
     table = open_table(lake, name, None)
     if table is None:
         return {}
     newest = "at_ms" if name == SAMPLES else "labelled_at_ms"
     found = read_table(table, ["request_id", "device", column, newest], model)
-    found = found.filter(pc.equal(found["device"], IMPORTED)).sort_by(newest)
+    found = found.filter(pc.and_(pc.equal(found["device"], IMPORTED), pc.starts_with(found["request_id"], prefix)))
+    found = found.sort_by(newest)
     return dict(zip(found["request_id"].to_pylist(), found[column].to_pylist(), strict=True))
+
+
+def _schema(table: str) -> pa.Schema:
+    columns = SAMPLE_COLUMNS if table == SAMPLES else LABEL_COLUMNS
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])

@@ -129,8 +129,8 @@ def add_replay(recipe: Recipe, lake: str, query: Replay, *, now: dt.datetime, wr
         mask &= (rows.predictions != truth) & (rows.predictions != "")
     if not mask.any():
         raise DatasetError(
-            f"{lake}: no labelled row of '{recipe.name}' is in the slice '{query.name}', of {int((rows.targets >= 0).sum())} "
-            "labelled rows; look at devices, labels, since and until (times are UTC)"
+            f"{lake}: no labelled row of '{recipe.name}' is in the slice '{query.name}', of "
+            f"{int((rows.targets >= 0).sum())} labelled rows; look at devices, labels, since and until (times are UTC)"
         )
     there = kept_rows(lake, recipe.name).keys.get(query.name, set())
     found = rows.take(mask)
