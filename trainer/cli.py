@@ -20,6 +20,7 @@ from trainer.new.cli import new
 from trainer.plain_errors import plainly
 from trainer.publish.cli import keys_commands
 from trainer.recipe import recipes_folder
+from trainer.work.cli import reproduce_command
 
 _RECIPES = click.option(
     "--recipes",
@@ -74,6 +75,7 @@ def trainer() -> None:
 
 
 trainer.add_command(new)
+trainer.add_command(reproduce_command)
 
 
 @trainer.command("import")
@@ -170,10 +172,6 @@ def _say(stage: str, fraction: float, message: str, _metrics: object = None, /) 
     click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True)
 
 
-def _say(stage: str, fraction: float, message: str, _metrics: object = None, /) -> None:
-    click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True)
-
-
 @trainer.command("pipeline")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the package folder shall lie.")
@@ -253,4 +251,4 @@ def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s:
 
 
 # What `shoal` adds to its own commands (entry point group shoal.commands).
-commands = [trainer, keys_commands, demo]
+commands = [trainer, keys_commands, demo, reproduce_command]

@@ -65,6 +65,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         samples_version, labels_version: Of the lake's tables.
         labels_until_ms: Labels given later were not known; None where all of that version were.
         champion: Digest of the package that was to be beaten, whether or not training started from its weights.
+        processes: How many trained together, on which the last bits of the weights depend.
         trainer_sha256: Digest of the code that trains, beside the recipe's.
     """
 
@@ -80,6 +81,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels_version: int | None = None
     labels_until_ms: int | None = None
     champion: str | None = None
+    processes: int | None = None
     trainer_sha256: str | None = None
 
 

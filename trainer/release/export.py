@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -60,7 +61,7 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
                 dynamo=True,
                 input_names=[_name_in_torch(spec) for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
-                dynamic_shapes=_dynamic_shapes(signature),
+                dynamic_shapes=_as_arguments(network, _dynamic_shapes(signature)),
                 verbose=False,
             )
         if program is None:
@@ -131,6 +132,15 @@ def _dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
         {at: batch if at == 0 else _open_axis(spec, at) for at, axis in enumerate(spec.shape) if axis is None}
         for spec in signature.inputs
     )
+
+
+def _as_arguments(network: LightningModule, shapes: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
+    """As ``forward`` takes them: ``forward(self, *columns)`` has one argument, which is a tuple."""
+    kinds = [each.kind for each in inspect.signature(network.forward).parameters.values()]
+    if not kinds or kinds[-1] is not inspect.Parameter.VAR_POSITIONAL:
+        return shapes
+    named = len(kinds) - 1
+    return (*shapes[:named], shapes[named:])
 
 
 def _open_axis(spec: TensorSpec, at: int) -> Any:

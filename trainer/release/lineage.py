@@ -22,17 +22,20 @@ _TRAINER = Path(__file__).resolve().parents[1]
 _PARTS = ("data", "training", "gates", "release", "recipe.py", "recipe_file.py", "front_end.py")
 
 
-def known(recipe: Recipe, dataset: Dataset, *, champion: str | None, seed: int) -> Known:
+def known(recipe: Recipe, dataset: Dataset, *, champion: str | None, seed: int, processes: int | None = None) -> Known:
     """What the lineage of a model says that is trained on this.
 
     Args:
         champion: Digest of the package that is to be beaten, whose weights training starts from where they fit.
+        processes: How many train together; None: as the recipe says.
     """
+    processes = processes or recipe.file.training.processes
     inputs = {
         "recipe": recipe.digest,
         "content": dataset.content,
         "champion": champion,
         "seed": seed,
+        "processes": processes,
         "lock": lock_digest(),
         "trainer": trainer_digest(),
     }
@@ -43,6 +46,7 @@ def known(recipe: Recipe, dataset: Dataset, *, champion: str | None, seed: int) 
         labels_version=dataset.labels_version,
         labels_until_ms=dataset.labels_until_ms,
         champion=champion,
+        processes=processes,
         trainer_sha256=trainer_digest(),
     )
 

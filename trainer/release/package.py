@@ -33,6 +33,7 @@ class Known:
     labels_version: int | None = None
     labels_until_ms: int | None = None
     champion: str | None = None
+    processes: int | None = None
     trainer_sha256: str | None = None
 
 
@@ -67,6 +68,7 @@ class Identity:
             labels_version=self.known.labels_version,
             labels_until_ms=self.known.labels_until_ms,
             champion=self.known.champion,
+            processes=self.known.processes,
             trainer_sha256=self.known.trainer_sha256,
         )
 

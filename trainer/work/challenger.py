@@ -21,8 +21,7 @@ from trainer.recipe import Recipe
 from trainer.release.card import evaluation_json, reports
 from trainer.release.export import export, state_from
 from trainer.release.forms import Forms, make_forms, parity_slices
-from trainer.release.lineage import known
-from trainer.release.package import Identity, write_candidate, write_release
+from trainer.release.package import Identity, Known, write_candidate, write_release
 from trainer.release.reference import build_reference
 from trainer.training.fit import Fitted, fit
 from trainer.training.plan import Compute
@@ -56,12 +55,14 @@ def train(
     *,
     champion: Package | None,
     version: str,
+    known: Known,
     report: Report,
     checkpoints: Path | None = None,
 ) -> Exported:
     """Train the challenger, from the champion's weights where they fit, and export it.
 
     Args:
+        known: What the lineage says besides, so that it can be trained again.
         checkpoints: Where a training that was interrupted goes on from; None keeps none.
     Raises:
         ShoalError: The recipe or the exported model is wrong.
@@ -93,7 +94,7 @@ def train(
         dataset=dataset.digest,
         seed=run.seed,
         run=run.run,
-        known=known(recipe, dataset, champion=run.champion, seed=run.seed),
+        known=known,
     )
     candidate = write_candidate(work / _CANDIDATE_FOLDER, recipe, identity, files)
     return Exported(fitted, identity, candidate, OnnxBackend(candidate, threads=settings.threads))

@@ -76,13 +76,23 @@ def execute(
     if champion is not None and (reason := _nothing_new(recipe, dataset)):
         return _unchanged(run, dataset, reason, None)
     from trainer.release.lineage import known
+    from trainer.training.plan import Compute
     from trainer.work.challenger import judge, train
 
-    inputs = known(recipe, dataset, champion=run.champion, seed=run.seed).inputs
-    if reason := _tried(run, inputs):
-        return _unchanged(run, dataset, reason, inputs)
+    processes = Compute.of(recipe, os.environ, run.options).processes
+    inputs = known(recipe, dataset, champion=run.champion, seed=run.seed, processes=processes)
+    if reason := _tried(run, inputs.inputs):
+        return _unchanged(run, dataset, reason, inputs.inputs)
     exported = train(
-        run, recipe, dataset, work, champion=champion, version=version, report=report, checkpoints=checkpoints
+        run,
+        recipe,
+        dataset,
+        work,
+        champion=champion,
+        version=version,
+        known=inputs,
+        report=report,
+        checkpoints=checkpoints,
     )
     return judge(run, recipe, dataset, work / PACKAGE_FOLDER, exported, champion=champion, report=report)
 

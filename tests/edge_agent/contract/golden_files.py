@@ -293,6 +293,7 @@ FULL_LINEAGE = msgspec.structs.replace(
         labels_version=9,
         labels_until_ms=AT_MS,
         champion=PACKAGE,
+        processes=2,
         trainer_sha256="7a" * 32,
     ),
 )
