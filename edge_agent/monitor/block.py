@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,24 @@ Tensors = Mapping[str, NDArray[Any]]
 # once, still in the processor's cache; to hold on to hundreds of requests instead costs misses on each of them.
 _COPIED_BYTES = 2048
 # What the columns of one package take in memory at most; long rows make a shorter block.
-_COLUMNS_BYTES = 512 * 1024
+_COLUMNS_BYTES = 256 * 1024
 
-
-# One answered request, without its tensors: its id, rows, latency in microseconds, when on the steady clock, and the
-# draws of the rows that were chosen. A plain tuple: one is made for every request.
-Noted = tuple[str, int, float, float, Mapping[int, Draw]]
 NO_DRAWS: Mapping[int, Draw] = {}
+
+
+class Noted(NamedTuple):
+    """One answered request, without its tensors.
+
+    Args:
+        at_s: When, on the steady clock.
+        draws: Of the rows that were chosen.
+    """
+
+    request_id: str
+    rows: int
+    latency_us: float
+    at_s: float
+    draws: Mapping[int, Draw]
 
 
 class Block:
@@ -35,7 +47,8 @@ class Block:
         inputs, outputs: Names of the tensors that are counted.
         task: Name of the output with the probabilities.
     Attributes:
-        noted: The requests, in order.
+        ids: Of the requests, in order; ``latencies_us`` and ``at_s`` (on the steady clock) likewise.
+        sizes: Their rows; empty where the rows were copied, as those are requests of one row.
         bytes: Of the tensors that are held, counted ones alone.
         capacity: Requests of one row that it takes.
     """
@@ -52,7 +65,11 @@ class Block:
         self._specs = (specs, given) if small else None
         self._given: list[tuple[str, NDArray[Any]]] = []
         self._found: list[tuple[str, NDArray[Any]]] = []
-        self.noted: list[Noted] = []
+        self.ids: list[str] = []
+        self.latencies_us: list[float] = []
+        self.at_s: list[float] = []
+        self.sizes: list[int] = []
+        self._draws: dict[int, Mapping[int, Draw]] = {}  # by index of the request
         self._held: list[tuple[Tensors | None, Tensors]] = []
         self.bytes = 0
 
@@ -63,7 +80,7 @@ class Block:
 
     def fits(self, rows: int) -> bool:
         """Whether a request of so many rows may join: one that is held and those that were copied do not mix."""
-        return not self.noted or ((rows == 1 or not self.copies) and (bool(self._held) != self.copies))
+        return not self.ids or ((rows == 1 or not self.copies) and (bool(self._held) != self.copies))
 
     def add(self, noted: Noted, inputs: Tensors | None, outputs: Tensors) -> None:
         """Note a request.
@@ -72,42 +89,63 @@ class Block:
             inputs: As the application sent them; None where this request is not to be counted.
             outputs: All of the model's.
         """
-        if self._specs is not None and noted[1] == 1 and inputs is not None:
+        if noted.draws:
+            self._draws[len(self.ids)] = noted.draws
+        if self._specs is not None and noted.rows == 1 and inputs is not None:
             if not self._found:
                 self._given, self._found = (
                     [(spec.name, _column(spec, self.capacity)) for spec in side] for side in self._specs
                 )
-            self.copy(noted, inputs, outputs)
+            self.copy(noted.request_id, noted.latency_us, noted.at_s, inputs, outputs)
             return
         self._held.append((inputs, outputs))
         if inputs is not None:
             self.bytes += sum([array.nbytes for array in inputs.values()])
-        self.noted.append(noted)
+        self.ids.append(noted.request_id)
+        self.latencies_us.append(noted.latency_us)
+        self.at_s.append(noted.at_s)
+        self.sizes.append(noted.rows)
 
-    def copy(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
+    def copy(self, request_id: str, latency_us: float, now_s: float, inputs: Tensors, outputs: Tensors) -> None:
         """Note a request of one row, where :attr:`copies_on` says so; what nearly every request comes to."""
-        row = len(self.noted)
+        row = len(self.ids)
         for name, column in self._given:
             column[row] = inputs[name]
         for name, column in self._found:
             column[row] = outputs[name]
-        self.noted.append(noted)
+        self.ids.append(request_id)
+        self.latencies_us.append(latency_us)
+        self.at_s.append(now_s)
+
+    def copy_together(
+        self, request_ids: Sequence[str], latencies_us: Sequence[float], now_s: float, inputs: Tensors, outputs: Tensors
+    ) -> None:
+        """As :meth:`copy` for each of them; the tensors are row by row theirs."""
+        row = len(self.ids)
+        end = row + len(request_ids)
+        for name, column in self._given:
+            column[row:end] = inputs[name]
+        for name, column in self._found:
+            column[row:end] = outputs[name]
+        self.ids += request_ids
+        self.latencies_us += latencies_us
+        self.at_s += [now_s] * len(request_ids)
 
     @property
     def copies_on(self) -> bool:
         """Whether the block has rows that were copied, so that more of them may be."""
-        return self.copies and bool(self.noted) and not self._held
+        return self.copies and bool(self.ids) and not self._held
 
     def probabilities(self) -> list[NDArray[Any]]:
         """Those of all rows, in order, in one or several float[N, classes]."""
         if self._held:
             return [outputs[self._task] for _, outputs in self._held]
-        return [column[: len(self.noted)] for name, column in self._found if name == self._task]
+        return [column[: len(self.ids)] for name, column in self._found if name == self._task]
 
     def batches(self) -> Iterator[tuple[Tensors, Tensors]]:
         """Inputs and outputs of the rows to count, those together that agree in all axes but the first."""
         if not self._held:
-            rows = len(self.noted)
+            rows = len(self.ids)
             given, found = ({name: column[:rows] for name, column in side} for side in (self._given, self._found))
             yield given, found
             return
@@ -122,22 +160,23 @@ class Block:
     @property
     def counted(self) -> int:
         """Requests that are counted."""
-        return len(self.noted) if not self._held else sum(inputs is not None for inputs, _ in self._held)
+        return len(self.ids) if not self._held else sum(inputs is not None for inputs, _ in self._held)
 
     def clear(self) -> None:
         """Begin anew; columns are used again."""
-        self.noted, self._held, self.bytes = [], [], 0
+        self.ids, self.latencies_us, self.at_s, self.sizes = [], [], [], []
+        self._draws, self._held, self.bytes = {}, [], 0
 
     def asked(self) -> dict[int, float]:
         """By row: the probability with which each chosen row was asked for a label."""
-        asked: dict[int, float] = {}
-        first = 0
-        for _, rows, _, _, draws in self.noted:
-            if draws:
-                for row, draw in draws.items():
-                    asked[first + row] = draw.label_probability
-            first += rows
-        return asked
+        if not self._draws:
+            return {}
+        firsts = list(itertools.accumulate(self.sizes, initial=0)) if self.sizes else range(len(self.ids))
+        return {
+            firsts[index] + row: draw.label_probability
+            for index, draws in self._draws.items()
+            for row, draw in draws.items()
+        }
 
 
 def _row_bytes(spec: TensorSpec) -> int:

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from edge_agent.contract.messages import (
 )
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor.block import NO_DRAWS
+from edge_agent.monitor.block import NO_DRAWS, Noted
 from edge_agent.monitor.board.board import Board
 from edge_agent.monitor.machine import Machine
 from edge_agent.monitor.predictions import prediction, predictions
@@ -132,7 +132,8 @@ class Monitor:
             chance = self._uniform()
             if rows == 1 and watched.copies and now < watched.ends_at and chance >= watched.sampler.chance:
                 # At a fast pace nearly every request comes this way: the fewest steps.
-                watched.copy((request_id, 1, latency_us, now, NO_DRAWS), inputs, outputs)
+                watched.block.copy(request_id, latency_us, now, inputs, outputs)
+                watched.room = watched.copies = watched.copies - 1
                 return False
             if not rows:  # nothing to count, draw or label
                 watched.window.answered(0, [latency_us])
@@ -144,8 +145,36 @@ class Monitor:
             if rows > 1 or chance < watched.sampler.chance:
                 chances = [chance] if rows == 1 else [self._uniform() for _ in range(rows)]
                 draws = self._choose(watched, request_id, inputs, outputs, chances, now=now, group=group)
-            watched.note((request_id, rows, latency_us, now, draws), inputs, outputs)
+            watched.note(Noted(request_id, rows, latency_us, now, draws), inputs, outputs)
         return any(draw.label_wanted for draw in draws.values()) if draws else False
+
+    def observe_together(
+        self,
+        loaded: LoadedModel,
+        request_ids: Sequence[str],
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        *,
+        latencies_us: Sequence[float],
+    ) -> Collection[int]:
+        """As :meth:`observe` of each, of one row and without a group; the indices of those asked for a label."""
+        now, count, uniform = self._steady(), len(request_ids), self._uniform
+        with self._lock:
+            watched = self._watched.get(loaded.digest)
+            if watched is not None and watched.copies >= count and now < watched.ends_at:
+                chance = watched.sampler.chance
+                if not chance or min([uniform() for _ in request_ids]) >= chance:
+                    watched.block.copy_together(request_ids, latencies_us, now, inputs, outputs)
+                    watched.room = watched.copies = watched.copies - count
+                    return ()
+        asked: set[int] = set()
+        for index, (request_id, latency_us) in enumerate(zip(request_ids, latencies_us, strict=True)):
+            given, found = (
+                {name: array[index : index + 1] for name, array in side.items()} for side in (inputs, outputs)
+            )
+            if self.observe(loaded, request_id, given, found, latency_us=latency_us, group=""):
+                asked.add(index)
+        return asked
 
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules
         """Count a request that was wrong."""
@@ -329,7 +358,7 @@ class Monitor:
                 for digest in digests[:-_PACKAGES_WATCHED]:
                     silent = digest in reported and reported[digest].is_empty
                     watched = self._watched[digest]
-                    if silent and watched.window.is_empty and not watched.block.noted:
+                    if silent and watched.window.is_empty and not watched.block.ids:
                         del self._watched[digest]
 
     def _send_samples(self) -> None:

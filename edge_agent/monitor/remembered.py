@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +54,8 @@ class AnsweredRows:
     Args:
         class_name: Gives a class's name by its index.
         lifetime_ms: How long after its answer a row takes feedback.
-        requests: Each request's id and number of rows; a row of several is called ``ID/INDEX``.
+        ids: Each request's id; a row of several is called ``ID/INDEX``.
+        sizes: Each request's number of rows; empty where all have one.
         at_s: When each request was answered, on a steady clock.
         now: One moment in seconds on that clock, and in Unix time in milliseconds.
         best: Index of each row's class, int[N]; ``confidence``: its probability, float[N].
@@ -63,7 +65,8 @@ class AnsweredRows:
     package: str
     class_name: Callable[[int], str]
     lifetime_ms: int
-    requests: list[tuple[str, int]]
+    ids: list[str]
+    sizes: list[int]
     at_s: list[float]
     now: tuple[float, int]
     best: NDArray[Any]
@@ -76,8 +79,8 @@ class AnsweredRows:
 
     def find(self, row_id: str) -> Answered | None:
         """What is remembered of the row; of one id used twice the later one's."""
-        if len(self.requests) == 1 and self.requests[0][1] == 1:  # at a slow pace each row comes by itself
-            return self._answered(0, 0) if self.requests[0][0] == row_id else None
+        if len(self.ids) == len(self) == 1:  # at a slow pace each row comes by itself
+            return self._answered(0, 0) if self.ids[0] == row_id else None
         place = self._by_id().get(row_id)
         return None if place is None else self._answered(*place)
 
@@ -93,7 +96,7 @@ class AnsweredRows:
         if self._places is None:
             places: dict[str, tuple[int, int]] = {}
             first = 0
-            for index, (request_id, rows) in enumerate(self.requests):
+            for index, (request_id, rows) in enumerate(zip(self.ids, self.sizes or itertools.repeat(1), strict=False)):
                 for row in range(rows):
                     places[request_id if rows == 1 else f"{request_id}/{row}"] = index, first + row
                 first += rows

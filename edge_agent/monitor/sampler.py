@@ -143,6 +143,10 @@ class Sampler:
         #: Of being chosen at most, in this block: a row whose random number is not below it is not chosen.
         self.chance = 0.0
 
+    def rows_per_minute(self, now_s: float) -> float:
+        """How fast rows come."""
+        return self._rows.foresee(1.0, now_s)
+
     def begin(self, rows: int, now_s: float) -> int:
         """Fix the probabilities of a block whose first ``rows`` rows are here already.
 
@@ -200,19 +204,29 @@ class Sampler:
         The threshold moves towards the quantile of the margins that the budget can take (Robbins and Monro, 1951, on
         its logarithm).
         """
-        rate = self._rows.foresee(1.0, now_s)
+        rate = self.rows_per_minute(now_s)
         share = self._uncertain_share(rate)
         up, down = math.exp(_THRESHOLD_STEP * share), math.exp(_THRESHOLD_STEP * (share - 1.0))
         low, high = _THRESHOLD_BOUNDS
-        limit = threshold = self.threshold
+        threshold = self.threshold
         found = np.asarray(margins, dtype=np.float64)
-        rows, uncertain = len(found), int(np.count_nonzero(found < limit))
+        rows, uncertain = len(found), int(np.count_nonzero(found < threshold))
         at = 0
-        # Only rows below the highest that the threshold can come to may lower it; all others raise it by one step.
-        for row in np.flatnonzero(found < min(threshold * up**rows, high)).tolist():
-            threshold = min(threshold * up ** (row - at), high)
-            threshold = max(threshold * down, low) if found[row] < threshold else min(threshold * up, high)
-            at = row + 1
+        # Only rows below the highest that the threshold can come to may lower it; all others raise it by one step, so
+        # that from row to row the way to go is to the next one that lies below where the threshold has risen to.
+        near = np.flatnonzero(found < min(threshold * up**rows, high))
+        rise = math.log(up)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            heights = np.log(found[near]) - rise * near
+        begin = 0
+        while begin < len(near):
+            below = heights[begin:] < math.log(threshold) - rise * at
+            first = int(below.argmax())
+            if not below[first]:
+                break
+            row = int(near[begin + first])
+            threshold = max(min(threshold * up ** (row - at), high) * down, low)
+            at, begin = row + 1, begin + first + 1
         self.threshold = min(threshold * up ** (rows - at), high)
         self._rows.add(rows, now_s)
         if uncertain:

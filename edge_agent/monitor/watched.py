@@ -31,6 +31,9 @@ _BLOCK_BYTES = 1024 * 1024
 # Counting takes about a nanosecond per byte and feature: beyond this pace (14 images of 600 KB a second, 170 of 48 KB)
 # rows are counted by chance, each with the same probability: watching large inputs must not slow down serving them.
 _COUNTED_BYTES_PER_MINUTE = 60.0 * 8 * 1024 * 1024
+# Of small rows all are counted up to this pace, and beyond it every second, third ... block of them: drift is seen in
+# thousands of rows as well as in millions, and four blocks a second are no moment's view.
+_COUNTED_ROWS_PER_MINUTE = 60.0 * 4000
 
 
 @dataclasses.dataclass
@@ -60,6 +63,7 @@ class Watched:
     ends_at: float = 0.0
     _byte_rate: Rate = dataclasses.field(default_factory=Rate)
     _count_share: float = 1.0
+    _due: float = dataclasses.field(default_factory=random.random)
 
     @classmethod
     def begin_watch(cls, loaded: LoadedModel, sampler: Sampler, policy: SamplingPolicy) -> Watched:
@@ -93,13 +97,8 @@ class Watched:
         block = self.block
         counts = self._count_share >= 1.0 or self.uniform() < self._count_share
         block.add(noted, inputs if counts else None, outputs)
-        self.room = self.room - noted[1] if block.bytes < _BLOCK_BYTES else 0
+        self.room = self.room - noted.rows if block.bytes < _BLOCK_BYTES else 0
         self.copies = self.room if block.copies_on else 0
-
-    def copy(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
-        """As :meth:`note`, for a request of one row of which :attr:`copies` takes some more."""
-        self.block.copy(noted, inputs, outputs)
-        self.room = self.copies = self.copies - 1
 
     def is_over(self, rows: int, now_s: float) -> bool:
         """Whether the block ends before a request of so many rows."""
@@ -108,7 +107,7 @@ class Watched:
     def settle(self, now_s: float, now_ms: int) -> AnsweredRows | None:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
         self.room, self.copies, self.ends_at = 0, 0, 0.0
-        if not self.block.noted:
+        if not self.block.ids:
             return None
         try:
             return self._counted(self.block, now_s, now_ms)
@@ -116,26 +115,36 @@ class Watched:
             self.block.clear()
 
     def _counted(self, block: Block, now_s: float, now_ms: int) -> AnsweredRows:
-        noted = block.noted
         found = predictions_of(block.probabilities())
         self.sampler.settle(found.margin, now_s)
         if not block.copies:
-            per_minute = self._byte_rate.add(block.bytes * len(noted) / max(1, block.counted), now_s)
+            per_minute = self._byte_rate.add(block.bytes * len(block.ids) / max(1, block.counted), now_s)
             self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
-        self.window.answered(len(found.best), [latency_us for _, _, latency_us, _, _ in noted])
-        for inputs, outputs in block.batches():
-            self.window.count(self.features, inputs, outputs)
+        self.window.answered(len(found.best), block.latencies_us)
+        if self._counts(now_s):
+            for inputs, outputs in block.batches():
+                self.window.count(self.features, inputs, outputs)
         return AnsweredRows(
             package=self.digest,
             class_name=self.class_name,
             lifetime_ms=self.lifetime_ms,
-            requests=[(request_id, rows) for request_id, rows, _, _, _ in noted],
-            at_s=[at_s for _, _, _, at_s, _ in noted],
+            ids=block.ids,
+            sizes=block.sizes,
+            at_s=block.at_s,
             now=(now_s, now_ms),
             best=found.best,
             confidence=found.confidence,
             asked=block.asked(),
         )
+
+    def _counts(self, now_s: float) -> bool:
+        """Whether the rows of this block are counted; those of one that holds its requests have been drawn already."""
+        if self.block.copies:
+            self._due += min(1.0, _COUNTED_ROWS_PER_MINUTE / self.sampler.rows_per_minute(now_s))
+            if self._due < 1.0:
+                return False
+            self._due -= 1.0
+        return True
 
     def class_name(self, index: int) -> str:
         """The class with this index; the index itself where the model gives more classes than the task names."""

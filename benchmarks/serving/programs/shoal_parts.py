@@ -60,6 +60,9 @@ class Nobody:
     def observe(self, *_: object, **__: object) -> bool:
         return False
 
+    def observe_together(self, *_: object, **__: object) -> tuple[int, ...]:
+        return ()
+
     def refused(self, *_: object) -> None:
         pass
 

@@ -428,3 +428,69 @@ def test_the_machine_tells_what_it_is(tmp_path: Path) -> None:
     state = Machine(tmp_path).metrics(outbox=(3, 4), traffic=(5, 6))
     assert (state.outbox_messages, state.outbox_bytes, state.bytes_up, state.bytes_down) == (3, 4, 5, 6)
     assert (state.resident_bytes or 0) > 0
+
+
+@pytest.mark.parametrize(("per_minute", "count"), [(1e6, 300), (600.0, 3000)])
+def test_requests_noted_together_come_to_what_they_come_to_one_by_one(
+    watching: Watching, tmp_path: Path, per_minute: float, count: int
+) -> None:
+    sampling = SamplingPolicy(samples_per_minute=per_minute, labels_per_minute=per_minute, uniform_share=1.0)
+    loaded = load(make_package(tmp_path / "package", sampling=sampling))
+    images = reference_images(count, seed=12)
+    outputs = loaded.backend.infer({INPUT: images})
+    asked: set[str] = set()
+    at = 0
+    while at < count:
+        rows = min(7 + at % 5, count - at)
+        ids = [f"r{row}" for row in range(at, at + rows)]
+        some = slice(at, at + rows)
+        found = watching.monitor.observe_together(
+            loaded,
+            ids,
+            {INPUT: images[some]},
+            {OUTPUT: outputs[OUTPUT][some]},
+            latencies_us=[float(row + 1) for row in range(rows)],
+        )
+        asked |= {ids[index] for index in found}
+        at += rows
+    watching.monitor.flush(1_700_000_010.0)
+    (report,) = watching.sent(Stream.PROFILES, ProfileReport)
+    assert report.rows == count
+    expected = count_batch(loaded.reference.features, {INPUT: images}, outputs)
+    assert {name: counts.bins for name, counts in report.counts.items()} == {
+        name: counts.bins for name, counts in expected.items()
+    }
+    (metrics,) = watching.sent(Stream.METRICS, MetricsReport)[0].models
+    assert (metrics.requests, metrics.rows, sum(metrics.latency_counts)) == (count, count, count)
+    samples = [sample for batch in watching.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    assert asked == {sample.request_id for sample in samples if sample.label_wanted} != set()
+    for sample in samples:
+        row = int(sample.request_id[1:])
+        np.testing.assert_array_equal(sample.inputs[INPUT].array(), images[row])
+    watching.monitor.feedback(loaded, f"r{count - 1}", "3", "test")
+    (label,) = watching.sent(Stream.LABELS, LabelBatch)[0].labels
+    assert label.prediction == str(int(outputs[OUTPUT][-1].argmax()))
+
+
+def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(
+    tmp_path: Path, loaded: LoadedModel
+) -> None:
+    outbox = Outbox(tmp_path / "fast.db", fleet="fleet", device="device")
+    steady = [0.0]
+    (tmp_path / "fast").mkdir()
+    fast = Monitor(outbox, tmp_path / "fast", steady=lambda: steady[0])
+    images = reference_images(10, seed=13)
+    outputs = loaded.backend.infer({INPUT: images})
+    ids = [f"r{row}" for row in range(10)]
+    for _ in range(10_000):  # 20,000 rows a second, five times what is all counted
+        fast.observe_together(loaded, ids, {INPUT: images}, outputs, latencies_us=[1.0] * 10)
+        steady[0] += 10 / 20_000
+    fast.flush()
+    fast.close()
+    waiting = outbox.pending(Stream.PROFILES, after=0, limit=10)
+    report = decode(bytes(decode(waiting[0].payload, Envelope).body), ProfileReport)
+    waiting = outbox.pending(Stream.METRICS, after=0, limit=10)
+    (metrics,) = decode(bytes(decode(waiting[0].payload, Envelope).body), MetricsReport).models
+    outbox.close()
+    assert metrics.requests == metrics.rows == 100_000
+    assert 0.15 < report.rows / 100_000 < 0.4
