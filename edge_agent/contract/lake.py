@@ -11,6 +11,12 @@ LABELS = "labels"
 # The device name under which rows that no device sent are imported.
 IMPORTED = "import"
 
+# Of the tables' logs: a version whose log is gone cannot be read, though its files be there. Delta's own default is 30
+# days; what a model was trained on is to be found for as long as the model may be asked about.
+LOG_RETENTION = "interval 3650 days"
+# Random reads of a table with larger row groups take many times as long.
+ROW_GROUP_ROWS = 1024
+
 # Column name -> type, in the words of Arrow.
 SAMPLE_COLUMNS: dict[str, str] = {
     "request_id": "string",

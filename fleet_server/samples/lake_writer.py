@@ -16,11 +16,18 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import sqlalchemy as sa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from edge_agent.contract.errors import ConfigurationError
-from edge_agent.contract.lake import LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
+from edge_agent.contract.lake import (
+    LABEL_COLUMNS,
+    LABELS,
+    LOG_RETENTION,
+    ROW_GROUP_ROWS,
+    SAMPLE_COLUMNS,
+    SAMPLES,
+)
 from fleet_server.database import Database
 from fleet_server.samples.tables import lake_batches, lake_spool
 from fleet_server.upsert import upsert
@@ -40,6 +47,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 _PARTITIONS: Mapping[str, list[str]] = {SAMPLES: ["day"], LABELS: []}
 _BATCH_ROWS = 2000
 _APP = "shoal"
+_LOG = "delta.logRetentionDuration"
 
 
 class LakeWriter:
@@ -67,6 +75,7 @@ class LakeWriter:
                     schema=schema,
                     mode="ignore",
                     partition_by=_PARTITIONS[table] or None,
+                    configuration={_LOG: LOG_RETENTION},
                     storage_options=self._storage or None,
                 )
             except (DeltaError, OSError) as error:
@@ -93,11 +102,15 @@ class LakeWriter:
         return moved
 
     def compact(self) -> None:
-        """Merge small files; old versions stay readable."""
+        """Merge small files into ones with small row groups; old versions stay readable, their log too."""
+        properties = WriterProperties(max_row_group_size=ROW_GROUP_ROWS, compression="SNAPPY")
         with self._lock:
             self.prepare()
-            for table in SCHEMAS:
-                self._open(table).optimize.compact()
+            for name in SCHEMAS:
+                table = self._open(name)
+                if table.metadata().configuration.get(_LOG) != LOG_RETENTION:  # an older lake
+                    table.alter.set_table_properties({_LOG: LOG_RETENTION})
+                table.optimize.compact(writer_properties=properties)
 
     def _flush_batch(self, table: str) -> int:
         waiting = lake_spool.c.lake_table == table

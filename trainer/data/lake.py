@@ -14,7 +14,15 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from edge_agent.contract.lake import IMPORTED, LABEL_COLUMNS, LABELS, SAMPLE_COLUMNS, SAMPLES
+from edge_agent.contract.lake import (
+    IMPORTED,
+    LABEL_COLUMNS,
+    LABELS,
+    LOG_RETENTION,
+    ROW_GROUP_ROWS,
+    SAMPLE_COLUMNS,
+    SAMPLES,
+)
 from trainer.data.base_rows import base_rows
 from trainer.errors import DatasetError, VersionGone
 from trainer.recipe import Recipe
@@ -22,8 +30,7 @@ from trainer.recipe import Recipe
 # What the readers of local folders and of object stores say of a file that is not there.
 _GONE = ("No such file", "Object at location", "NoSuchKey")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Random reads of a table with larger row groups take many times as long.
-ROW_GROUP = 1024
+_CONFIGURATION = {"delta.logRetentionDuration": LOG_RETENTION}
 _PARTITION = {SAMPLES: ["day"], LABELS: []}
 
 
@@ -81,7 +88,7 @@ def append_table(lake: str, name: str, rows: pa.Table) -> None:
     """
     uri = f"{lake.rstrip('/')}/{name}"
     try:
-        write_deltalake(uri, rows, mode="append")
+        write_deltalake(uri, rows, mode="append", configuration=_CONFIGURATION)
     except (DeltaError, OSError) as error:
         raise DatasetError(f"{uri}: cannot be written: {_said(error)}") from error
 
@@ -209,6 +216,7 @@ def append(
                 pa.Table.from_pylist(rows, schema=schema),
                 mode="append",
                 partition_by=_PARTITION[table] or None,
+                configuration=_CONFIGURATION,
                 commit_properties=properties,
             )
         else:
@@ -251,7 +259,8 @@ def append_batches(lake: str, table: str, batches: Iterable[list[dict[str, Any]]
             pa.RecordBatchReader.from_batches(schema, itertools.chain([first], found)),
             mode="append",
             partition_by=_PARTITION[table] or None,
-            writer_properties=WriterProperties(max_row_group_size=ROW_GROUP, compression="SNAPPY"),
+            configuration=_CONFIGURATION,
+            writer_properties=WriterProperties(max_row_group_size=ROW_GROUP_ROWS, compression="SNAPPY"),
         )
     except (DeltaError, OSError, pa.ArrowException) as error:
         raise DatasetError(f"{uri}: cannot be written: {_said(error)}") from error

@@ -191,6 +191,21 @@ def test_many_rows_go_in_several_batches(db: Database, lake: str, monkeypatch: p
     assert len(set(ids(lake))) == 25
 
 
+def test_compaction_writes_small_row_groups_and_the_log_of_old_versions_stays(db: Database, lake: str) -> None:
+    writer = LakeWriter(db, lake)
+    for number in range(3):
+        take_samples(db, *(sample(number * 1000 + n) for n in range(500)))
+        writer.flush()
+    DeltaTable(f"{lake}/{SAMPLES}").alter.set_table_properties({"delta.logRetentionDuration": "interval 30 days"})
+    writer.compact()
+    table = DeltaTable(f"{lake}/{SAMPLES}")
+    assert table.metadata().configuration["delta.logRetentionDuration"] == "interval 3650 days"
+    fragments = [group for found in table.to_pyarrow_dataset().get_fragments() for group in found.row_groups]
+    assert len(table.file_uris()) == 1
+    assert [group.num_rows for group in fragments] == [1024, 476]
+    assert len(set(ids(lake))) == 1500
+
+
 @pytest.mark.parametrize(("model", "at_ms"), [("../digits", 1), ("digits", 1 << 60)])
 def test_rows_that_must_not_enter_the_lake_are_refused(db: Database, model: str, at_ms: int) -> None:
     with pytest.raises(MessageError):
