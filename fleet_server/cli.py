@@ -12,6 +12,7 @@ from fleet_server.commands.models import models_group
 from fleet_server.commands.plugins import plugin_commands
 from fleet_server.commands.rollouts import rollouts_group
 from fleet_server.commands.runs import runs_group
+from fleet_server.commands.schedules import schedules_group
 from fleet_server.commands.server import server_command
 
 _BUILT_IN: tuple[click.Command, ...] = (
@@ -20,6 +21,7 @@ _BUILT_IN: tuple[click.Command, ...] = (
     models_group,
     rollouts_group,
     runs_group,
+    schedules_group,
     tokens_group,
     login_command,
 )

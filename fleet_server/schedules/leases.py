@@ -6,6 +6,7 @@ SQLite takes the one write lock first (``BEGIN IMMEDIATE``); PostgreSQL locks ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -148,8 +149,8 @@ def renew(connection: sa.Connection, run_id: str, progress: RunProgress, *, now_
         "message": progress.message,
         "lease_until_ms": now_ms + lease_ms,
     }
-    if progress.metrics:
-        values["metrics"] = {**find(connection, run_id)["metrics"], **progress.metrics}
+    if finite := {name: value for name, value in progress.metrics.items() if math.isfinite(value)}:
+        values["metrics"] = {**find(connection, run_id)["metrics"], **finite}  # JSON has no NaN
     _report(connection, run_id, progress.fence, values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -68,7 +69,7 @@ def shoal(fleet: Fleet, runs: RunService) -> Iterator[Shoal]:
     app.include_router(
         schedules_routes.routes(
             runs,
-            ScheduleService(fleet.db, clock=fleet.clock),
+            ScheduleService(fleet.db),  # whose calendar is ours
             require_trainer=trainer,
             require_viewer=viewer,
             require_admin=admin,
@@ -197,6 +198,98 @@ def test_a_run_is_readable_from_its_request_to_its_end(runs: RunService, shoal: 
     ):
         assert words in shown
     assert "{" not in shown
+
+
+def test_a_run_is_watched_to_its_end_with_its_log_and_metrics(runs: RunService, shoal: Shoal) -> None:
+    run = shoal("runs", "start", "digits", "--seed", "3", "--retries", "1").strip()
+    file = runs.claim("w1")
+    assert file is not None
+    assert file.seed == 3
+    progress = RunProgress(fence=file.fence, stage="fit", fraction=0.4, metrics={"val_loss": 0.25}, log="epoch 2\n")
+    runs.progress(run, progress)
+    assert shoal("runs", "logs", run) == "epoch 2\n"
+    assert "val_loss 0.25" in shoal("runs", "show", run)
+    assert "VAL_LOSS" in shoal("runs", "metrics", run)
+    runs.finish(run, RunResult(fence=file.fence, state=RunState.REFUSED, reasons=("no better",)))
+    watched = shoal("runs", "watch", run)
+    assert "epoch 2\n" in watched
+    assert "refused  val_loss 0.25" in watched
+    assert "no better" in watched
+    assert run in shoal("runs", "list", "--state", "refused", "--kind", "train")
+
+
+def test_a_failed_step_is_taken_up_again_from_the_command_line(runs: RunService, shoal: Shoal) -> None:
+    run = shoal("runs", "start", "digits").strip()
+    file = runs.claim("w1")
+    assert file is not None
+    runs.finish(run, RunResult(fence=file.fence, state=RunState.FAILED, reasons=("no memory",)))
+    assert shoal("runs", "retry", run) == f"run {run} is queued again\n"
+
+
+GRAPH = """
+model = "digits"
+kind = "cron"
+expression = "0 3 * * *"
+catch_up = "all"
+
+[[steps]]
+name = "tend"
+kind = "upkeep"
+
+[[steps]]
+name = "train"
+needs = ["tend"]
+retries = 2
+timeout_s = 3600
+resources = { cpus = 2 }
+"""
+
+
+def test_a_schedule_is_put_previewed_backfilled_and_started(runs: RunService, shoal: Shoal, tmp_path: Path) -> None:
+    assert "no schedules yet" in shoal("schedules", "list")
+    (tmp_path / "nightly.toml").write_text(GRAPH)
+    assert "schedule nightly: 0 3 * * * UTC, next " in shoal(
+        "schedules", "put", "nightly", "--file", str(tmp_path / "nightly.toml")
+    )
+    assert "tend, train" in shoal("schedules", "list")
+    assert "2 after 60 s" in shoal("schedules", "show", "nightly")
+    previewed = shoal(
+        "schedules",
+        "preview",
+        "nightly",
+        "--down-from",
+        "2020-03-01",
+        "--down-until",
+        "2020-03-03T12:00",
+        "--count",
+        "1",
+    )
+    assert previewed == (
+        "each time: tend -> train\n"
+        "missed while no server ran (catch-up all):\n"
+        "  2020-03-01T03:00:00Z  caught up\n"
+        "  2020-03-02T03:00:00Z  caught up\n"
+        "  2020-03-03T03:00:00Z  caught up\n"
+        "then:\n"
+        "  2020-03-04T03:00:00Z\n"
+    )
+    filling = ("schedules", "backfill", "nightly", "--from", "2020-03-01", "--to", "2020-03-02T12:00")
+    assert "2 slots would get runs; 0 have theirs already" in shoal(*filling, "--dry-run")
+    assert runs.list() == []
+    assert "2 slots got 4 runs; 0 have theirs already" in shoal(*filling)
+    assert "0 slots got 0 runs; 2 have theirs already" in shoal(*filling)
+    first, second = shoal("schedules", "start", "nightly").split()
+    assert "blocked: waits for tend" in shoal("runs", "show", second)
+    assert first in shoal("runs", "list", "--schedule", "nightly")
+    assert shoal("schedules", "delete", "nightly") == "schedule nightly is deleted\n"
+
+
+def test_a_schedule_of_labels_or_by_hand_has_no_slots(shoal: Shoal) -> None:
+    shoal("schedules", "put", "fresh", "--model", "digits", "--labels", "500")
+    shoal("schedules", "put", "byhand", "--model", "digits", "--manual", "--disabled")
+    listed = shoal("schedules", "list")
+    assert "every 500 new labels" in listed
+    assert "by hand (disabled)" in listed
 
 
 def test_a_run_is_cancelled_from_the_command_line(runs: RunService, shoal: Shoal) -> None:

@@ -164,6 +164,51 @@ def test_a_schedule_that_makes_no_sense_is_answered_with_what_to_write(
     assert says in answer.json()["error"]
 
 
+def test_a_graph_goes_through_the_api_and_back(client: httpx.Client, clock: Clock) -> None:
+    steps = [{"name": "tend", "kind": "upkeep"}, {"name": "train", "needs": ["tend"], "resources": {"cpus": 2}}]
+    assert client.put("/api/v1/schedules/nightly", json=NIGHTLY | {"steps": steps}, headers=ADMIN).status_code == 204
+    shown = client.get("/api/v1/schedules/nightly", headers=VIEWER).json()["steps"]
+    assert [(step["name"], step["needs"], step["resources"]["cpus"]) for step in shown] == [
+        ("tend", [], 0),
+        ("train", ["tend"], 2),
+    ]
+    circle = [{"name": "a", "needs": ["b"]}, {"name": "b", "needs": ["a"]}]
+    refused = client.put("/api/v1/schedules/nightly", json=NIGHTLY | {"steps": circle}, headers=ADMIN)
+    assert refused.status_code == 400
+    assert "schedule nightly: steps wait for each other in a circle: " in refused.json()["error"]
+    body = {"from": "2025-06-01", "until": "2025-06-02T12:00:00Z"}
+    filled = client.post("/api/v1/schedules/nightly/backfill", json=body, headers=ADMIN).json()
+    assert filled["slots"] == ["2025-06-01T03:00:00Z", "2025-06-02T03:00:00Z"]
+    assert len(filled["runs"]) == 4
+    started = client.post("/api/v1/schedules/nightly/runs", json={"reason": "now"}, headers=ADMIN)
+    assert started.status_code == 201
+    again = client.post("/api/v1/schedules/nightly/runs", json={}, headers=ADMIN)
+    assert again.status_code == 409
+    assert "has its runs of 2025-06-15T15:06:40Z already" in again.json()["error"]
+    ask = {"worker": "w1", "kinds": ["train", "upkeep"], "holding": []}
+    file = msgspec.json.decode(client.post("/api/v1/runs/claim", json=ask, headers=TRAINER).content, type=RunFile)
+    assert (file.step, file.trigger) == ("tend", "manual")
+    back = client.post(f"/api/v1/runs/{file.run}/hand-back", json={"fence": file.fence}, headers=TRAINER)
+    assert back.status_code == 204
+    many = {"from": "1990-01-01", "until": "2025-01-01"}
+    refused = client.post("/api/v1/schedules/nightly/backfill", json=many, headers=ADMIN)
+    assert "more than 1000 slots" in refused.json()["error"]
+    wrong = client.post("/api/v1/schedules/nightly/backfill", json=many | {"from": "soon"}, headers=ADMIN)
+    assert "'soon' is no moment" in wrong.json()["error"]
+
+
+def test_log_and_metrics_are_read_while_the_run_goes_on(client: httpx.Client) -> None:
+    client.post("/api/v1/runs", json={"model": "digits"}, headers=ADMIN)
+    file = claim(client)
+    progress = RunProgress(fence=file.fence, stage="fit", fraction=0.4, metrics={"loss": 0.5}, log="epoch 2\n")
+    client.post(f"/api/v1/runs/{file.run}/progress", content=msgspec.json.encode(progress), headers=TRAINER)
+    log = client.get(f"/api/v1/runs/{file.run}/log", headers=VIEWER).json()
+    assert log["text"] == "epoch 2\n"
+    assert client.get(f"/api/v1/runs/{file.run}/log?after={log['next']}", headers=VIEWER).json()["text"] == ""
+    (point,) = client.get(f"/api/v1/runs/{file.run}/metrics", headers=VIEWER).json()
+    assert (point["metrics"], point["fraction"], point["attempt"]) == ({"loss": 0.5}, 0.4, 1)
+
+
 def test_a_report_that_is_none_is_refused_in_words(client: httpx.Client) -> None:
     answer = client.post("/api/v1/runs/x/progress", content=b'{"fence": "one"}', headers=TRAINER)
     assert answer.status_code == 400
@@ -177,6 +222,11 @@ def test_each_route_asks_for_its_role(client: httpx.Client) -> None:
     assert client.post("/api/v1/runs/x/progress", content=b"{}", headers=VIEWER).status_code == 403
     assert client.post("/api/v1/runs/x/result", content=b"{}", headers=VIEWER).status_code == 403
     assert client.put("/api/v1/schedules/s", json=NIGHTLY, headers=VIEWER).status_code == 403
+    assert client.post("/api/v1/runs/x/hand-back", json={"fence": 1}, headers=ADMIN).status_code == 403
+    assert client.post("/api/v1/runs/x/retry", headers=VIEWER).status_code == 403
+    assert client.post("/api/v1/schedules/s/runs", json={}, headers=VIEWER).status_code == 403
+    assert client.post("/api/v1/schedules/s/backfill", json={}, headers=VIEWER).status_code == 403
+    assert client.get("/api/v1/runs/x/log").status_code == 403
     assert client.get("/api/v1/runs").status_code == 403
     assert client.get("/api/v1/schedules").status_code == 403
 

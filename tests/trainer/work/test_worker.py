@@ -261,6 +261,6 @@ def test_only_the_packages_used_last_are_kept(recipes: Path, champion: Package, 
     with FleetServerDouble(run_file(tmp_path)) as server:
         place = Workplace(server, recipes, tmp_path)
         copy = shutil.copytree(champion.folder, tmp_path / "copy")
-        place.worker._keep(Package.open(copy, verify=False))
+        place.worker._folders.keep(Package.open(copy, verify=False), models=1)
         place.client.close()
     assert {path.name for path in packages.iterdir()} == {"4", "5", "6", "7", champion.digest}
