@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trainer.data.streaming import Batch as Arrays
 from trainer.data.streaming import RowSource
+from trainer.front_end import FrontEnd
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
 # Of a batch: inputs by name, and a generator to draw from.
@@ -91,6 +92,28 @@ class TrainingBatches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there (called by Lightning on resumption)."""
         self._skip = state["given"]
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows whose text becomes numbers when they are asked for."""
+
+    rows: RowSource
+    front_end: FrontEnd
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def steps(self, size: int) -> int:
+        """As :meth:`RowSource.steps`."""
+        return self.rows.steps(size)
+
+    def batches(
+        self, *, size: int, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Arrays]:
+        """As :meth:`RowSource.batches`."""
+        for inputs, targets, weights in self.rows.batches(size=size, seed=seed, epoch=epoch, rank=rank, world=world):
+            yield self.front_end.encode(inputs), targets, weights
 
 
 class ValidationBatches:

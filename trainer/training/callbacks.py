@@ -24,6 +24,8 @@ from trainer.training.watch import StallWatch
 _REPORT_S = 1.0
 # Processes that save together must agree on when; asking each other costs about a millisecond.
 _AGREE_STEPS = 10
+# No network that learns has weights like that.
+_DIVERGED = 1e6
 
 
 class BestEpoch(Callback):
@@ -102,6 +104,10 @@ class Course(Callback):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning tells nobody that an epoch begins which it goes on with in the middle."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count anew."""
         self._batches.epoch = trainer.current_epoch
@@ -113,24 +119,33 @@ class Course(Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,  # noqa: ARG002
-        batch: Batch,  # noqa: ARG002
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         """Dropout and the like draw from here."""
+        self._batch, self._batch_idx = batch, batch_idx
         self._watch.beat(f"in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}")
         seed_batch(mixed(self._plan.seed, trainer.current_epoch, batch_idx, self._rank))
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        """See that the loss is a number, before the weights cease to be."""
+        if self._batch_idx % self._look_each == 0 and not math.isfinite(float(loss.detach())):
+            raise NotFinite(self._not_finite(trainer, pl_module, self._batch, self._batch_idx))
+
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
-        """See that the loss is a number, and tell how far it is."""
+        """Tell how far it is."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
             self._sum += loss.detach().float()
             self._count += 1
         self._rows += len(batch[1])
-        if batch_idx % self._look_each == 0 and not math.isfinite(float(self._sum)):
-            raise NotFinite(self._not_finite(trainer, pl_module, batch, batch_idx))
         now = time.monotonic()
         if self._rank == 0 and now - self._told >= _REPORT_S:
             self._told = now
@@ -176,10 +191,11 @@ class Course(Callback):
                     f"{where}: '{name}' holds values that are not; see the data, or how model.toml fills missing ones"
                 )
         for name, tensor in network.named_parameters():
-            if not bool(torch.isfinite(tensor).all()):
+            largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+            if not largest < _DIVERGED:
                 rate = self._plan.learning_rate
                 return (
-                    f"{where}, nor are the weights '{name}': training diverged; lower the learning rate ({rate:g}) in "
+                    f"{where}, and the weights '{name}' go up to {largest:.0e}: training diverged; lower the learning rate ({rate:g}) in "
                     "[training] of model.toml"
                 )
         return f"{where}, though inputs and weights are: see what training_step computes (a logarithm or root of 0?)"

@@ -21,8 +21,9 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import Busy, storage_error
-from trainer.data.streaming import MemoryRows, RowSource
+from trainer.data.streaming import MemoryRows, RowSource, StoredRows
 from trainer.recipe import Recipe
+from trainer.training.batches import EncodedRows
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.job import CHECKPOINTS_FOLDER, write_job
 from trainer.training.loop import Job, Learned, Place, learn
@@ -82,7 +83,8 @@ def fit(
     """
     compute = compute or Compute.of(recipe)
     weights = row_weights(recipe, dataset, warm=start is not None)
-    training, validation = _sources(recipe, dataset, weights)
+    stopping = dataset.validation if dataset.validation.any() else dataset.train
+    training, validation = (_source(recipe, dataset, mask, weights) for mask in (dataset.train, stopping))
     plan = Plan.make(
         recipe, content=_content(dataset, weights), seed=seed, start=start, loggers=compute.loggers, run=run
     )
@@ -98,7 +100,7 @@ def fit(
             elif alone:
                 _alone(job, kept, progress)
             else:
-                write_job(folder, job)
+                write_job(folder, job, carried=compute.engine == "ray")
                 _together(folder, plan, compute, progress, restarts=recipe.file.training.restarts)
             learned = Learned.of(kept.finished())
     network = recipe.network(learning_rate=plan.learning_rate, epochs=plan.epochs)
@@ -142,19 +144,19 @@ def row_weights(recipe: Recipe, dataset: Dataset, *, warm: bool) -> NDArray[np.f
     return np.asarray(weights / weights.mean())
 
 
-def _sources(recipe: Recipe, dataset: Dataset, weights: NDArray[np.float64]) -> tuple[RowSource, RowSource]:
-    stopping = dataset.validation if dataset.validation.any() else dataset.train
-
-    def chosen(mask: NDArray[np.bool_]) -> RowSource:
-        rows = dataset.rows.take(mask)
-        return MemoryRows(recipe.front_end.encode(rows.inputs), rows.targets, weights[mask])
-
-    return chosen(dataset.train), chosen(stopping)
+def _source(recipe: Recipe, dataset: Dataset, mask: NDArray[np.bool_], weights: NDArray[np.float64]) -> RowSource:
+    source = dataset.source(mask, weights)
+    if not recipe.front_end.text:
+        return source
+    if isinstance(source, StoredRows):
+        return EncodedRows(source, recipe.front_end)
+    rows = dataset.rows.take(mask)
+    return MemoryRows(recipe.front_end.encode(rows.inputs), rows.targets, weights[mask])
 
 
 def _content(dataset: Dataset, weights: NDArray[np.float64]) -> str:
     """All that the rows add to what the weights will be."""
-    digest = hashlib.sha256(dataset.digest.encode())
+    digest = hashlib.sha256(f"{dataset.content} {dataset.signature}".encode())
     for array in (weights, dataset.train, dataset.validation):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

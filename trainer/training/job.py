@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import shutil
 import traceback
 from pathlib import Path
@@ -27,16 +27,21 @@ from edge_agent.contract import errors as contract_errors
 from edge_agent.contract.errors import ShoalError, storage_error
 from edge_agent.durable import write_durably
 from trainer import errors as trainer_errors
-from trainer.data.streaming import MemoryRows, RowSource
+from trainer.data.streaming import MemoryRows, RowSource, StoredRows
 from trainer.errors import TrainerError
+from trainer.front_end import FrontEnd
 from trainer.recipe import Recipe
+from trainer.training.batches import EncodedRows
 from trainer.training.loop import Job
 from trainer.training.plan import Plan
 
 JOB_FILE, START_FILE, PROGRESS_FILE, ERROR_FILE = "job.json", "start.npz", "progress.jsonl", "error.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 _RECIPE_FOLDER, _TRAINING, _VALIDATION = "recipe", "training", "validation"
-_TARGETS, _WEIGHTS, _INPUTS = "targets.npy", "weights.npy", "inputs.json"
+# No names of tensors, which have no dots.
+_TARGETS, _WEIGHTS, _STORED = ".targets.npy", ".weights.npy", "stored.pickle"
+# At a time: memory stays bounded whatever the number of rows.
+_WRITTEN_ROWS = 4096
 
 
 class ProgressLine(msgspec.Struct):
@@ -55,9 +60,11 @@ class Failure(msgspec.Struct):
     traceback: str = ""
 
 
-def write_job(folder: Path, job: Job) -> None:
+def write_job(folder: Path, job: Job, *, carried: bool = False) -> None:
     """Write a job; what an interrupted one of the same plan left is written anew, but for its checkpoints.
 
+    Args:
+        carried: Whether the folder must hold all rows itself, because it travels to machines that share no disk.
     Raises:
         StorageFull, StorageNotWritable: As the disk says.
     """
@@ -70,8 +77,8 @@ def write_job(folder: Path, job: Job) -> None:
         shutil.copytree(
             job.recipe.folder, folder / _RECIPE_FOLDER / job.recipe.name, ignore=shutil.ignore_patterns("__pycache__")
         )
-        _write_rows(folder / _TRAINING, job.training)
-        _write_rows(folder / _VALIDATION, job.validation)
+        _write_rows(folder / _TRAINING, job.training, carried=carried)
+        _write_rows(folder / _VALIDATION, job.validation, carried=carried)
         if job.start is not None:
             with (folder / START_FILE).open("wb") as file:
                 np.savez(file, allow_pickle=False, **job.start)
@@ -92,12 +99,12 @@ def read_job(folder: Path) -> Job:
         if plan.warm:
             with np.load(folder / START_FILE, allow_pickle=False) as found:
                 start = {name: found[name] for name in found.files}
-        training, validation = _read_rows(folder / _TRAINING), _read_rows(folder / _VALIDATION)
     except (OSError, ValueError, msgspec.DecodeError) as error:
         raise TrainerError(f"{folder}: is no whole training job: {error}") from error
     recipe = Recipe.load(folder / _RECIPE_FOLDER / plan.model)
     if recipe.digest != plan.recipe:
         raise TrainerError(f"{recipe.folder}: differs from the recipe that the job was made of; start the run again")
+    training, validation = (_read_rows(folder / name, recipe.front_end) for name in (_TRAINING, _VALIDATION))
     return Job(plan=plan, recipe=recipe, training=training, validation=validation, start=start)
 
 
@@ -137,21 +144,31 @@ def raise_failure(folder: Path) -> None:
     raise error
 
 
-def _write_rows(folder: Path, rows: RowSource) -> None:
+def _write_rows(folder: Path, rows: RowSource, *, carried: bool) -> None:
     folder.mkdir()
-    inputs, targets, weights = next(rows.batches(size=len(rows), seed=None))
-    names = sorted(inputs)
-    (folder / _INPUTS).write_text(json.dumps(names))
-    for at, name in enumerate(names):
-        np.save(folder / f"input-{at}.npy", inputs[name], allow_pickle=False)
-    np.save(folder / _TARGETS, targets, allow_pickle=False)
-    np.save(folder / _WEIGHTS, weights, allow_pickle=False)
+    source = rows.rows if isinstance(rows, EncodedRows) else rows
+    if isinstance(source, StoredRows) and not carried:
+        # The rows lie on disk already: it is enough to know which.
+        (folder / _STORED).write_bytes(pickle.dumps(source))
+        return
+    opened: dict[str, NDArray[Any]] = {}
+    at = 0
+    for inputs, targets, weights in rows.batches(size=_WRITTEN_ROWS, seed=None):
+        columns = {f"{name}.npy": array for name, array in inputs.items()}
+        for name, array in (columns | {_TARGETS: targets, _WEIGHTS: weights}).items():
+            if name not in opened:
+                shape = (len(rows), *array.shape[1:])
+                opened[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=array.dtype, shape=shape)
+            opened[name][at : at + len(array)] = array
+        at += len(targets)
 
 
-def _read_rows(folder: Path) -> RowSource:
-    def read(name: str) -> NDArray[Any]:
-        return np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False))
+def _read_rows(folder: Path, front_end: FrontEnd) -> RowSource:
+    if (folder / _STORED).exists():
+        # Ours, written a moment ago into a folder of this run.
+        stored: RowSource = pickle.loads((folder / _STORED).read_bytes())  # noqa: S301
+        return EncodedRows(stored, front_end) if front_end.text else stored
 
-    names = json.loads((folder / _INPUTS).read_text())
-    inputs = {name: read(f"input-{at}.npy") for at, name in enumerate(names)}
-    return MemoryRows(inputs, read(_TARGETS), read(_WEIGHTS))
+    arrays = {path.name: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+    targets, weights = arrays.pop(_TARGETS), arrays.pop(_WEIGHTS)
+    return MemoryRows({name.removesuffix(".npy"): array for name, array in arrays.items()}, targets, weights)

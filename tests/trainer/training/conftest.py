@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,21 +137,21 @@ def blobs_dataset(blobs_lake: Path) -> Dataset:
 @pytest.fixture
 def blobs(tmp_path: Path) -> Blobs:
     """Makes the recipe with other settings, given as ``name=value`` of ``[training]`` or of its options."""
+    return functools.partial(make_blobs, tmp_path)
 
-    def make(*, model: str = MODEL, **changes: Any) -> Recipe:
-        text = SETTINGS
-        for name, value in changes.items():
-            written = f'"{value}"' if isinstance(value, str | Path) else str(value).lower()
-            lines = text.splitlines()
-            at = next((i for i, line in enumerate(lines) if line.startswith(f"{name} =")), None)
-            if at is None:
-                lines.insert(lines.index("[training]") + 1, f"{name} = {written}")
-            else:
-                lines[at] = f"{name} = {written}"
-            text = "\n".join(lines)
-        return _write(tmp_path / "blobs", text, model)
 
-    return make
+def make_blobs(folder: Path, *, model: str = MODEL, **changes: Any) -> Recipe:
+    text = SETTINGS
+    for name, value in changes.items():
+        written = f'"{value}"' if isinstance(value, str | Path) else str(value).lower()
+        lines = text.splitlines()
+        at = next((i for i, line in enumerate(lines) if line.startswith(f"{name} =")), None)
+        if at is None:
+            lines.insert(lines.index("[training]") + 1, f"{name} = {written}")
+        else:
+            lines[at] = f"{name} = {written}"
+        text = "\n".join(lines)
+    return _write(folder / "blobs", text, model)
 
 
 def weights(fitted: Fitted) -> dict[str, list[float]]:

@@ -125,8 +125,8 @@ def test_a_full_disk_ends_the_training_and_says_so(blobs: Blobs, blobs_dataset: 
 def test_a_loss_that_is_no_number_is_named_with_its_batch(blobs: Blobs, blobs_dataset: Dataset) -> None:
     with pytest.raises(NotFinite, match=r"the loss of batch 4 of epoch 3 is not finite, though inputs and weights are"):
         fit(blobs(fault="nan"), blobs_dataset, seed=1)
-    with pytest.raises(NotFinite, match=r"nor are the weights .*: training diverged; lower the learning rate"):
-        fit(blobs(learning_rate=1e38), blobs_dataset, seed=1)
+    with pytest.raises(NotFinite, match=r"and the weights .* go up to .*: training diverged; lower the learning rate"):
+        fit(blobs(learning_rate=1e30), blobs_dataset, seed=1)
     poisoned = replace(blobs_dataset.rows, inputs={"point": np.full((len(blobs_dataset.rows), 2), np.nan, np.float32)})
     with pytest.raises(NotFinite, match="'point' holds values that are not; see the data"):
         fit(blobs(), replace(blobs_dataset, rows=poisoned), seed=1)
@@ -185,7 +185,7 @@ def test_a_step_of_many_rows_can_be_made_of_several_batches(blobs: Blobs, blobs_
     whole = fit(blobs(model=plain, class_weights="none"), blobs_dataset, seed=1)
     pieces = fit(blobs(model=plain, class_weights="none", device_rows=8), blobs_dataset, seed=1)
     for name, tensor in whole.network.state_dict().items():
-        assert np.allclose(tensor, pieces.network.state_dict()[name], atol=2e-3), name
+        assert np.allclose(tensor, pieces.network.state_dict()[name], atol=1e-2), name
 
 
 def test_bfloat16_beside_float32_trains_too(blobs: Blobs, blobs_dataset: Dataset) -> None:

@@ -68,7 +68,7 @@ def _run(command: list[str], folder: Path, progress: Progress, environment: dict
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_LOOK_S)
     finally:
-        _end(process)
+        _end(process, gently=DRIVER_ON_STDIN not in environment)
     tail.read()
     raise_failure(folder)
     if process.returncode != 0:
@@ -100,17 +100,21 @@ class _Tail:
                 self._progress(said.fraction, said.message, said.metrics)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the command and, through it, what it has started."""
+def _end(process: subprocess.Popen[bytes], *, gently: bool) -> None:
+    """End the command and, through it, what it has started.
+
+    Args:
+        gently: It must end its processes itself; else these see that their standard input is closed.
+    """
     if process.stdin is not None:
-        process.stdin.close()  # the group's processes end with that
-    if process.poll() is None:
+        process.stdin.close()
+    if process.poll() is None and gently:
         process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def _last_lines(path: Path) -> str:

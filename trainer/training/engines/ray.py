@@ -8,6 +8,7 @@ checkpoint with the same global batch.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
@@ -36,6 +37,7 @@ from trainer.training.watch import StallWatch
 _ROOM_WAIT_S = 20.0
 _GIVE_UP_S = 300.0
 _LOOK_S = 0.2
+_CONNECT_S = 5.0
 _NOT_CARRIED = ("lock", PROGRESS_FILE)
 
 
@@ -74,14 +76,26 @@ def _connected(compute: Compute) -> Any:
     if not ray.is_initialized():
         address = compute.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            _reach(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, ValueError, RuntimeError) as error:
             first = next(iter(str(error).splitlines()), "")
             raise ConfigurationError(
                 f"no Ray cluster at {address!r} ({first}); start one with `ray start --head`, or name its address in "
                 f"{RAY_ADDRESS}"
             ) from error
     return ray
+
+
+def _reach(address: str) -> None:
+    """See whether somebody listens there: Ray itself asks an address where nobody does for two minutes.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 class _Group:
@@ -135,7 +149,7 @@ class _Rank:
         """Where the group can meet: an address of this machine, and a port that was free a moment ago."""
         import ray
 
-        address = ray.util.get_node_ip_address()
+        address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         with socket.socket() as probe:
             probe.bind((address, 0))
             return address, int(probe.getsockname()[1])
