@@ -209,3 +209,15 @@ def _pinned(lake: str, records: list[DatasetRecord]) -> pa.Table:
     schema = pa.schema([(name, pa.string()) for name in _KEYS])
     found = pa.concat_tables([schema.empty_table(), *[table.cast(schema) for table in keys]])
     return found.group_by(_KEYS).aggregate([])
+
+
+def as_words(done: Tended, *, dry_run: bool) -> str:
+    """What was done, for a person."""
+    would = "would be " if dry_run else ""
+    days = f" of {len(done.dropped)} days, {done.pinned} kept because a model or a replay slice needs them"
+    lines = [f"{sum(done.dropped.values())} samples {would}dropped" + (days if done.dropped or done.pinned else "")]
+    for name in done.removed:
+        merged = f"{done.merged[name]} files merged, " if name in done.merged else ""
+        kept = f"; versions that stay: {', '.join(map(str, done.kept[name]))}" if done.kept.get(name) else ""
+        lines.append(f"{name}: {merged}{done.removed[name]} files {would}removed{kept}")
+    return "\n".join(lines)
