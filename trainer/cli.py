@@ -15,6 +15,7 @@ import msgspec
 
 from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunState
+from trainer.data.cli import commands as data_commands
 from trainer.demo.cli import demo
 from trainer.new.cli import new
 from trainer.plain_errors import plainly
@@ -76,32 +77,8 @@ def trainer() -> None:
 
 trainer.add_command(new)
 trainer.add_command(reproduce_command)
-
-
-@trainer.command("import")
-@click.argument("model")
-@_LAKE
-@click.option("--replace", is_flag=True, help="Take out rows of an earlier import that the recipe has otherwise now.")
-@_RECIPES
-@_DEBUG
-@plainly
-def import_rows(*, model: str, lake: str, replace: bool, recipes: Path | None) -> None:
-    """Write the base rows of MODEL's recipe into the lake, labels too; rows already there are left alone.
-
-    Every row is checked against model.toml before anything is written. Where the recipe was mended after a bad import,
-    --replace takes the rows imported before out of the lake's newest version and writes the recipe's; rows that devices
-    sent stay as they are.
-    """
-    from trainer.data.lake import import_base
-    from trainer.recipe import Recipe
-
-    recipe = Recipe.load(recipes_folder(recipes) / model)
-    done = import_base(recipe, lake, now=dt.datetime.now(dt.UTC), replace=replace)
-    if done.replaced:
-        click.echo(f"{model}: {done.replaced} rows of an earlier import were taken out of {lake}")
-    click.echo(
-        f"{model}: {done.new} rows are new in {lake}" if done.new else f"{model}: all rows are in {lake} already"
-    )
+for _command in data_commands:
+    trainer.add_command(_command)
 
 
 @trainer.command()
