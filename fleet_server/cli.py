@@ -7,6 +7,7 @@ import click
 from edge_agent.contract.errors import ShoalError
 from fleet_server import __version__
 from fleet_server.commands.access import login_command, tokens_group
+from fleet_server.commands.batch import batch_group
 from fleet_server.commands.devices import devices_group
 from fleet_server.commands.models import models_group
 from fleet_server.commands.plugins import plugin_commands
@@ -22,6 +23,7 @@ _BUILT_IN: tuple[click.Command, ...] = (
     rollouts_group,
     runs_group,
     schedules_group,
+    batch_group,
     tokens_group,
     login_command,
 )

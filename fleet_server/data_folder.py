@@ -35,6 +35,7 @@ class DataFolder:
         self.database = root / "shoal.db"
         self.lake = root / "lake"
         self.repository = root / "repository"
+        self.predictions = root / "predictions"  # indices of the tables of answers; made again where they are missing
         self.keys = root / "keys"
         self.director_key = self.keys / "director.pem"
         self.director_root = self.keys / "director-root.json"

@@ -25,6 +25,7 @@ from fleet_server.labels.handler import on_labels
 from fleet_server.labels.service import LabelService, labels_of
 from fleet_server.models.service import ModelService
 from fleet_server.monitoring.service import MonitoringService
+from fleet_server.predictions.service import PredictionService
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import State
 from fleet_server.samples.handler import on_samples
@@ -52,6 +53,7 @@ class Features:
     lake: LakeWriter
     samples: SampleService
     labels: LabelService
+    predictions: PredictionService
     ingest: IngestService
     receiver: Receiver
     console: ConsoleService
@@ -97,6 +99,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         lake=LakeWriter(db, lake_uri),
         samples=samples,
         labels=LabelService(db),
+        predictions=PredictionService(db, folder.predictions),
         ingest=ingest,
         receiver=Receiver(
             config.fleet,

@@ -39,6 +39,7 @@ from fleet_server.migrate import upgrade
 from fleet_server.models import routes as models_routes
 from fleet_server.monitoring import routes as monitoring_routes
 from fleet_server.mqtt import Received, ServerLink
+from fleet_server.predictions import routes as predictions_routes
 from fleet_server.rollouts import routes as rollouts_routes
 from fleet_server.samples import routes as samples_routes
 from fleet_server.schedules import routes as schedules_routes
@@ -211,6 +212,7 @@ class Server:
             ),
             samples_routes.routes(features.samples, guard),
             labels_routes.routes(features.labels, guard),
+            predictions_routes.routes(features.predictions, guard),
             ingest_routes.routes(features.ingest, guard),
             console_routes.routes(features.console, guard),
         )

@@ -15,6 +15,7 @@ import msgspec
 
 from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunState
+from trainer.batch.cli import batch
 from trainer.data.cli import commands as data_commands
 from trainer.demo.cli import demo
 from trainer.new.cli import new
@@ -76,6 +77,7 @@ def trainer() -> None:
 
 
 trainer.add_command(new)
+trainer.add_command(batch)
 trainer.add_command(reproduce_command)
 for _command in data_commands:
     trainer.add_command(_command)

@@ -131,6 +131,14 @@ class ServerClient:
             raise
         return self._decode(reply, ReleasedModel)
 
+    def serve_answers(self, job: str, kind: str, path: str) -> None:
+        """Let the server serve a batch job's answers by key, from a table that it can read.
+
+        Raises:
+            ServerRefused, NetworkError: The server refuses, cannot read the table, or is away.
+        """
+        self._send("PUT", f"/api/v1/predictions/{job}", {"kind": kind, "path": path})
+
     def download(self, digest: str, folder: Path) -> Package:
         """Bring a package into ``folder``, which appears whole or not at all, with every file's digest verified.
 

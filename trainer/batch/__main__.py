@@ -63,7 +63,7 @@ def main(
         model = BatchModel(package, variant=job.model.variant, outputs=job.outputs, batch_rows=job.resources.batch_rows)
         kept = checkpoints or work
         outcome = Batch(job, model, logical_time=run.logical_time, run=run.run, work=kept, report=report).run()
-        result = result_of(run, outcome)
+        result = result_of(run, job, outcome)
     except ShoalError as error:
         click.echo(f"{type(error).__name__}: {error}", err=True)
         retry = bool(getattr(error, "retry", isinstance(error, _MAY_PASS)))
@@ -86,12 +86,13 @@ def job_of(run: RunFile) -> BatchJob:
     return job
 
 
-def result_of(run: RunFile, outcome: Outcome) -> RunResult:
+def result_of(run: RunFile, job: BatchJob, outcome: Outcome) -> RunResult:
     """What the worker tells the server."""
     record = outcome.record
     state = RunState.UNCHANGED if record is None else RunState.DONE
     told = {
         "output": outcome.output,
+        "output_kind": type(job.output).__struct_config__.tag,
         "resumed_parts": outcome.resumed_parts,
         "seconds": round(outcome.seconds, 3),
         "noted": outcome.noted,

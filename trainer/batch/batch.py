@@ -116,6 +116,25 @@ class Batch:
         outcome = self._outcome(record, reason, fresh=True)
         return msgspec.structs.replace(outcome, resumed_parts=earlier_parts, seconds=seconds, noted=noted)
 
+    def preview(self) -> str:
+        """What :meth:`run` would answer, in words; nothing is written but what a stream leaves for the next run.
+
+        Raises:
+            InputUnreadable, OutputRefused: As :meth:`run`.
+        """
+        records = self._table.records()
+        earlier = next((record for record in records if record.logical_time == self._time), None)
+        if earlier is not None and not self._is_to_replace(earlier):
+            return f"{self._time}: batch {earlier.number} answered it already, {earlier.rows} rows"
+        plan, schema, resumed = self._planned(records, earlier)
+        if plan is None:
+            return f"{self._time}: no rows to answer"
+        self._table.check(Chunks(self._job, self._model, schema, f"job '{self._job.name}': the input").schema)
+        files = f"{len(plan.pieces)} files" if len(plan.pieces) != 1 else plan.pieces[0].shown
+        how = ", going on with an earlier attempt" if resumed else ""
+        at_most = "at most " if plan.where is not None or plan.equal else ""
+        return f"{self._time}: {at_most}{plan.rows} rows of {files}, by {plan.model} version {plan.version}{how}"
+
     def _is_to_replace(self, earlier: BatchRecord) -> bool:
         # An attempt of this very run that committed and could not say so is not to be repeated.
         return self._job.replace and earlier.run != self._run

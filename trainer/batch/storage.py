@@ -41,6 +41,8 @@ class Storage:
         self.uri = uri.rstrip("/")
         self.fs, self.root = locate(self.uri)
         self.is_local = isinstance(self.fs, pafs.LocalFileSystem)
+        if "://" not in self.uri:
+            self.uri = self.root  # whoever reads the name elsewhere has another working folder
 
     def path(self, name: str) -> str:
         """The path of ``name`` within the file system."""

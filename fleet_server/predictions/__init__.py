@@ -1,0 +1,1 @@
+"""Answers of batch jobs, by key."""
