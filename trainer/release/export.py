@@ -67,6 +67,7 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
         if program is None:
             raise ExportFailed("torch.onnx.export gave no program")
         program.save(path, external_data=True)
+        _check_open_axes(path, signature)
         if front_end.text:
             model = onnx.load(str(path), load_external_data=False)
             front_end.attach(model)
@@ -132,6 +133,22 @@ def _dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
         {at: batch if at == 0 else _open_axis(spec, at) for at, axis in enumerate(spec.shape) if axis is None}
         for spec in signature.inputs
     )
+
+
+def _check_open_axes(path: Path, signature: Signature) -> None:
+    """Refuse a model in which the exporter, without a word, has made a constant of an axis that the signature opens."""
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in onnx.load(str(path), load_external_data=False).graph.input
+    }
+    for spec in signature.inputs:
+        for at, dimension in enumerate(shapes.get(_name_in_torch(spec), ())):
+            if spec.shape[at] is None and dimension.HasField("dim_value"):
+                raise ExportFailed(
+                    f"input '{spec.name}': the exporter made a constant of axis {at}, the {dimension.dim_value} of its "
+                    "example: forward takes its length for a Python number. len(x), int(x.shape[0]) and loops over an "
+                    "axis do that; x.shape[0], x.flatten(1) and x.mean(dim=1) do not"
+                )
 
 
 def _as_arguments(network: LightningModule, shapes: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
