@@ -47,7 +47,9 @@ class Block:
         inputs, outputs: Names of the tensors that are counted.
         task: Name of the output with the probabilities.
     Attributes:
-        ids: Of the requests, in order; ``latencies_us`` and ``at_s`` (on the steady clock) likewise.
+        counting: Whether the rows are counted; to be said before the first one.
+        ids: Of the requests, in order; ``at_s``, on the steady clock, likewise.
+        latencies_us: Of those that were noted by themselves.
         sizes: Their rows; empty where the rows were copied, as those are requests of one row.
         bytes: Of the tensors that are held, counted ones alone.
         capacity: Requests of one row that it takes.
@@ -65,6 +67,7 @@ class Block:
         self._specs = (specs, given) if small else None
         self._given: list[tuple[str, NDArray[Any]]] = []
         self._found: list[tuple[str, NDArray[Any]]] = []
+        self.counting = True
         self.ids: list[str] = []
         self.latencies_us: list[float] = []
         self.at_s: list[float] = []
@@ -109,26 +112,25 @@ class Block:
     def copy(self, request_id: str, latency_us: float, now_s: float, inputs: Tensors, outputs: Tensors) -> None:
         """Note a request of one row, where :attr:`copies_on` says so; what nearly every request comes to."""
         row = len(self.ids)
-        for name, column in self._given:
-            column[row] = inputs[name]
+        if self.counting:
+            for name, column in self._given:
+                column[row] = inputs[name]
         for name, column in self._found:
             column[row] = outputs[name]
         self.ids.append(request_id)
         self.latencies_us.append(latency_us)
         self.at_s.append(now_s)
 
-    def copy_together(
-        self, request_ids: Sequence[str], latencies_us: Sequence[float], now_s: float, inputs: Tensors, outputs: Tensors
-    ) -> None:
-        """As :meth:`copy` for each of them; the tensors are row by row theirs."""
+    def copy_together(self, request_ids: Sequence[str], now_s: float, inputs: Tensors, outputs: Tensors) -> None:
+        """As :meth:`copy` for each of them, but for their latencies; the tensors are row by row theirs."""
         row = len(self.ids)
         end = row + len(request_ids)
-        for name, column in self._given:
-            column[row:end] = inputs[name]
+        if self.counting:
+            for name, column in self._given:
+                column[row:end] = inputs[name]
         for name, column in self._found:
             column[row:end] = outputs[name]
         self.ids += request_ids
-        self.latencies_us += latencies_us
         self.at_s += [now_s] * len(request_ids)
 
     @property
@@ -144,6 +146,8 @@ class Block:
 
     def batches(self) -> Iterator[tuple[Tensors, Tensors]]:
         """Inputs and outputs of the rows to count, those together that agree in all axes but the first."""
+        if not self.counting:
+            return
         if not self._held:
             rows = len(self.ids)
             given, found = ({name: column[:rows] for name, column in side} for side in (self._given, self._found))

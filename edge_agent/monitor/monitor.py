@@ -129,21 +129,20 @@ class Monitor:
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.task])
-            chance = self._uniform()
-            if rows == 1 and watched.copies and now < watched.ends_at and chance >= watched.sampler.chance:
+            if rows == 1 and watched.copies and now < watched.ends_at and watched.sampler.pass_by(1):
                 # At a fast pace nearly every request comes this way: the fewest steps.
                 watched.block.copy(request_id, latency_us, now, inputs, outputs)
                 watched.room = watched.copies = watched.copies - 1
                 return False
             if not rows:  # nothing to count, draw or label
-                watched.window.answered(0, [latency_us])
+                watched.window.answered(1, 0, [latency_us])
                 return False
             if watched.is_over(rows, now):
                 self._settle(watched, now)
                 watched.begin(rows, now)
             draws: Mapping[int, Draw] = NO_DRAWS
-            if rows > 1 or chance < watched.sampler.chance:
-                chances = [chance] if rows == 1 else [self._uniform() for _ in range(rows)]
+            if not watched.sampler.pass_by(rows):
+                chances = watched.sampler.chances(rows)
                 draws = self._choose(watched, request_id, inputs, outputs, chances, now=now, group=group)
             watched.note(Noted(request_id, rows, latency_us, now, draws), inputs, outputs)
         return any(draw.label_wanted for draw in draws.values()) if draws else False
@@ -155,24 +154,33 @@ class Monitor:
         inputs: Mapping[str, NDArray[Any]],
         outputs: Mapping[str, NDArray[Any]],
         *,
-        latencies_us: Sequence[float],
+        latencies_ns: Sequence[int],
+        buckets: Mapping[int, int],
     ) -> Collection[int]:
-        """As :meth:`observe` of each, of one row and without a group; the indices of those asked for a label."""
-        now, count, uniform = self._steady(), len(request_ids), self._uniform
+        """As :meth:`observe` of each, of one row and without a group; the indices of those asked for a label.
+
+        Args:
+            latencies_ns: Of each; ``buckets``: the same as counts in :mod:`edge_agent.contract.latency`'s buckets.
+        """
+        now, count = self._steady(), len(request_ids)
         with self._lock:
             watched = self._watched.get(loaded.digest)
-            if watched is not None and watched.copies >= count and now < watched.ends_at:
-                chance = watched.sampler.chance
-                if not chance or min([uniform() for _ in request_ids]) >= chance:
-                    watched.block.copy_together(request_ids, latencies_us, now, inputs, outputs)
-                    watched.room = watched.copies = watched.copies - count
-                    return ()
+            if (
+                watched is not None
+                and watched.copies >= count
+                and now < watched.ends_at
+                and watched.sampler.pass_by(count)
+            ):
+                watched.block.copy_together(request_ids, now, inputs, outputs)
+                watched.room = watched.copies = watched.copies - count
+                watched.window.took(buckets)
+                return ()
         asked: set[int] = set()
-        for index, (request_id, latency_us) in enumerate(zip(request_ids, latencies_us, strict=True)):
+        for index, (request_id, ns) in enumerate(zip(request_ids, latencies_ns, strict=True)):
             given, found = (
                 {name: array[index : index + 1] for name, array in side.items()} for side in (inputs, outputs)
             )
-            if self.observe(loaded, request_id, given, found, latency_us=latency_us, group=""):
+            if self.observe(loaded, request_id, given, found, latency_us=ns / 1000, group=""):
                 asked.add(index)
         return asked
 
@@ -314,7 +322,7 @@ class Monitor:
         threshold = loaded.reference.margin_threshold
         sampler = self._samplers.get(loaded.name)
         if sampler is None:
-            sampler = self._samplers[loaded.name] = Sampler(policy, threshold=threshold)
+            sampler = self._samplers[loaded.name] = Sampler(policy, threshold=threshold, uniform=self._uniform)
         else:
             sampler.restart(policy, threshold)
         watched = self._watched[loaded.digest] = Watched.begin_watch(loaded, sampler, policy)

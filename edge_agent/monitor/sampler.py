@@ -49,6 +49,7 @@ _FAST_PER_MINUTE = 12_000.0
 #: hundredth of a busy processor's time.
 BLOCK_S = 0.25
 LARGEST_BLOCK = 1024
+_NEVER = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Sampler:
         self._p_uniform = 0.0
         #: Of being chosen at most, in this block: a row whose random number is not below it is not chosen.
         self.chance = 0.0
+        self._gap = -1  # rows to pass before the next one that is looked at; not drawn yet where negative
 
     def rows_per_minute(self, now_s: float) -> float:
         """How fast rows come."""
@@ -156,6 +158,7 @@ class Sampler:
             How many rows the block may have; it should also end when :data:`BLOCK_S` are over.
         """
         policy = self.policy
+        self._gap = -1
         rate = self._rows.foresee(rows, now_s)
         block = min(LARGEST_BLOCK, max(rows, int(rate / 60.0 * BLOCK_S)))
         if policy.samples_per_minute <= 0:
@@ -171,6 +174,37 @@ class Sampler:
         self._p_uniform = p_uniform
         self.chance = 1.0 - (1.0 - p_uniform) * (1.0 - p_margin)
         return block
+
+    def pass_by(self, rows: int) -> bool:
+        """Whether none of the next rows of this block is to be looked at; if so, they have passed.
+
+        How many rows pass before one whose random number is below :attr:`chance` is geometrically distributed: one draw
+        for all of them.
+        """
+        if self._gap < 0:
+            self._gap = self._draw_gap()
+        if self._gap < rows:
+            return False
+        self._gap -= rows
+        return True
+
+    def chances(self, rows: int) -> list[float]:
+        """A random number for each of the next rows of this block; 1.0 for one that is beyond :attr:`chance`."""
+        found: list[float] = []
+        for _ in range(rows):
+            if self.pass_by(1):
+                found.append(1.0)
+            else:
+                found.append(self._uniform() * self.chance)
+                self._gap = -1
+        return found
+
+    def _draw_gap(self) -> int:
+        if self.chance >= 1.0:
+            return 0
+        if self.chance <= 0.0:
+            return _NEVER
+        return int(min(math.log1p(-self._uniform()) / math.log1p(-self.chance), _NEVER))
 
     def decide(self, chance: float, margin: float, now_s: float) -> Draw | None:
         """Decide on a row of this block whose random number ``chance`` is below :attr:`chance`.

@@ -89,6 +89,7 @@ class Watched:
     def begin(self, rows: int, now_s: float) -> None:
         """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
         room = self.sampler.begin(rows, now_s)
+        self.block.counting = self._is_due(now_s)
         self.room = min(room, max(rows, self.block.capacity))
         self.ends_at = now_s + BLOCK_S
 
@@ -120,10 +121,9 @@ class Watched:
         if not block.copies:
             per_minute = self._byte_rate.add(block.bytes * len(block.ids) / max(1, block.counted), now_s)
             self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
-        self.window.answered(len(found.best), block.latencies_us)
-        if self._counts(now_s):
-            for inputs, outputs in block.batches():
-                self.window.count(self.features, inputs, outputs)
+        self.window.answered(len(block.ids), len(found.best), block.latencies_us)
+        for inputs, outputs in block.batches():
+            self.window.count(self.features, inputs, outputs)
         return AnsweredRows(
             package=self.digest,
             class_name=self.class_name,
@@ -137,8 +137,8 @@ class Watched:
             asked=block.asked(),
         )
 
-    def _counts(self, now_s: float) -> bool:
-        """Whether the rows of this block are counted; those of one that holds its requests have been drawn already."""
+    def _is_due(self, now_s: float) -> bool:
+        """Whether the rows of this block are counted; large ones are drawn by lot, one by one."""
         if self.block.copies:
             self._due += min(1.0, _COUNTED_ROWS_PER_MINUTE / self.sampler.rows_per_minute(now_s))
             if self._due < 1.0:

@@ -38,10 +38,21 @@ class Window:
     counts: dict[str, FeatureCounts] = dataclasses.field(default_factory=dict)
     counted: int = 0
 
-    def answered(self, rows: int, latencies_us: Sequence[float]) -> None:
-        """Note requests that were answered, so many rows in all."""
-        self.requests += len(latencies_us)
+    def took(self, buckets: Mapping[int, int]) -> None:
+        """Note how long requests took: how many fell into which bucket."""
+        for bucket, requests in buckets.items():
+            self.latency[bucket] += requests
+
+    def answered(self, requests: int, rows: int, latencies_us: Sequence[float]) -> None:
+        """Note requests that were answered.
+
+        Args:
+            latencies_us: Of those whose time :meth:`took` was not told.
+        """
+        self.requests += requests
         self.rows += rows
+        if not latencies_us:
+            return
         buckets = np.searchsorted(_BOUNDS, latencies_us, side="left")  # an upper bound belongs to its own bucket
         found = np.bincount(buckets, minlength=BUCKETS).tolist()
         self.latency = [before + new for before, new in zip(self.latency, found, strict=True)]

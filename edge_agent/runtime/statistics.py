@@ -54,6 +54,18 @@ class StatisticsSnapshot:
     latency: tuple[int, ...]
 
 
+def latency_buckets(latencies_ns: Sequence[int]) -> Mapping[int, int]:
+    """How many of these fall into which bucket of :mod:`edge_agent.contract.latency`.
+
+    Args:
+        latencies_ns: In nanoseconds, the longest first.
+    """
+    slowest, fastest = bisect_left(_BOUNDS_NS, latencies_ns[0]), bisect_left(_BOUNDS_NS, latencies_ns[-1])
+    if slowest == fastest:  # as nearly always: they were answered at once
+        return {slowest: len(latencies_ns)}
+    return collections.Counter(bisect_left(_BOUNDS_NS, ns) for ns in latencies_ns)
+
+
 class Statistics:
     """Counts for one loaded model; every method may be called from any thread."""
 
@@ -112,19 +124,19 @@ class Statistics:
             batch[1] += infer_ns
             self._last_s = time.time()
 
-    def answered_together(self, queue_ns: Sequence[int], *, input_ns: int, infer_ns: int, output_ns: int) -> None:
+    def answered_together(
+        self, buckets: Mapping[int, int], *, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int
+    ) -> None:
         """Count requests of one row each that were run as one and at once.
 
         Args:
-            queue_ns: What each waited for the others; the longest first. The other times are those of all of them.
+            buckets: What they took, as :func:`latency_buckets` counts them.
+            queue_ns: What they waited for each other, in all; the other times are those of each.
         """
-        count, work_ns = len(queue_ns), input_ns + infer_ns + output_ns
-        buckets = {bisect_left(_BOUNDS_NS, ns + work_ns): count for ns in (queue_ns[0], queue_ns[-1])}
-        if len(buckets) > 1:
-            buckets = collections.Counter(bisect_left(_BOUNDS_NS, ns + work_ns) for ns in queue_ns)
+        count = sum(buckets.values())
         with self._lock:
             self._rows += count
-            self._queue_ns += sum(queue_ns)
+            self._queue_ns += queue_ns
             self._input_ns += input_ns * count
             self._infer_ns += infer_ns * count
             self._output_ns += output_ns * count

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.errors import CallerError, ShoalError
 from edge_agent.runtime.slots import LoadedModel
+from edge_agent.runtime.statistics import latency_buckets
 from edge_agent.serving.request import InferenceRequest, SharedRun, check_outputs
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -33,12 +34,14 @@ class ManyObserver(Protocol):
         inputs: Tensors,
         outputs: Tensors,
         *,
-        latencies_us: Sequence[float],
+        latencies_ns: Sequence[int],
+        buckets: Mapping[int, int],
     ) -> Collection[int]:
         """Requests of one row each, without a group, were answered; the indices of those asked for a label.
 
         Args:
             inputs: Row by row, as the applications sent them.
+            latencies_ns: Of each; ``buckets``: the same as counts in :mod:`edge_agent.contract.latency`'s buckets.
         """
 
 
@@ -92,14 +95,16 @@ class Together:
         request_ids = [self._new_id() for _ in range(count)]
         asked: Collection[int] = ()
         if like.monitored:
+            latencies_ns = [end_ns - came for came in came_ns]
+            buckets = latency_buckets(latencies_ns)
             try:
-                latencies_us = [(end_ns - came) / 1000 for came in came_ns]
-                asked = self._many(loaded, request_ids, inputs, outputs, latencies_us=latencies_us)
+                asked = self._many(loaded, request_ids, inputs, outputs, latencies_ns=latencies_ns, buckets=buckets)
             except Exception:
                 # The applications have their answers coming, whatever is wrong with what is watched beside them.
                 log.exception("requests of model %s %s could not be observed", loaded.name, loaded.version)
             loaded.statistics.answered_together(
-                [start_ns - came for came in came_ns],
+                buckets,
+                queue_ns=sum(latencies_ns) - count * (end_ns - start_ns),
                 input_ns=infer_ns - start_ns,
                 infer_ns=end_ns - infer_ns,
                 output_ns=perf_counter_ns() - end_ns,
@@ -113,13 +118,15 @@ class Together:
         inputs: Tensors,
         outputs: Tensors,
         *,
-        latencies_us: Sequence[float],
+        latencies_ns: Sequence[int],
+        buckets: Mapping[int, int],
     ) -> Collection[int]:
+        del buckets
         asked: set[int] = set()
-        for index, (request_id, latency_us) in enumerate(zip(request_ids, latencies_us, strict=True)):
+        for index, (request_id, ns) in enumerate(zip(request_ids, latencies_ns, strict=True)):
             given, found = (
                 {name: array[index : index + 1] for name, array in side.items()} for side in (inputs, outputs)
             )
-            if self._one(loaded, request_id, given, found, latency_us=latency_us, group=""):
+            if self._one(loaded, request_id, given, found, latency_us=ns / 1000, group=""):
                 asked.add(index)
         return asked

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.constraint import Sensitivity
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, decode, encode
 from edge_agent.contract.errors import MalformedRequest, StorageFull, UnknownRequest
+from edge_agent.contract.latency import bucket_of
 from edge_agent.contract.messages import Event, EventKind, LabelBatch, MetricsReport, ProfileReport, SampleBatch
 from edge_agent.contract.profile import Projection, count_batch, merge
 from edge_agent.contract.sampling import SamplingPolicy
@@ -449,7 +450,8 @@ def test_requests_noted_together_come_to_what_they_come_to_one_by_one(
             ids,
             {INPUT: images[some]},
             {OUTPUT: outputs[OUTPUT][some]},
-            latencies_us=[float(row + 1) for row in range(rows)],
+            latencies_ns=[50_000] * rows,
+            buckets={bucket_of(50.0): rows},
         )
         asked |= {ids[index] for index in found}
         at += rows
@@ -461,7 +463,7 @@ def test_requests_noted_together_come_to_what_they_come_to_one_by_one(
         name: counts.bins for name, counts in expected.items()
     }
     (metrics,) = watching.sent(Stream.METRICS, MetricsReport)[0].models
-    assert (metrics.requests, metrics.rows, sum(metrics.latency_counts)) == (count, count, count)
+    assert (metrics.requests, metrics.rows, metrics.latency_counts[bucket_of(50.0)]) == (count, count, count)
     samples = [sample for batch in watching.sent(Stream.SAMPLES, SampleBatch) for sample in batch.samples]
     assert asked == {sample.request_id for sample in samples if sample.label_wanted} != set()
     for sample in samples:
@@ -483,7 +485,7 @@ def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(
     outputs = loaded.backend.infer({INPUT: images})
     ids = [f"r{row}" for row in range(10)]
     for _ in range(10_000):  # 20,000 rows a second, five times what is all counted
-        fast.observe_together(loaded, ids, {INPUT: images}, outputs, latencies_us=[1.0] * 10)
+        fast.observe_together(loaded, ids, {INPUT: images}, outputs, latencies_ns=[1000] * 10, buckets={0: 10})
         steady[0] += 10 / 20_000
     fast.flush()
     fast.close()
