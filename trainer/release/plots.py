@@ -6,6 +6,7 @@ Colours and marks are told apart without colour vision too; text stays text, so 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainer.gates.comparison import Comparison
 from trainer.gates.statistics import wilson_interval
 
 _BINS = 10
+_MANY_DIGITS = re.compile(rb"(\d\.\d)\d+")
+_METADATA = re.compile(rb" <metadata>.*?</metadata>\n", re.DOTALL)
 _INK, _OURS, _THEIRS, _FAINT = "#333333", "#0b61a4", "#c25a00", "#bbbbbb"
 # More would not be read; those with the fewest rows are left out, and the plot says so.
 _MOST_SLICES = 40
@@ -111,7 +114,7 @@ def slices(parts: Mapping[str, Comparison]) -> bytes:
     title = "Accuracy by slice" + (f" ({left_out} smaller ones left out)" if left_out else "")
     axes.set(xlabel="right", title=title)
     axes.grid(axis="x", color=_FAINT, linewidth=0.4)
-    axes.legend(loc="lower left", fontsize=7, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return _svg(figure)
 
 
@@ -130,4 +133,5 @@ def _svg(figure: Any) -> bytes:
     with rc_context({"svg.hashsalt": "shoal", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8}):
         canvas: Any = FigureCanvasSVG(figure)
         canvas.print_svg(out, metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    # Devices download it with the model: a tenth of a point is finer than any screen.
+    return _MANY_DIGITS.sub(rb"\1", _METADATA.sub(b"", out.getvalue()))

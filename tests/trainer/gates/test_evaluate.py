@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from edge_agent.runtime.package import Package
 from tests.trainer.conftest import field_rows
 from trainer.data.dataset import Dataset, read_dataset
 from trainer.gates.comparison import Comparison
-from trainer.gates.evaluate import decide, evaluate
+from trainer.gates.evaluate import compare_forms, decide, evaluate
 from trainer.gates.statistics import bootstrap_interval, mcnemar, wilson_interval
 from trainer.recipe import Recipe
 from trainer.recipe_file import Gates
@@ -89,6 +90,41 @@ def test_too_few_rows_of_today_decide_nothing(
     found = evaluate(recipe, dataset, backend, Clouded(backend, every=2), seed=0)
     assert found.outcome == "undecided"
     assert "more labels are needed" in found.reasons[0]
+
+
+def test_a_replay_slice_that_is_lost_refuses_what_is_better_elsewhere_and_chance_is_no_excuse(
+    recipe: Recipe, champion: Package, dataset: Dataset
+) -> None:
+    backend = OnnxBackend(champion)
+    foggy = Clouded(backend, every=3)
+    incident = np.zeros(len(dataset.rows), dtype=bool)
+    # Five rows that the champion reads rightly; the challenger sees every third picture of all that are judged blank.
+    incident[np.flatnonzero(dataset.holdout)[:5]] = True
+    replayed = dataclasses.replace(dataset, replay={"fog": incident, "kept": dataset.holdout & ~incident})
+    found = evaluate(recipe, replayed, foggy, backend, seed=0)
+    assert found.outcome == "worse"
+    fog = next(reason for reason in found.reasons if reason.startswith("replay 'fog'"))
+    assert fog.endswith("of its 5 rows; at most 0.0 points may be lost there")
+    assert set(found.as_json()["replay"]) == {"fog", "kept"}
+    same = evaluate(recipe, replayed, backend, backend, seed=0)
+    assert same.outcome == "undecided"
+    better = evaluate(recipe, replayed, backend, foggy, seed=0)
+    assert better.outcome == "better"
+
+
+def test_a_smaller_form_may_lose_its_budget_and_no_more(recipe: Recipe, champion: Package, dataset: Dataset) -> None:
+    backend = OnnxBackend(champion)
+    comparison, faults = compare_forms(recipe, dataset, backend, backend, seed=0)
+    assert (comparison.difference, faults) == (0.0, [])
+    _, faults = compare_forms(recipe, dataset, Clouded(backend, every=5), backend, seed=0)
+    assert "at most 1.0 points may be lost" in faults[0]
+
+
+def test_a_single_accuracy_has_an_interval_of_its_own() -> None:
+    assert wilson_interval(0.5, 100, confidence=0.95) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = wilson_interval(1.0, 10, confidence=0.9)
+    assert 0.75 < low < 0.8
+    assert high == 1.0
 
 
 def test_what_forgets_the_base_is_refused_though_it_wins_in_the_field() -> None:
