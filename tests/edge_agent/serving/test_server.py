@@ -76,12 +76,12 @@ def test_a_signal_lets_run_return_after_the_last_answer(tmp_path: Path, number: 
     path = tmp_path / "api.sock"
     with _start(path, 20) as process, _connect(path) as idle, _connect(path) as later:
         assert _ask(idle, get("/echo")).startswith(b"HTTP/1.1 200")
-        later.sendall(post("/echo", b"x" * 100)[:-50])  # in flight: its body is still to come
-        time.sleep(0.2)
+        invited = _ask(later, post("/echo", b"x" * 100, "Expect: 100-continue")[:-100])
+        assert invited == b"HTTP/1.1 100 Continue\r\n\r\n"  # in flight: its body is still to come
         process.send_signal(number)
         assert idle.recv(1) == b""  # closed at once
         wait_until(lambda: not path.exists())  # nobody new comes in
-        answer = _ask(later, b"x" * 50)
+        answer = _ask(later, b"x" * 100)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer
         assert process.wait(20) == 0

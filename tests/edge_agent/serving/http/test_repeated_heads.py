@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.edge_agent.serving.http.device import Device, get, post
+from tests.edge_agent.serving.http.device import Device, get, post, wait_until
 
 
 def test_the_second_request_with_one_head_and_all_later_ones_go_the_short_way(device: Device) -> None:
@@ -84,6 +84,7 @@ def test_requests_that_close_or_have_no_body_never_go_the_short_way(device: Devi
 
 def test_a_request_that_is_joined_with_others_is_answered_as_ever(device: Device) -> None:
     with device.connect() as client, device.connect():  # the other one is what it may be joined with
+        wait_until(lambda: len(device.connections) == 2)
         client.ask(post("/repeats", b"ordinary, first!"))
         for body in (b"joined, in parts", b"joined, at once!"):
             assert client.ask(post("/repeats", body)).body == body.removeprefix(b"joined, ")
@@ -105,6 +106,7 @@ def test_who_is_alone_is_not_asked_to_wait_for_the_end_of_the_turn(device: Devic
 def test_pipelined_requests_that_are_joined_are_answered_in_order(device: Device) -> None:
     bodies = [b"joined, %03d" % number for number in range(50)]
     with device.connect() as client, device.connect():
+        wait_until(lambda: len(device.connections) == 2)  # who is alone yet is not joined with anybody
         client.send(b"".join(post("/repeats", body) for body in bodies))
         answers = [client.answer() for _ in bodies]
     assert [answer.body for answer in answers[1:]] == [body.removeprefix(b"joined, ") for body in bodies[1:]]
