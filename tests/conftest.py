@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.e2e.demo_run import DemoRun
 
 # A test machine is busy with many things: how long one example takes says nothing.
 settings.register_profile("shoal", deadline=None)
@@ -48,6 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             folder = item.path.relative_to(_TESTS).parts[0]
             if folder in {"integration", "e2e", "gpu"}:
                 item.add_marker(folder)
+            # Several processes one after the other: on a machine that is busy with other things too, that may take long.
+            if folder in {"integration", "e2e"} and not any(map(item.get_closest_marker, ("timeout", "slow"))):
+                item.add_marker(pytest.mark.timeout(400))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
         for marker in item.iter_markers("real_parts"):
@@ -73,3 +78,14 @@ def program() -> Callable[[str], Path]:
 def repository() -> Path:
     """The repository's root."""
     return _TESTS.parent
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[DemoRun]:
+    """The README's demo, which takes minutes and mostly waits: where the server's tests run too, it is begun with them.
+
+    Its own test, one of the last, finds it done.
+    """
+    run = DemoRun(tmp_path_factory.mktemp("demo"), repository)
+    yield run
+    run.stop()

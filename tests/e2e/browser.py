@@ -26,7 +26,7 @@ _FLAGS = (
     "--hide-scrollbars",
 )
 _STARTS = 5
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 
 
 class Browser:

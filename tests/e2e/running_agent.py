@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tests.fleet_server.running_server import Running
 
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 T = TypeVar("T")
 _AGENT = (sys.executable, "-m", "edge_agent.cli")
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-_DEMO = (sys.executable, "-m", "fleet_server.cli", "demo")
+from tests.e2e.demo_run import DEMO, DemoRun
+
 _COLUMNS = {
     "id",
     "accuracy_before",
@@ -26,18 +25,9 @@ _COLUMNS = {
 
 
 @pytest.mark.timeout(600)
-def test_the_fleet_notices_that_it_has_become_wrong_and_mends_itself(tmp_path: Path, repository: Path) -> None:
-    report = tmp_path / "report.json"
-    done = subprocess.run(
-        [*_DEMO, "--report", str(report), "--folder", str(tmp_path / "demo")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=repository,
-        timeout=540,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(report.read_text())
+def test_the_fleet_notices_that_it_has_become_wrong_and_mends_itself(demo: DemoRun) -> None:
+    assert demo.wait(540) == 0, demo.said
+    found = demo.report()
     assert (found["ok"], found["requests_failed"], found["lost"], found["duplicated"]) == (True, 0, 0, 0)
     assert len(found["devices"]) >= 3
     for device in found["devices"]:
@@ -48,14 +38,14 @@ def test_the_fleet_notices_that_it_has_become_wrong_and_mends_itself(tmp_path: P
         assert device["bytes_up"] > 0
         assert device["bytes_down"] > 0
     assert len({device["package"] for device in found["devices"]}) == 1
-    assert "drift, seen with 0 labels" in " ".join(done.stdout.split())
-    assert "console: http://127.0.0.1:" in done.stdout
+    assert "drift, seen with 0 labels" in " ".join(demo.said.split())
+    assert "console: http://127.0.0.1:" in demo.said
 
 
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, repository: Path) -> None:
     folder = tmp_path / "demo"
     with subprocess.Popen(
-        [*_DEMO, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, cwd=repository
+        [*DEMO, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, cwd=repository
     ) as process:
         try:
             assert process.stdout is not None
@@ -72,7 +62,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, repository
 
 def test_a_folder_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
-    done = subprocess.run([*_DEMO, "--folder", str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*DEMO, "--folder", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "is there already" in done.stderr
     assert os.listdir(tmp_path) == ["mine.txt"]  # noqa: PTH208 - names are enough

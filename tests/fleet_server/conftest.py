@@ -12,6 +12,13 @@ from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _demo_runs_meanwhile(request: pytest.FixtureRequest) -> None:
+    """Begin the demo, if its test is to come."""
+    if any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("demo")
+
+
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `shoal keys init` makes it."""
