@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             folder = item.path.relative_to(_TESTS).parts[0]
             if folder in {"integration", "e2e", "gpu"}:
                 item.add_marker(folder)
-            # Several processes one after the other: on a machine that is busy with other things too, that may take long.
+            # Several processes one after the other: where other things keep the machine busy too, that may take long.
             if folder in {"integration", "e2e"} and not any(map(item.get_closest_marker, ("timeout", "slow"))):
                 item.add_marker(pytest.mark.timeout(400))
         if item.get_closest_marker("gpu") and not _has_gpu():
