@@ -19,6 +19,8 @@ settings.register_profile("again", deadline=None, max_examples=10)
 settings.load_profile(os.environ.get("SHOAL_HYPOTHESIS_PROFILE", "shoal"))
 
 _TESTS = Path(__file__).parent
+# Fixtures that take minutes and mostly wait.
+_IN_THE_BACKGROUND = frozenset({"demo", "device_tests"})
 # Debian keeps daemons off an ordinary user's PATH, and PostgreSQL's programs in a folder per major version.
 _DAEMON_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
 _POSTGRESQL_FOLDERS = "usr/lib/postgresql/*/bin"
@@ -59,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if absent := [program for program in marker.args if locate(program) is None]:
                 reason = f"not installed: {', '.join(absent)} (as root, `make test` installs them)"
                 item.add_marker(pytest.mark.skip(reason=reason))
+    # Begun long before, in the background, beside other tests.
+    items.sort(key=lambda item: not _IN_THE_BACKGROUND.isdisjoint(getattr(item, "fixturenames", ())))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+# JetPack 6's Python, older than what the server and the trainer need.
+OLDEST_PYTHON = (3, 10)
 # Long enough for a machine whose cores are busy with other tests.
 INSTALL_TIMEOUT_S = 300.0
 COMMAND_TIMEOUT_S = 60.0

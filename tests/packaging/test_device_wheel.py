@@ -8,40 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.interpreters import Environment, find_python, run
+from tests.packaging.interpreters import OLDEST_PYTHON, Environment, find_python, run
 from tests.packaging.running_agent import get_json, running_agent
 
 pytestmark = pytest.mark.timeout(600)
 
 _THIS_PYTHON = sys.version_info[:2]
-# JetPack 6's Python, older than what the server and the trainer need.
-_OLDEST_PYTHON = (3, 10)
-
-# Tests that need not run there a second time, in tests/edge_agent/.
-_NEED_A_NEWER_PYTHON = ("update", "link/test_link.py")  # they bring a server with them
-# What native code, worker processes or long waits decide: on another Python all of it takes minutes and shows nothing
-# new. Names that an older Python lacks are found by mypy, which `make check` runs as on Python 3.10.
-_THE_SAME_ON_EVERY_PYTHON = (
-    "client/test_c_client.py",
-    "client/test_documentation.py",
-    "monitor/board/test_tegrastats.py",
-    "runtime/gpu/test_providers.py",
-    "runtime/gpu/test_survey.py",
-    "runtime/tensorrt/test_builder.py",
-    "runtime/tensorrt/test_over_driver.py",
-    "runtime/tensorrt/test_rtx_builds.py",
-    "runtime/test_acceleration.py",
-    "runtime/test_hot_swap.py",
-    "runtime/test_memory.py",
-    "runtime/test_optimised.py",
-    "serving/http/test_fuzzing.py",
-    "serving/http/test_head_reader.py",
-    "serving/http/test_slow_clients.py",
-    "serving/http/test_splitting.py",
-    "serving/test_codec_large.py",
-    "serving/test_compression.py",
-    "test_reporter.py",
-)
 
 # Hardware's own libraries, and those of the extra for gRPC: an environment without them lacks them.
 _IMPORT_EVERYTHING = """
@@ -55,19 +27,9 @@ for module in pkgutil.walk_packages(edge_agent.__path__, "edge_agent."):
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "-qq"]
-    source = str(repository / "packaging" / "device")
-    run([*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), source])
-    (built,) = folder.glob("*.whl")
-    return built
-
-
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(version, id=".".join(map(str, version))) for version in (_THIS_PYTHON, _OLDEST_PYTHON)],
+    params=[pytest.param(version, id=".".join(map(str, version))) for version in (_THIS_PYTHON, OLDEST_PYTHON)],
 )
 def device(
     request: pytest.FixtureRequest, wheel: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
@@ -115,19 +77,3 @@ def test_the_agent_starts_there_and_answers(device: Environment, tmp_path: Path)
         status, body = get_json(f"{agent.url}/v2/health/live")
     assert status == 200
     assert body["live"] is True
-
-
-def test_the_devices_own_tests_pass_on_the_oldest_python(device: Environment, repository: Path) -> None:
-    version = run([str(device.command("python")), "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()
-    if tuple(map(int, version)) == _THIS_PYTHON:
-        pytest.skip("they run on this Python anyway")
-    tools = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "msgpack", "onnx")
-    device.install(*tools, "tritonclient[grpc,http]")
-    left_out = [repository / "tests/edge_agent" / path for path in (*_NEED_A_NEWER_PYTHON, *_THE_SAME_ON_EVERY_PYTHON)]
-    assert [path for path in left_out if not path.exists()] == []
-    fewer_examples = ["env", "SHOAL_HYPOTHESIS_PROFILE=again"]
-    pytest_there = [*fewer_examples, str(device.command("python")), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = run(
-        [*pytest_there, "tests/edge_agent", *(f"--ignore={path}" for path in left_out)], cwd=repository, timeout_s=500.0
-    )
-    assert " passed" in done.stdout
