@@ -112,10 +112,16 @@ def base_lake(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def champion(recipe: Recipe, base_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+def first_lake(base_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lake that the first model is trained on; its run writes into the book."""
+    return shutil.copytree(base_lake, tmp_path_factory.mktemp("lake") / "first")
+
+
+@pytest.fixture(scope="session")
+def champion(recipe: Recipe, first_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     """The first model, trained on base rows."""
     work = tmp_path_factory.mktemp("first")
-    run = run_file(base_lake)
+    run = run_file(first_lake)
     result = execute(run, recipe, work, champion=None, version="1", report=lambda *_: None)
     assert result.state is RunState.RELEASED, result.reasons
     return Package.open(work / PACKAGE_FOLDER, verify=True)

@@ -13,6 +13,7 @@ from edge_agent.contract.manifest import EVALUATION_FILE, FULL_PRECISION, INT8
 from edge_agent.contract.runs import RunFile
 from edge_agent.runtime.package import Package, file_digest
 from trainer.data.dataset import read_dataset
+from trainer.data.records import find_record
 from trainer.recipe import Recipe
 from trainer.release.export import STATE_FILE
 from trainer.release.forms import INT8_FILE, quantise_candidate
@@ -89,6 +90,7 @@ def reproduce(
     samples_version, labels_version = _versions(package)
     champion = lineage.champion or manifest.parent
     report("dataset", 0.0, f"reading version {samples_version} of the samples and {labels_version} of the labels")
+    record = find_record(lake, recipe.name, lineage.dataset)
     dataset = read_dataset(
         recipe,
         lake,
@@ -96,6 +98,7 @@ def reproduce(
         labels_version=labels_version,
         champion=champion,
         labels_until_ms=lineage.labels_until_ms,
+        replay_version=None if record is None else record.replay_version,
     )
     options: dict[str, Any] = {} if lineage.processes is None else {"processes": lineage.processes}
     run = RunFile(

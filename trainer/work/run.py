@@ -8,6 +8,7 @@ signs and publishes nothing: keys never come near a recipe's code.
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import os
 import sys
@@ -23,6 +24,7 @@ from edge_agent.contract.errors import ConfigurationError, ShoalError
 from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.runtime.package import Package
+from trainer.errors import DatasetError
 from trainer.recipe import Recipe
 from trainer.work.reporting import Report
 
@@ -94,7 +96,28 @@ def execute(
         report=report,
         checkpoints=checkpoints,
     )
-    return judge(run, recipe, dataset, work / PACKAGE_FOLDER, exported, champion=champion, report=report)
+    result = judge(run, recipe, dataset, work / PACKAGE_FOLDER, exported, champion=champion, report=report)
+    _record(run, dataset, result, report)
+    return result
+
+
+def _record(run: RunFile, dataset: Dataset, result: RunResult, report: Report) -> None:
+    """Write into the lake's book what was trained on what; a lake that cannot be written to does not undo a verdict."""
+    from trainer.data.records import record_dataset
+
+    try:
+        record_dataset(
+            run.lake,
+            run.model,
+            dataset,
+            now=dt.datetime.now(dt.UTC),
+            run=run.run,
+            champion=run.champion,
+            package=result.package or "",
+            version=result.version or "",
+        )
+    except DatasetError as error:
+        report("record", 0.98, f"not in the lake's book of datasets, so upkeep will not keep this version: {error}")
 
 
 def _unchanged(run: RunFile, dataset: Dataset, reason: str, inputs: str | None) -> RunResult:

@@ -10,11 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_agent.runtime.package import Package
 from tests.trainer.conftest import NOW
 from tests.trainer.data.test_dataset_versions import camera_rows
 from trainer.data.dataset import read_dataset
 from trainer.data.records import dataset_records, find_record, record_dataset
 from trainer.data.replay import add_replay, kept_rows, remove_replay
+from trainer.data.tending import Care, tend
 from trainer.errors import DatasetError
 from trainer.recipe import Recipe
 from trainer.recipe_file import Replay
@@ -107,3 +109,10 @@ def test_the_book_of_datasets_says_what_was_trained_on_what(recipe: Recipe, lake
     )  # fmt: skip
     assert (again.digest, again.content) == (first.digest, first.content)
     assert find_record(lake, "digits", "0" * 64) is None
+
+
+def test_a_run_writes_into_the_book_what_it_has_trained_on(champion: Package, first_lake: Path) -> None:
+    found = next(record for record in dataset_records(str(first_lake), "digits") if record.package == champion.digest)
+    assert (found.version, found.run) == ("1", "run-1")
+    assert (found.digest, found.content) == (champion.manifest.lineage.dataset, champion.manifest.lineage.content)
+    assert tend(str(first_lake), Care(), now=NOW, dry_run=True).kept == {"samples": [0], "labels": [0], "replay": []}
