@@ -6,18 +6,18 @@ import base64
 import datetime as dt
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import pyarrow as pa
 
-from edge_agent.contract.batch import BatchJob, BatchRecord, RowChoice
+from edge_agent.contract.batch import BatchJob, BatchRecord, Engine, RowChoice
 from edge_agent.contract.errors import ConfigurationError
 from edge_agent.runtime.cpus import available
 from trainer.batch.chunks import Chunks
-from trainer.batch.engines.local import LocalEngine
+from trainer.batch.engines.local import LocalEngine, chunk_rows
 from trainer.batch.errors import TooManyRejected
 from trainer.batch.inputs.open import pin
 from trainer.batch.model import BatchModel
@@ -25,12 +25,10 @@ from trainer.batch.moments import parse, written
 from trainer.batch.outputs.ledger import read_marks, write_mark, write_plan
 from trainer.batch.outputs.open import open_output
 from trainer.batch.outputs.table import Ready, Table
-from trainer.batch.plan import PartDone, Plan, cut, job_digest
+from trainer.batch.parts import Stage
+from trainer.batch.plan import Part, PartDone, Plan, cut, job_digest
 from trainer.batch.storage import Storage
 
-# Input bytes that one thread holds at a time; and rows, where they are tiny.
-_CHUNK_BYTES = 4 << 20
-_CHUNK_ROWS = 16_384
 _REPORT_S = 1.0
 
 
@@ -39,6 +37,28 @@ class Report(Protocol):
 
     def __call__(self, stage: str, fraction: float, message: str, metrics: dict[str, float]) -> None:
         """Stage, share of the whole done (0..1), what there is to say, newest figures by name."""
+
+
+class Answering(Protocol):
+    """An engine."""
+
+    def answer(
+        self,
+        plan: Plan,
+        parts: Sequence[Part],
+        stage: Stage,
+        *,
+        on_rows: Callable[[int], None],
+        on_done: Callable[[PartDone], None],
+    ) -> None:
+        """Answer parts into the stage; returns when all are done.
+
+        Args:
+            on_rows: Told how many rows more were answered.
+            on_done: Told each part that is done, one at a time.
+        Raises:
+            ShoalError: The first thing that went wrong.
+        """
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,13 +222,17 @@ class Batch:
             write_mark(marks, one)
             done[one.index] = one
 
-        engine = LocalEngine(
-            chunks,
-            workers=self._job.resources.workers or available(),
-            chunk_rows=chunk_rows(self._model),
-        )
         if left:
+            engine = self._engine(chunks)
             engine.answer(plan, left, stage, on_rows=progress.more, on_done=on_done)
+
+    def _engine(self, chunks: Chunks) -> Answering:
+        resources = self._job.resources
+        if resources.engine is Engine.RAY:
+            from trainer.batch.engines.ray import RayEngine
+
+            return RayEngine(self._job, self._model.package, chunks.input_schema)
+        return LocalEngine(chunks, workers=resources.workers or available(), chunk_rows=chunk_rows(self._model))
 
     def _record(
         self, plan: Plan, done: list[PartDone], records: Sequence[BatchRecord], earlier: BatchRecord | None
@@ -260,13 +284,6 @@ class _Progress:
             share = 0.02 + 0.95 * min(1.0, seen / self._total)
             message = f"{seen} of {self._total} rows, {pace:.0f} a second"
             self._report("answer", share, message, {"rows": float(seen), "rows_per_s": pace})
-
-
-def chunk_rows(model: BatchModel) -> int:
-    """Rows read at once: whole inferences, about 4 MiB."""
-    return max(
-        model.batch_rows, min(_CHUNK_ROWS, _CHUNK_BYTES // model.row_bytes) // model.batch_rows * model.batch_rows
-    )
 
 
 def _last(records: Sequence[BatchRecord]) -> int:

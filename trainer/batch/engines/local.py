@@ -11,8 +11,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from trainer.batch.chunks import Chunks
+from trainer.batch.model import BatchModel
 from trainer.batch.parts import OpenPart, Stage
 from trainer.batch.plan import Part, PartDone, Plan
+
+# Input bytes that one thread holds at a time; and rows, where they are tiny.
+_CHUNK_BYTES = 4 << 20
+_CHUNK_ROWS = 16_384
+
+
+def chunk_rows(model: BatchModel) -> int:
+    """Rows read at once: whole inferences, about 4 MiB."""
+    return max(
+        model.batch_rows, min(_CHUNK_ROWS, _CHUNK_BYTES // model.row_bytes) // model.batch_rows * model.batch_rows
+    )
 
 
 class LocalEngine:
