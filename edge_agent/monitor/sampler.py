@@ -12,7 +12,7 @@ For a chosen row an independent draw with ``p_l = labels_per_minute / rate of ch
 application is asked for a label: with probability ``p * p_l`` in all.
 
 Rows come in blocks: the probabilities are fixed when a block begins, rates and threshold follow when it is settled. A
-block is as long as what comes in a quarter of a second, so at a slow pace every row is a block of its own.
+block is as long as what comes in half a second, so at a slow pace every row is a block of its own.
 
 Why estimates from such rows are unbiased. Rates, threshold and budget depend on earlier rows alone, and the row's own
 margin is known before the draw; so, given the past, the indicator I of being chosen has expectation p > 0 and
@@ -47,7 +47,7 @@ _THRESHOLD_BOUNDS = (1e-4, 1.0)
 _FAST_PER_MINUTE = 12_000.0
 #: Seconds that a block takes, and rows that it may have: the fixed part of looking at one (0.5 ms) is then about a
 #: hundredth of a busy processor's time.
-BLOCK_S = 0.25
+BLOCK_S = 0.5
 LARGEST_BLOCK = 1024
 _NEVER = 1 << 62
 

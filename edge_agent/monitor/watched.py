@@ -32,8 +32,8 @@ _BLOCK_BYTES = 1024 * 1024
 # rows are counted by chance, each with the same probability: watching large inputs must not slow down serving them.
 _COUNTED_BYTES_PER_MINUTE = 60.0 * 8 * 1024 * 1024
 # Of small rows all are counted up to this pace, and beyond it every second, third ... block of them: drift is seen in
-# thousands of rows as well as in millions, and four blocks a second are no moment's view.
-_COUNTED_ROWS_PER_MINUTE = 60.0 * 4000
+# thousands of rows as well as in millions, and two blocks a second are no moment's view.
+_COUNTED_ROWS_PER_MINUTE = 60.0 * 2000
 
 
 @dataclasses.dataclass

@@ -484,7 +484,7 @@ def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(
     images = reference_images(10, seed=13)
     outputs = loaded.backend.infer({INPUT: images})
     ids = [f"r{row}" for row in range(10)]
-    for _ in range(10_000):  # 20,000 rows a second, five times what is all counted
+    for _ in range(10_000):  # 20,000 rows a second, ten times what is all counted
         fast.observe_together(loaded, ids, {INPUT: images}, outputs, latencies_ns=[1000] * 10, buckets={0: 10})
         steady[0] += 10 / 20_000
     fast.flush()
@@ -495,4 +495,4 @@ def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(
     (metrics,) = decode(bytes(decode(waiting[0].payload, Envelope).body), MetricsReport).models
     outbox.close()
     assert metrics.requests == metrics.rows == 100_000
-    assert 0.15 < report.rows / 100_000 < 0.4
+    assert 0.05 < report.rows / 100_000 < 0.3
