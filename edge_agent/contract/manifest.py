@@ -62,7 +62,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         trained_at: RFC 3339 time, UTC.
         inputs: Digest of all that the weights follow from: where it is the same, so are they, on the same machine.
         content: Digest of the rows themselves, which another version of the lake may hold unchanged.
-        samples_version, labels_version: Of the lake's tables.
+        samples_version, labels_version, replay_version: Of the lake's tables.
         labels_until_ms: Labels given later were not known; None where all of that version were.
         champion: Digest of the package that was to be beaten, whether or not training started from its weights.
         processes: How many trained together, on which the last bits of the weights depend.
@@ -79,6 +79,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     content: str | None = None
     samples_version: int | None = None
     labels_version: int | None = None
+    replay_version: int | None = None
     labels_until_ms: int | None = None
     champion: str | None = None
     processes: int | None = None

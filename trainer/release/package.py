@@ -31,6 +31,7 @@ class Known:
     content: str | None = None
     samples_version: int | None = None
     labels_version: int | None = None
+    replay_version: int | None = None
     labels_until_ms: int | None = None
     champion: str | None = None
     processes: int | None = None
@@ -66,6 +67,7 @@ class Identity:
             content=self.known.content,
             samples_version=self.known.samples_version,
             labels_version=self.known.labels_version,
+            replay_version=self.known.replay_version,
             labels_until_ms=self.known.labels_until_ms,
             champion=self.known.champion,
             processes=self.known.processes,

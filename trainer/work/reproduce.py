@@ -13,7 +13,7 @@ from edge_agent.contract.manifest import EVALUATION_FILE, FULL_PRECISION, INT8
 from edge_agent.contract.runs import RunFile
 from edge_agent.runtime.package import Package, file_digest
 from trainer.data.dataset import read_dataset
-from trainer.data.records import find_record
+from trainer.data.records import DatasetRecord, find_record
 from trainer.recipe import Recipe
 from trainer.release.export import STATE_FILE
 from trainer.release.forms import INT8_FILE, quantise_candidate
@@ -87,18 +87,21 @@ def reproduce(
     if manifest.name != recipe.name:
         raise ConfigurationError(f"the package is of '{manifest.name}', the recipe is '{recipe.name}'")
     _check_start(package, start)
-    samples_version, labels_version = _versions(package)
+    record = find_record(lake, recipe.name, lineage.dataset)
+    samples_version, labels_version = _versions(package, record)
     champion = lineage.champion or manifest.parent
     report("dataset", 0.0, f"reading version {samples_version} of the samples and {labels_version} of the labels")
-    record = find_record(lake, recipe.name, lineage.dataset)
+    replay_version = lineage.replay_version
+    if replay_version is None and record is not None:
+        replay_version = record.replay_version
     dataset = read_dataset(
         recipe,
         lake,
         samples_version=samples_version,
         labels_version=labels_version,
-        champion=champion,
         labels_until_ms=lineage.labels_until_ms,
-        replay_version=None if record is None else record.replay_version,
+        replay_version=replay_version,
+        champion=champion,
     )
     options: dict[str, Any] = {} if lineage.processes is None else {"processes": lineage.processes}
     run = RunFile(
@@ -139,11 +142,13 @@ def _check_start(package: Package, start: Package | None) -> None:
         raise ConfigurationError(f"{start.folder} is package {start.digest[:12]}; the model was trained from {began}")
 
 
-def _versions(package: Package) -> tuple[int, int]:
-    """Versions of the lake's samples and labels: from the lineage, or from the evaluation of older packages."""
+def _versions(package: Package, record: DatasetRecord | None) -> tuple[int, int]:
+    """Versions of the lake's samples and labels: from the lineage, the lake's book, or the package's evaluation."""
     lineage = package.manifest.lineage
     if lineage.samples_version is not None and lineage.labels_version is not None:
         return lineage.samples_version, lineage.labels_version
+    if record is not None:
+        return record.samples_version, record.labels_version
     try:
         dataset: Mapping[str, Any] = json.loads(package.path(EVALUATION_FILE).read_text())["dataset"]
         return int(dataset["samples_version"]), int(dataset["labels_version"])

@@ -291,6 +291,7 @@ FULL_LINEAGE = msgspec.structs.replace(
         content="c1" * 32,
         samples_version=12,
         labels_version=9,
+        replay_version=3,
         labels_until_ms=AT_MS,
         champion=PACKAGE,
         processes=2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -67,14 +68,24 @@ def test_another_seed_or_other_code_is_another_run(
 
 
 def test_a_model_beyond_the_recipes_limits_is_refused_with_the_figures(
-    recipe: Recipe, base_lake: Path, tmp_path: Path
+    recipe: Recipe, lake_with: Callable[..., Path], tmp_path: Path
 ) -> None:
     quick = msgspec.structs.replace(recipe.file.training, epochs=2)
     strict = with_gates(recipe, max_size_mib=0.05, min_accuracy=0.1, int8="off")
     strict = dataclasses.replace(strict, file=msgspec.structs.replace(strict.file, training=quick))
-    result = execute(run_file(base_lake), strict, tmp_path / "w", champion=None, version="1", report=lambda *_: None)
+    result = execute(
+        run_file(lake_with([], [])), strict, tmp_path / "w", champion=None, version="1", report=lambda *_: None
+    )
     assert result.state is RunState.REFUSED
     assert result.reasons[0].startswith("it takes too much: 0.2")
     assert "max_size_mib allows 0.05" in result.reasons[0]
     assert result.inputs
     assert not (tmp_path / "w" / PACKAGE_FOLDER).exists()
+
+
+def test_what_was_trained_on_stands_in_the_lakes_book(champion: Package, first_lake: Path) -> None:
+    from trainer.data.records import find_record
+
+    record = find_record(str(first_lake), "digits", champion.manifest.lineage.dataset)
+    assert record is not None
+    assert (record.package, record.version, record.run) == (champion.digest, "1", "run-1")
