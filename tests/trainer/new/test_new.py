@@ -24,15 +24,12 @@ def run(*arguments: str | Path) -> str:
     return done.output
 
 
-def test_a_new_recipe_trains_and_serves_as_it_is(tmp_path: Path) -> None:
+def test_a_new_recipe_is_whole_and_has_data_to_begin_with(tmp_path: Path) -> None:
+    # That it trains and serves as it is: tests/docs/test_notebook_to_fleet.py
     said = run("new", "pump", "--recipes", tmp_path / "models")
     assert f"{tmp_path / 'models' / 'pump'}: README.md, data.py, model.py, model.toml" in said
-    common: list[str | Path] = ["pump", "--lake", tmp_path / "lake", "--recipes", tmp_path / "models"]
-    assert "pump: 600 rows are new" in run("import", *common)
-    assert "released" in run("train", *common, "--out", tmp_path / "pump-1")
-    with load(tmp_path / "pump-1") as model:
-        readings = np.array([[60, 4, 30, 8], [75, 6.5, 12, 10], [57, 2.8, 34, 7.5]], dtype=np.float32)
-        assert model.infer(readings=readings).outputs["probabilities"].argmax(axis=1).tolist() == [0, 1, 2]
+    said = run("import", "pump", "--lake", tmp_path / "lake", "--recipes", tmp_path / "models")
+    assert "pump: 600 rows are new" in said
 
 
 def test_a_new_recipe_can_begin_as_one_that_ships(tmp_path: Path) -> None:
