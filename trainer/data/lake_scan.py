@@ -6,6 +6,7 @@ are then streamed past. Both passes go through the same files in the same order:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -72,16 +73,10 @@ class LakeScan:
 
     def _batches(self, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
         whose = ds.field("model") == self._model
-        for fragment in sorted(self._dataset().get_fragments(filter=whose), key=lambda found: str(found.path)):
-            # One file after the other and no thread running ahead: memory stays at a few batches.
-            scanner = fragment.scanner(
-                columns=columns,
-                filter=whose,
-                batch_size=rows,
-                use_threads=False,
-                fragment_readahead=1,
-                batch_readahead=2,
-            )
+        files = sorted(self._dataset().get_fragments(filter=whose), key=lambda found: str(found.path))
+        # One row group after the other: a scan of a whole file reads ahead of who uses it, as far as memory goes.
+        for group in itertools.chain.from_iterable(file.split_by_row_group(filter=whose) for file in files):
+            scanner = group.scanner(columns=columns, filter=whose, batch_size=rows, use_threads=False)
             for batch in scanner.to_batches():
                 if len(batch):
                     yield batch

@@ -29,6 +29,7 @@ _INDEX_FILE = "index.npz"
 _ABOUT_FILE = "about.json"
 _GROUP_ROWS = (16, 1024)
 _GROUP_BYTES = 8 << 20
+_GATHERED_BYTES = 64 << 20
 _STORES_KEPT = 4
 
 # Inputs by name of some rows, by dataset row.
@@ -141,8 +142,12 @@ def write_store(
         half = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             with RowFileWriter(half / _ROWS_FILE, tensors) as file:
-                for at in _chunks(order, about.group_rows):
-                    file.append(gather(at))
+                # Rows come from all over: the more at a time, the fewer times each place is visited.
+                many = max(1, _GATHERED_BYTES // max(1, about.group_rows * bytes_of(tensors)))
+                for at in _chunks(order, about.group_rows * many):
+                    rows = gather(at)
+                    for first in range(0, len(at), about.group_rows):
+                        file.append({name: rows[name][first : first + about.group_rows] for name in tensors})
             np.savez(half / _INDEX_FILE, order=order, targets=targets[order])
             (half / _ABOUT_FILE).write_bytes(msgspec.json.encode(about))
             _move(half, folder)
