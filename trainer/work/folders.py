@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,7 +40,9 @@ class Folders:
         self._root, self._at_once = root, at_once
         self._runs, self._packages = root / "runs", root / "packages"
         root.mkdir(parents=True, exist_ok=True)
-        self._lock = (root / "worker.id").open("a+")  # held open: whoever has it locked has the name
+        # Open for as long as we live: whoever has it locked has the name.
+        self._lock = os.open(root / "worker.id", os.O_RDWR | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, self._lock)
         self.worker = self._name()
         for half in self._packages.glob(".*"):  # downloads that a kill has cut short
             shutil.rmtree(half)
@@ -101,12 +104,10 @@ class Folders:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return f"{host}:{os.getpid()}"
-        self._lock.seek(0)
-        name = self._lock.read().strip()
+        name = os.pread(self._lock, 64, 0).decode(errors="replace").strip()
         if not name:
             name = uuid.uuid4().hex[:8]
-            self._lock.write(name)
-            self._lock.flush()
+            os.pwrite(self._lock, name.encode(), 0)
         return f"{host}:{name}"
 
 

@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 
 _REFRESH_S = 3600.0
 _LOG_FILE = "stderr.log"
-# What carries out each kind of run; all take RUNFILE, --work, --recipes, --checkpoints and --champion.
-_MODULES = {
+# What carries out each kind of run.
+MODULES: Mapping[RunKind, str] = {
     RunKind.TRAIN: "trainer.work.run",
     RunKind.BATCH: "trainer.batch",
     RunKind.UPKEEP: "trainer.data.upkeep",
@@ -85,7 +85,9 @@ class Worker:
         recipes: Folder of recipes; their names are the models it can train.
         work: Folder of its own: ``runs/RUN`` of the newest runs, ``packages/DIGEST`` of champions. Its name goes with
             the folder: begun anew after a kill, it goes on at once with what it had.
-        kinds: Of runs that it carries out.
+        modules: What carries out runs, by their kinds: Python modules that are started as
+            ``-m MODULE RUNFILE --work DIR --recipes DIR --checkpoints DIR [--champion DIR] [--version TEXT]``, say how
+            far they are on standard output and leave ``result.json`` in their folder.
     """
 
     def __init__(
@@ -97,14 +99,14 @@ class Worker:
         work: Path,
         timing: Timing | None = None,
         capacity: Capacity | None = None,
-        kinds: Sequence[RunKind] = tuple(RunKind),
+        modules: Mapping[RunKind, str] = MODULES,
     ) -> None:
         self._client, self._publisher, self._publishing = client, publisher, threading.Lock()
         self._recipes = recipes.resolve()
         self._room = Room(capacity or Capacity())
         self._folders = Folders(work.resolve(), at_once=self._room.capacity.at_once)
         self._timing = timing or Timing()
-        self._models, self._kinds = [recipe.name for recipe in find_recipes(recipes)], tuple(kinds)
+        self._models, self._modules = [recipe.name for recipe in find_recipes(recipes)], modules
 
     def work(self, stop: threading.Event) -> None:
         """Take runs until told to stop; a server that is away is asked again. Runs under way are handed back then.
@@ -148,7 +150,7 @@ class Worker:
     def _claim(self) -> RunFile | None:
         def ask(cpus: float | None, gpus: int | None, holding: list[str]) -> RunFile | None:
             return self._client.claim(
-                self._folders.worker, self._models, kinds=self._kinds, cpus=cpus, gpus=gpus, holding=holding
+                self._folders.worker, self._models, kinds=tuple(self._modules), cpus=cpus, gpus=gpus, holding=holding
             )
 
         run = self._room.take(ask)
@@ -190,7 +192,7 @@ class Worker:
 
     def _execute(self, run: RunFile, lease: Lease) -> RunResult:
         folder = self._folders.prepare(run, held=self._room.holding)
-        command = [sys.executable, "-m", _MODULES[run.kind], str(folder / "run.json"), "--work", str(folder)]
+        command = [sys.executable, "-m", self._modules[run.kind], str(folder / "run.json"), "--work", str(folder)]
         command += ["--recipes", str(self._recipes), "--checkpoints", str(folder / CHECKPOINTS_FOLDER)]
         version = ""
         if run.kind is RunKind.TRAIN:
