@@ -80,8 +80,14 @@ bench: $(DEV_STAMP)  ## run every benchmark and print its table
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; echo; done
 	@echo "== serving, in short, without other servers"; $(BIN)/python -m benchmarks.serving --quick --only shoal
 
+bench-training: $(DEV_STAMP)  ## training beside a hand-written loop, from disk, in two processes, and one killed
+	@$(BIN)/python benchmarks/training.py $(ARGS)
+
 bench-serving: $(DEV_STAMP)  ## serving beside other servers (ARGS='--quick --only shoal,triton --no-install')
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-batch: $(DEV_STAMP)  ## batch inference beside a bare loop (ARGS='--rows 1000000 10000000 --ray')
+	@$(BIN)/python -m benchmarks.batch $(ARGS)
 
 # By the oldest compiler whose messages the extra `grpc` allows; needs the network, and is not a part of `make setup`.
 protobuf:  ## write the gRPC messages again, after a change of their description

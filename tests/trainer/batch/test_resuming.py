@@ -79,3 +79,21 @@ def test_a_run_that_committed_and_could_not_say_so_is_not_repeated(package: Pack
     result = msgspec.json.decode((tmp_path / "work" / RESULT_FILE).read_bytes(), type=RunResult)
     assert (result.state, result.reasons) == (RunState.DONE, (f"batch 1 answered {MIDNIGHT} already",))
     assert len(delta_rows(tmp_path / "out")) == 40
+
+
+def test_the_ray_engine_answers_alike_and_goes_on_where_another_engine_ended(package: Package, tmp_path: Path) -> None:
+    pixels = images(4000)
+    for at in range(4):
+        ids = list(range(at * 1000, (at + 1) * 1000))
+        write(tmp_path / "in", f"{at}.parquet", table(ids, pixels[at * 1000 : (at + 1) * 1000]))
+    some = job(package, tmp_path, resources={"engine": "ray", "workers": 2})
+    one = process(some, tmp_path / "work")
+    try:
+        _, errors = one.communicate(timeout=90)
+    finally:
+        one.kill()
+    assert one.returncode == 0, errors.decode()
+    result = msgspec.json.decode((tmp_path / "work" / RESULT_FILE).read_bytes(), type=RunResult)
+    assert result.state is RunState.DONE, result
+    rows = {int(row["key"]): row["prediction"] for row in delta_rows(tmp_path / "out")}
+    assert rows == dict(enumerate(expected(pixels)))

@@ -80,7 +80,8 @@ class RayEngine:
                 # by .repartition(): its tasks wait for processors that the actors hold already, for ever.
                 blocks = self._ray.data.from_items(items, override_num_blocks=len(items))
                 answerer: Any = Answerer
-                found = blocks.map(answerer, fn_constructor_args=arguments, num_cpus=1, concurrency=workers)
+                actors = self._ray.data.ActorPoolStrategy(size=workers)
+                found = blocks.map(answerer, fn_constructor_args=arguments, num_cpus=1, compute=actors)
                 for row in found.iter_rows():
                     done = msgspec.json.decode(row[_DONE], type=PartDone)
                     on_done(done)
