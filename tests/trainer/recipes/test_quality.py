@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnxruntime
 import pytest
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from edge_agent import load
 from edge_agent.contract.errors import SignatureMismatch
 from edge_agent.runtime.package import Package
+from tests.e2e.running_agent import agent, shoal_agent
 from trainer.recipe import Recipe
 
 
@@ -101,3 +104,22 @@ def test_what_the_contract_does_not_allow_is_refused_by_column(
     part[column] = np.array([value], dtype=object)
     with load(package.folder) as model, pytest.raises(SignatureMismatch, match=said):
         model.infer(part)
+
+
+def test_an_agent_answers_applications_that_send_the_columns_as_json(package: Package, tmp_path: Path) -> None:
+    columns = {
+        "material": "PA6", "machine": "M3", "moulded_at": "2025-01-13 07:30", "serviced_on": "02.09.2024",
+        "melt_temperature": 259.5, "mould_temperature": None, "hold_pressure": 905.0, "injection_time": 1.8,
+        "moisture": 0.08, "weight": "1.259,1",
+    }  # fmt: skip
+    kinds = {spec.name: spec.datatype.value for spec in package.manifest.signature.inputs}
+    tensors = [
+        {"name": name, "datatype": kinds[name], "shape": [1], "data": [value]} for name, value in columns.items()
+    ]
+    with agent(tmp_path / "state") as device:
+        done = shoal_agent("install", package.folder, "--config", device.settings)
+        assert done.returncode == 0, done.stderr
+        device.start()
+        answer = httpx.post(f"http://{device.address}/v2/models/quality/infer", json={"inputs": tensors}).json()
+    probabilities = answer["outputs"][0]["data"]
+    assert package.manifest.task.labels[int(np.argmax(probabilities))] == "flash", answer
