@@ -48,7 +48,8 @@ def main(python: str, wheel: str, folder: Path) -> int:
         sys.exit(f"{__file__} leaves out what is not there: {missing}")
     environment = Environment(root=folder / "environment")
     run([python, "-m", "venv", str(environment.root)])
-    environment.install("--no-compile", "-c", str(repository / "constraints.txt"), wheel, *_TOOLS)
+    environment.install("-c", str(repository / "constraints.txt"), wheel)
+    environment.install(*_TOOLS)  # in versions for that Python, which the constraints may not know
     command = [str(environment.command("python")), "-m", "pytest", "-q", "-p", "no:cacheprovider", _TESTS]
     fewer_examples = {**clean_environment(), "SHOAL_HYPOTHESIS_PROFILE": "again"}
     with subprocess.Popen([*command, *(f"--ignore={path}" for path in left_out)], env=fewer_examples) as tests:
