@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Coroutine
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from edge_agent.contract import frames
 from edge_agent.contract.errors import CallerError, ModelUnavailable, Unsupported
@@ -25,7 +26,8 @@ from edge_agent.contract.frames import Buffer
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.access import Access, App
 from edge_agent.serving.admission import Admission, HeldRoom
-from edge_agent.serving.frames.tensors import answer_parts, gives_much_text, has_much_text, inference_request
+from edge_agent.serving.frames.answer_templates import FrameTemplates
+from edge_agent.serving.frames.tensors import gives_much_text, has_much_text, inference_request
 from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.labels import LabelSink, asked_model, keep_label
 from edge_agent.serving.peer import Peer
@@ -65,6 +67,8 @@ class FrameHandler:
         self._feedback, self._regions = feedback, regions
         self._access, self._admission = access, admission
         self._agent_version, self._max_rows = agent_version, max_rows
+        # They go with their model.
+        self._templates: WeakKeyDictionary[LoadedModel, FrameTemplates] = WeakKeyDictionary()
 
     def identify(self, peer: Peer) -> App:
         """The application at the other end.
@@ -116,7 +120,7 @@ class FrameHandler:
             decoded = self._decode(loaded, request)
             if self._inference.is_long(loaded, decoded):
                 return self._infer_later(request)
-            return self._encode(request, decoded, self._inference.answer(loaded, decoded))
+            return self._encode(loaded, request, decoded, self._inference.answer(loaded, decoded))
 
     async def _infer_later(self, request: Infer) -> Parts:
         in_thread = self._inference.in_thread
@@ -127,8 +131,8 @@ class FrameHandler:
                 decoded = self._decode(loaded, request)
             answer = await self._inference.answer_later(loaded, decoded)
             if gives_much_text(answer):
-                return await in_thread(self._encode, request, decoded, answer)
-            return self._encode(request, decoded, answer)
+                return await in_thread(self._encode, loaded, request, decoded, answer)
+            return self._encode(loaded, request, decoded, answer)
 
     def _decode(self, loaded: LoadedModel, request: Infer) -> InferenceRequest:
         try:
@@ -138,8 +142,11 @@ class FrameHandler:
                 self._inference.refused(loaded, error)
             raise
 
-    def _encode(self, request: Infer, decoded: InferenceRequest, answer: InferenceAnswer) -> Parts:
-        return answer_parts(request.id, decoded, answer, regions=self._regions)
+    def _encode(self, loaded: LoadedModel, request: Infer, decoded: InferenceRequest, answer: InferenceAnswer) -> Parts:
+        templates = self._templates.get(loaded)
+        if templates is None:
+            templates = self._templates[loaded] = FrameTemplates(self._regions)
+        return templates.encode(request.id, decoded, answer)
 
     async def _take_feedback(self, request: Feedback) -> Parts:
         loaded = asked_model(self._slots, request.model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract import frames
@@ -12,7 +14,7 @@ from edge_agent.contract.frame_messages import Infer, Inferred, Values, Wanted
 from edge_agent.contract.frames import Buffer
 from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
-from edge_agent.serving.binary_tensors import check_axes, check_shape, write_binary
+from edge_agent.serving.binary_tensors import MAX_AXES, check_axes, check_shape, write_binary
 from edge_agent.serving.json_request import Output, OutputParameters
 from edge_agent.serving.request import MAX_ID_LENGTH, InferenceAnswer, InferenceRequest, WantedOutput
 from edge_agent.serving.shared_memory import Regions
@@ -21,6 +23,10 @@ from edge_agent.serving.wanted_outputs import read_outputs, share
 # Taking more text apart, or putting more of it together, takes longer than a hand-over to a thread.
 _LARGE_BYTES = 64 * 1024
 _LARGE_ELEMENTS = 8 * 1024
+# Datatypes whose bytes are an array as they stand: text is not, and truth is any byte but 0.
+_PLAIN: dict[Datatype, np.dtype[Any]] = {
+    each: each.numpy for each in Datatype if each not in (Datatype.BYTES, Datatype.BOOL)
+}
 
 
 def has_much_text(frame: Infer) -> bool:
@@ -96,7 +102,14 @@ def _size(values: Values) -> int:
 
 
 def _input(values: Values, signature: Signature, max_rows: int, regions: Regions) -> NDArray[Any]:
-    shape = values.shape
+    shape, data, dtype = values.shape, values.data, _PLAIN.get(values.type)
+    if dtype is not None and not values.region and type(data) is memoryview and len(data) <= _LARGE_BYTES:
+        # What nearly all are, in a third of the time; whatever is not as it should be is refused below.
+        sound = 0 < len(shape) <= MAX_AXES and min(shape) > 0 and shape[0] <= max_rows
+        if sound and math.prod(shape) * dtype.itemsize == len(data):
+            array: NDArray[Any] = np.ndarray(shape, dtype, data)
+            if array.flags.aligned:
+                return array
     check_axes(values.name, shape, max_rows=max_rows)
     if _size(values) > _LARGE_BYTES:
         check_shape(values.name, shape, signature)
