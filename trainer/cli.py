@@ -94,11 +94,24 @@ for _command in data_commands:
     help="Package folder of the model to beat; without it this is the first model.",
 )
 @click.option("--seed", default=0, show_default=True, type=int)
+@click.option(
+    "--checkpoints",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that is kept: the same training, broken off, goes on from there.",
+)
 @_RECIPES
 @_DEBUG
 @plainly
 def train(
-    *, model: str, lake: str, out: Path, version: str | None, champion: Path | None, seed: int, recipes: Path | None
+    *,
+    model: str,
+    lake: str,
+    out: Path,
+    version: str | None,
+    champion: Path | None,
+    seed: int,
+    checkpoints: Path | None,
+    recipes: Path | None,
 ) -> None:
     """Train MODEL by hand on the newest data of the lake, and write its package where it is good enough.
 
@@ -106,8 +119,11 @@ def train(
     """
     import tempfile
 
+    from rich.console import Console
+
     from edge_agent.runtime.package import Package
     from trainer.recipe import Recipe
+    from trainer.training.bar import showing
     from trainer.work.run import PACKAGE_FOLDER, execute, next_version
 
     recipe = Recipe.load(recipes_folder(recipes) / model)
@@ -131,24 +147,22 @@ def train(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         work = Path(folder)
-        result = execute(
-            run,
-            recipe,
-            work,
-            champion=beaten,
-            version=wanted,
-            report=_say,
-        )
+        with showing(Console(stderr=True)) as report:
+            result = execute(
+                run,
+                recipe,
+                work,
+                champion=beaten,
+                version=wanted,
+                report=report,
+                checkpoints=checkpoints,
+            )
         if result.state is RunState.RELEASED:
             (work / PACKAGE_FOLDER).rename(out)
     click.echo(f"{result.state.value}: {'; '.join(result.reasons)}")
     if result.state is not RunState.RELEASED:
         sys.exit(7)
     click.echo(f"package {result.package} (version {result.version}) is in {out}")
-
-
-def _say(stage: str, fraction: float, message: str, _metrics: object = None, /) -> None:
-    click.echo(f"{fraction:4.0%} {stage:<9} {message}", err=True)
 
 
 @trainer.command("pipeline")

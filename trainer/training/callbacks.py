@@ -164,14 +164,14 @@ class Course(Callback):
         if self._rank:
             return
         self._told = time.monotonic()
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
-        metrics |= self._newest() | {"epoch": float(trainer.current_epoch + 1)}
+        own = self._newest()
         for optimizer in trainer.optimizers[:1]:
-            metrics["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+            own["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         for logger in trainer.loggers:
-            shown = {name: value for name, value in metrics.items() if name != "epoch"}
-            logger.log_metrics(shown, step=trainer.global_step)
+            logger.log_metrics(own, step=trainer.global_step)  # the recipe's own are logged by Lightning
         done = trainer.current_epoch + 1
+        told = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+        metrics = own | told | {"epoch": float(done)}
         words = f"epoch {done} of {self._plan.epochs}: validation loss {metrics.get('val_loss', float('nan')):.4f}"
         self._progress(done / self._plan.epochs, words, metrics)
 
@@ -195,8 +195,8 @@ class Course(Callback):
             if not largest < _DIVERGED:
                 rate = self._plan.learning_rate
                 return (
-                    f"{where}, and the weights '{name}' go up to {largest:.0e}: training diverged; lower the learning rate ({rate:g}) in "
-                    "[training] of model.toml"
+                    f"{where}, and the weights '{name}' go up to {largest:.0e}: training diverged; lower the "
+                    f"learning rate ({rate:g}) in [training] of model.toml"
                 )
         return f"{where}, though inputs and weights are: see what training_step computes (a logarithm or root of 0?)"
 
