@@ -18,17 +18,18 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from edge_agent.contract.lake import IMPORTED, LABELS, SAMPLES
+from trainer.data.content import content_digest
 from trainer.data.dataset_version import Dataset
 from trainer.data.joining import LABEL_COLUMNS, SAMPLE_COLUMNS, Joined, join
 from trainer.data.lake import needed_table, read_table
 from trainer.data.lake_scan import LakeScan
 from trainer.data.loading import Loaded, estimated_bytes, in_memory, on_disk
 from trainer.data.recency import current_since
+from trainer.data.refusals import refuse_bad, refuse_one_sided, refuse_unlabelled
 from trainer.data.replay import KeptRows, kept_rows, replay_masks
 from trainer.data.row_store import hash_order
 from trainer.data.rows import Rows, StoredInputs
 from trainer.data.split import Sides, SplitRule, split
-from trainer.errors import DatasetError
 from trainer.recipe import Recipe
 
 __all__ = ["Dataset", "default_cache", "read_dataset"]
@@ -78,7 +79,7 @@ def read_dataset(
     scan, table = LakeScan(samples, recipe.name), recipe.file.dataset
     known = read_table(labels, LABEL_COLUMNS, recipe.name)
     found = join(recipe, scan.columns(SAMPLE_COLUMNS), known, until_ms=labels_until_ms)
-    _refuse_unlabelled(recipe, lake, found, labels_until_ms)
+    refuse_unlabelled(recipe, lake, found, labels_until_ms)
     reading = _Reading(
         recipe=recipe,
         lake=lake,
@@ -111,7 +112,7 @@ def _read_small(reading: _Reading) -> Dataset:
     """Everything in memory."""
     found = reading.found
     decoded = in_memory(reading.scan, reading.recipe.signature, found.places)
-    _refuse_bad(reading, found.rows, decoded.fits, decoded.complaint)
+    refuse_bad(reading.recipe, reading.lake, found.rows, fits=decoded.fits, complaint=decoded.complaint)
     everything = replace(found.rows.take(decoded.fits), inputs=decoded.inputs, sent=decoded.sent)
     asked, with_label = found.asked[decoded.fits], everything.targets >= 0
     rows = replace(everything.take(with_label), probability=asked[with_label])
@@ -133,7 +134,8 @@ def _read_large(reading: _Reading) -> Dataset:
     found, signature = reading.found, reading.recipe.signature
     labelled = np.flatnonzero(found.rows.targets >= 0)
     with on_disk(reading.scan, signature, found.places[labelled], reading.cache) as loaded:
-        _refuse_bad(reading, found.rows.take(labelled), loaded.fits, loaded.complaint)
+        asked_for = found.rows.take(labelled)
+        refuse_bad(reading.recipe, reading.lake, asked_for, fits=loaded.fits, complaint=loaded.complaint)
         kept = np.ones(len(found.rows), dtype=bool)
         kept[labelled[~loaded.fits]] = False
         everything, asked, places = found.rows.take(kept), found.asked[kept], found.places[kept]
@@ -214,29 +216,9 @@ def _divide(reading: _Reading, rows: Rows, everything: Rows, digests: list[bytes
         replayed=np.logical_or.reduce([np.zeros(len(rows), dtype=bool), *replay.values()]),
         inputs=digests,
     )
-    _refuse_one_sided(recipe, rows, sides)
+    refuse_one_sided(recipe, rows, sides)
     current, today = _current(recipe, rows, everything, reading.champion, sides.holdout)
     return _Divided(sides, content_digest(recipe.file.labels, rows, digests, sides, replay), replay, current, today)
-
-
-def content_digest(
-    labels: tuple[str, ...],
-    rows: Rows,
-    digests: list[bytes],
-    sides: Sides,
-    replay: dict[str, NDArray[np.bool_]],
-) -> str:
-    """SHA-256 of all that training and judging see of labelled rows, in the order of their keys."""
-    side = np.where(sides.holdout, "h", np.where(sides.validation, "v", np.where(sides.idle, "i", "t")))
-    total = hashlib.sha256()
-    for at in np.argsort(np.array(rows.keys, dtype=str), kind="stable"):
-        row = [
-            rows.devices[at], rows.requests[at], labels[rows.targets[at]], digests[at], str(side[at]), rows.groups[at],
-            rows.packages[at], rows.predictions[at], int(rows.at_ms[at]), float(rows.probability[at]),
-            sorted(name for name, mask in replay.items() if mask[at]),
-        ]  # fmt: skip
-        total.update(msgspec.msgpack.encode(row))
-    return total.hexdigest()
 
 
 def _dataset(reading: _Reading, made: _Divided, *, rows: Rows, **rest: Any) -> Dataset:
@@ -265,59 +247,6 @@ def _unseen(with_label: NDArray[np.bool_], sides: Sides) -> NDArray[np.bool_]:
     unseen = ~with_label
     unseen[np.flatnonzero(with_label)[sides.holdout | sides.idle]] = True
     return unseen
-
-
-def _refuse_unlabelled(recipe: Recipe, lake: str, found: Joined, until_ms: int | None) -> None:
-    """Say what is missing where no row has a label."""
-    if (found.rows.targets >= 0).any():
-        return
-    have = f"{lake}: '{recipe.name}' has {len(found.rows)} samples and {found.labels} labels"
-    if found.labels:
-        raise DatasetError(f"{have}, but no pair: labels go by the device and request id of their sample")
-    known = "" if until_ms is None else f" known by {until_ms} ms"
-    raise DatasetError(
-        f"{have}{known}, so there is nothing to learn from yet; send labels through the devices' feedback or the "
-        f"server's labelling page, or import rows: shoal trainer import {recipe.name} --lake ..."
-    )
-
-
-def _refuse_one_sided(recipe: Recipe, rows: Rows, sides: Sides) -> None:
-    """Refuse rows that no classifier can be learnt from, or judged by."""
-    learnt = ~(sides.holdout | sides.validation | sides.idle)
-    if sides.holdout.all() or not sides.holdout.any() or not learnt.any():
-        raise DatasetError(
-            f"'{recipe.name}': {len(rows)} labelled rows of {len(set(rows.groups))} groups cannot be split in two; "
-            "more groups are needed"
-        )
-    for which, mask in (("", np.ones_like(learnt)), ("that are trained on ", learnt)):
-        classes = np.unique(rows.targets[mask])
-        if len(classes) == 1 and len(recipe.file.labels) > 1:
-            raise DatasetError(
-                f"'{recipe.name}': all {int(mask.sum())} labelled rows {which}are of the class "
-                f"'{recipe.file.labels[int(classes[0])]}': there is nothing to tell apart; label some rows of "
-                "another class, or import some"
-            )
-
-
-def _refuse_bad(reading: _Reading, rows: Rows, fits: NDArray[np.bool_], complaint: str) -> None:
-    """Rows of devices that do not fit are set aside: an older model may have had another signature. Others are refused.
-
-    Raises:
-        DatasetError: An imported row, or most of the rows, break the signature.
-    """
-    recipe, lake, bad = reading.recipe, reading.lake, np.flatnonzero(~fits)
-    if not len(bad):
-        return
-    if (rows.devices[bad] == IMPORTED).any():
-        raise DatasetError(
-            f"{lake}: imported rows of '{recipe.name}' break the signature ({len(bad)} rows; the first: "
-            f"{complaint}); mend the recipe, then `shoal trainer import {recipe.name} --lake ... --replace`"
-        )
-    if 2 * len(bad) > len(fits):
-        raise DatasetError(
-            f"{lake}: {len(bad)} of {len(fits)} samples of '{recipe.name}' break the signature in model.toml; the "
-            f"first is request {rows.requests[bad[0]]} of device {rows.devices[bad[0]]}: {complaint}"
-        )
 
 
 def _current(
