@@ -14,6 +14,7 @@ from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from fleet_server.access.service import AccessService
 from fleet_server.config import RolloutSettings, ServerConfig
+from fleet_server.console.run_pages import RunPages
 from fleet_server.console.service import ConsoleService
 from fleet_server.data_folder import DataFolder
 from fleet_server.database import Database
@@ -57,6 +58,7 @@ class Features:
     ingest: IngestService
     receiver: Receiver
     console: ConsoleService
+    run_pages: RunPages
 
 
 def build_features(config: ServerConfig, folder: DataFolder, db: Database, publish: Publish) -> Features:
@@ -84,6 +86,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         known_models=lambda: _known(db, models),
         settings=config.runs,
     )
+    schedules = ScheduleService(db, count_labels=labels_of, settings=config.runs)
     monitoring = _monitoring(config, db, devices=devices, models=models, images=images, rollouts=rollouts, runs=runs)
     ingest = _ingest(db, devices=devices, monitoring=monitoring, access=access)
     return Features(
@@ -93,7 +96,8 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         rollouts=rollouts,
         director=director,
         images=images,
-        schedules=ScheduleService(db, count_labels=labels_of, settings=config.runs),
+        schedules=schedules,
+        run_pages=RunPages(runs, schedules, fleet=config.fleet),
         runs=runs,
         monitoring=monitoring,
         lake=LakeWriter(db, lake_uri),

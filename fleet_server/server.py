@@ -27,6 +27,7 @@ from fleet_server.broker.rules import SERVER_USER
 from fleet_server.clock import now_ms
 from fleet_server.config import ServerConfig
 from fleet_server.console import routes as console_routes
+from fleet_server.console import run_routes
 from fleet_server.data_folder import DataFolder, ServerAddress
 from fleet_server.database import Database
 from fleet_server.devices import routes as devices_routes
@@ -215,6 +216,7 @@ class Server:
             predictions_routes.routes(features.predictions, guard),
             ingest_routes.routes(features.ingest, guard),
             console_routes.routes(features.console, guard),
+            run_routes.routes(features.run_pages, guard),
         )
 
     def _addresses(self, request: Request) -> tuple[str, BrokerAddress]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_agent.contract.messages import EventKind, ReportedModel, UpdateStep
-from edge_agent.contract.runs import RunState
+from edge_agent.contract.runs import RunKind, RunState
 from fleet_server.console.badges import Badge, Tone
 from fleet_server.console.queries import Alert
 from fleet_server.console.views import EventView, Mark, RolloutView, RunView, Wave
@@ -104,22 +104,32 @@ def rollout_line(record: RolloutRecord) -> str:
 def run_view(run: Mapping[str, Any]) -> RunView:
     """A training run; ``run`` is a row of its table."""
     state = RunState(run["state"])
-    active = state in {RunState.QUEUED, RunState.RUNNING}
+    active = state in {RunState.BLOCKED, RunState.QUEUED, RunState.RUNNING}
+    stage = [run["stage"], run["message"]] if run["started_at_ms"] else [run["message"]]
+    if state is RunState.BLOCKED:
+        stage = [f"waits for {', '.join(run['needs'])}"]
     current = run["evaluation"].get("current") or {}
     return RunView(
         id=run["id"],
         model=run["model"],
-        state=Badge(text=state.value, tone=_RUN_TONES[state]),
+        state=run_badge(state),
         trigger=run["trigger"],
         reason=run["reason"],
-        stage=": ".join(part for part in (run["stage"], run["message"]) if part),
+        stage=": ".join(part for part in stage if part),
         fraction=run["fraction"] if active else None,
         champion=_share(current.get("champion")),
         challenger=_share(current.get("challenger")),
         version=run["version"] or "",
         reasons=tuple(str(reason) for reason in run["reasons"]),
         at_ms=run["ended_at_ms"] or run["started_at_ms"] or run["created_at_ms"],
+        step=run["step"] or ("" if run["kind"] == RunKind.TRAIN.value else run["kind"]),
+        schedule=run["schedule"] or "",
     )
+
+
+def run_badge(state: RunState) -> Badge:
+    """Where a run is."""
+    return Badge(text=state.value, tone=_RUN_TONES[state])
 
 
 def run_line(run: Mapping[str, Any]) -> str:
@@ -149,8 +159,9 @@ def device_event(event: EventRecord) -> EventView:
 
 def run_events(run: Mapping[str, Any]) -> list[EventView]:
     """When a run was asked for, and how it ended."""
+    what = {RunKind.TRAIN.value: "training"}.get(run["kind"], run["kind"])
     found = [
-        _event(f"rb{run['id']}", run["created_at_ms"], Tone.BUSY, "training asked for", run["model"], run["reason"])
+        _event(f"rb{run['id']}", run["created_at_ms"], Tone.BUSY, f"{what} asked for", run["model"], run["reason"])
     ]
     if run["ended_at_ms"] is not None:
         state = RunState(run["state"])
@@ -160,7 +171,7 @@ def run_events(run: Mapping[str, Any]) -> list[EventView]:
                 f"re{run['id']}",
                 run["ended_at_ms"],
                 _RUN_TONES[state],
-                f"training {state.value}",
+                f"{what} {state.value}",
                 run["model"],
                 text,
                 order=1,

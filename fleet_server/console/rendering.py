@@ -10,6 +10,7 @@ import jinja2
 from fleet_server.console import formats
 from fleet_server.console.accuracy import as_json
 from fleet_server.console.assets import Assets
+from fleet_server.console.run_pages import RunPage, RunsPage
 from fleet_server.console.views import Console, DevicePage
 
 REFRESH_S = 2
@@ -24,6 +25,8 @@ def _teach(server: str) -> dict[str, str]:
         "rollout": "shoal rollouts create MODEL VERSION",
         "worker": f"shoal trainer work --server {server} --token TOKEN --keys KEYS --work FOLDER",
         "run": "shoal runs start MODEL",
+        "schedule": 'shoal schedules put nightly --model MODEL --cron "0 3 * * *"\n'
+        "shoal schedules put fresh --model MODEL --labels 500",
     }
 
 
@@ -58,6 +61,17 @@ class Pages:
     def device_live(self, one: DevicePage, *, server: str) -> str:
         """What changes of it."""
         return self._device("device_live.html", one, server)
+
+    def runs(self, one: RunsPage, *, server: str, live: bool = False) -> str:
+        """The page of schedules and runs, or what changes of it."""
+        template = self._environment.get_template("runs_page_live.html" if live else "runs_page.html")
+        return template.render(one=one, teach=_teach(server), live_url="/console/runs")
+
+    def run(self, one: RunPage, *, server: str, live: bool = False) -> str:
+        """The page of one run, or what changes of it."""
+        template = self._environment.get_template("run_page_live.html" if live else "run_page.html")
+        live_url = f"/console/runs/{quote(one.run.id, safe='')}"
+        return template.render(one=one, teach=_teach(server), live_url=live_url)
 
     def reference(self) -> str:
         """The page of the REST API, which reads ``/api/v1/openapi.json``."""

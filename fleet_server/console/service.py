@@ -156,7 +156,9 @@ class ConsoleService:
     ) -> Summary:
         living = [device for device in devices if not device.revoked]
         active = [one for one in rollouts if one.state in {State.RUNNING, State.PAUSED}]
-        under_way = [run for run in runs if run["state"] in {RunState.QUEUED.value, RunState.RUNNING.value}]
+        under_way = [run for run in runs if run["state"] in {RunState.QUEUED.value, RunState.RUNNING.value}][
+            :_RUNS_SHOWN
+        ]
         return Summary(
             fleet=self._fleet,
             now_ms=now,

@@ -160,9 +160,10 @@ class RolloutView:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """One training run.
+    """One run.
 
     Args:
+        step: Name of its step, or its kind where it is no training; ``schedule``: empty where none made it.
         fraction: How far it is, 0..1; None where it is not under way.
         champion, challenger: Accuracies on the same held-out data, 0..1.
     """
@@ -179,6 +180,8 @@ class RunView:
     version: str
     reasons: tuple[str, ...]
     at_ms: int
+    step: str = ""
+    schedule: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

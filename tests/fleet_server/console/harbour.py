@@ -18,13 +18,16 @@ from fleet_server.access.roles import Role
 from fleet_server.access.service import AccessService
 from fleet_server.access.tables import device_secrets
 from fleet_server.clock import now_ms
+from fleet_server.console import run_routes
 from fleet_server.console.routes import routes
+from fleet_server.console.run_pages import RunPages
 from fleet_server.console.service import ConsoleService
 from fleet_server.database import Database, metadata
 from fleet_server.devices.service import DeviceService
 from fleet_server.models.service import ModelService
 from fleet_server.monitoring.settings import DriftRule
 from fleet_server.rollouts.service import RolloutService
+from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService, RunSettings
 from tests.fakes.packages import make_package
 
@@ -96,6 +99,9 @@ class Harbour:
         self.app = FastAPI()
         http_errors.install(self.app)
         self.app.include_router(routes(self.console, Guard(self.access)))
+        self.schedules = ScheduleService(self.db, clock=self.clock)
+        pages = RunPages(self.runs, self.schedules, fleet="harbour", clock=self.clock)
+        self.app.include_router(run_routes.routes(pages, Guard(self.access)))
 
     def session(self, role: Role = Role.VIEWER) -> str:
         """A browser's session token."""
