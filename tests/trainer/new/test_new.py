@@ -99,6 +99,7 @@ def test_a_tables_columns_become_a_contract_that_is_there_to_be_read(tmp_path: P
     assert not inputs["melt_c"].nullable
 
 
+@pytest.mark.timeout(400)
 def test_a_recipe_made_for_a_table_trains_on_it_and_serves(tmp_path: Path, parts_csv: Path) -> None:
     run("new", "parts", "--from", f"csv:{parts_csv}", "--label", "defect", "--group", "Run", "--recipes", tmp_path)
     recipe = Recipe.load(tmp_path / "parts")

@@ -12,6 +12,9 @@ from edge_agent.contract.errors import SignatureMismatch
 from edge_agent.runtime.package import Package
 from trainer.recipe import Recipe
 
+# The first test to ask for the package waits until it is trained, with others on the same processors.
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def bearing(shipped: Callable[[str, int], Recipe]) -> Recipe:

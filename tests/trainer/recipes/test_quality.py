@@ -16,6 +16,9 @@ from edge_agent.runtime.package import Package
 from tests.e2e.running_agent import agent, shoal_agent
 from trainer.recipe import Recipe
 
+# The first test to ask for the package waits until it is trained, with others on the same processors.
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def data(quality: Recipe) -> Any:
