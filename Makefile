@@ -86,7 +86,7 @@ bench-training: $(DEV_STAMP)  ## training beside a hand-written loop, from disk,
 bench-serving: $(DEV_STAMP)  ## serving beside other servers (ARGS='--quick --only shoal,triton --no-install')
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
-bench-batch: $(DEV_STAMP)  ## batch inference beside a bare loop (ARGS='--rows 1000000 10000000 --ray')
+bench-batch: $(DEV_STAMP)  ## batch inference beside a bare loop (ARGS='--rows 1000000 --flat 10000000 --ray')
 	@$(BIN)/python -m benchmarks.batch $(ARGS)
 
 # By the oldest compiler whose messages the extra `grpc` allows; needs the network, and is not a part of `make setup`.

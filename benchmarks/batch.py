@@ -2,7 +2,7 @@
 
 Every contestant is a process of its own, reads the same files, runs the same model on every row, and writes key, class
 and confidence as Parquet; ours also checks each row against the contract, sets bad ones aside and commits exactly once.
-``--rows 1000000`` and more, for the memory; ``--ray`` also asks Ray Data. Writes build/bench/batch.json.
+``--flat 1000000 10000000`` shows the memory; ``--ray`` also asks Ray Data. Writes build/bench/batch.json.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def run_shoal(folder: Path, model: str) -> float:
     return time.perf_counter() - begin
 
 
-def run_bare(folder: Path, model: str, *, batch: int = 1024) -> float:
+# Rows of one run of the bare loop: its choice is the the better where rows are small, and where they are large.
+BARE_ROWS = {"tiny": 8192, "cnn": 64}
+
+
+def run_bare(folder: Path, model: str) -> float:
     import onnxruntime as ort
 
     begin = time.perf_counter()
@@ -90,7 +94,7 @@ def run_bare(folder: Path, model: str, *, batch: int = 1024) -> float:
     session = ort.InferenceSession(str(folder / model / "model.onnx"), options, providers=["CPUExecutionProvider"])
     labels, writer = pa.array(LABELS), None
     for path in sorted((folder / "in").iterdir()):
-        for chunk in pq.ParquetFile(path).iter_batches(batch_size=batch):
+        for chunk in pq.ParquetFile(path).iter_batches(batch_size=BARE_ROWS[model]):
             (answers,) = session.run([OUTPUT], {INPUT: to_array(chunk.column(INPUT), model)})
             best = labels.take(pa.array(answers.argmax(axis=1)))
             keys = chunk.column("id").cast(pa.string())
@@ -190,12 +194,19 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def keep(results: list[dict[str, Any]]) -> None:
+    """Write what there is down, so that breaking off a long run loses the rest alone."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps({"cores": CORES, "results": results}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[300_000], help="of the tiny model")
     parser.add_argument("--cnn-rows", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ray", action="store_true", help="ask Ray Data too, at the first number of rows")
+    parser.add_argument("--flat", type=int, nargs="*", default=[], help="rows of further runs of ours alone")
     parser.add_argument("--only", nargs="*", help="contestants")
     parser.add_argument("--child")
     parser.add_argument("--folder", type=Path)
@@ -208,11 +219,14 @@ def main() -> None:
     results = []
     for at, rows in enumerate(given.rows):
         results += compare("tiny", rows, contestants + ["ray"] * (given.ray and not at), given.rounds)
+        keep(results)
+    for rows in given.flat:
+        results += compare("tiny", rows, ["shoal"], 1)
+        keep(results)
     if given.cnn_rows:
         results += compare("cnn", given.cnn_rows, contestants, given.rounds)
+        keep(results)
     print(table(results))
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"cores": CORES, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
