@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from edge_agent.contract.names import check_version
-from edge_agent.contract.runs import RunFile, RunState
+from edge_agent.contract.runs import RunFile, RunKind, RunState
 from trainer.batch.cli import batch
 from trainer.data.cli import commands as data_commands
 from trainer.demo.cli import demo
@@ -212,17 +212,44 @@ def publish(folder: Path, server: str, token: str, keys: Path) -> None:
 )
 @click.option("--once", is_flag=True, help="Take one run if one waits, then end.")
 @click.option("--poll", "poll_s", default=2.0, show_default=True, help="Seconds between questions for work.")
+@click.option("--at-once", default=1, show_default=True, type=click.IntRange(1, 64), help="Runs at the same time.")
+@click.option("--cpus", type=click.FloatRange(0), help="Processors to give away; all unless given.")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs to give away; all unless given.")
+@click.option(
+    "--kinds", default="train,batch,upkeep", show_default=True, help="What to take, e.g. `batch` beside a trainer."
+)
 @_RECIPES
 @_DEBUG
 @plainly
-def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s: float, recipes: Path | None) -> None:
-    """Work for the fleet server: train what it asks for, publish what is better, report the rest.
+def work(
+    *,
+    server: str,
+    token: str,
+    keys: Path,
+    work: Path,
+    once: bool,
+    poll_s: float,
+    at_once: int,
+    cpus: float | None,
+    gpus: int | None,
+    kinds: str,
+    recipes: Path | None,
+) -> None:
+    """Work for the fleet server: train, answer batches, tend the lake; publish what is better, report the rest.
 
-    A server that is away is asked again. Exit status 4: the server refuses the token; 0: told to stop.
+    A run gets what its step asks for (`resources`); one that asks for more than is free waits, or goes to another
+    worker. Killed and begun anew in the same --work folder, a worker goes on at once with what it had, from the last
+    checkpoint; told to stop, it hands its runs to others. A server that is away is asked again. Exit status 4: the
+    server refuses the token; 0: told to stop.
     """
     from trainer.publish.repository import Publisher
     from trainer.server_client import ServerClient
-    from trainer.work.worker import Timing, Worker
+    from trainer.work.room import Capacity
+    from trainer.work.worker import MODULES, Timing, Worker
+
+    wanted = {name.strip() for name in kinds.split(",")}
+    if unknown := wanted - {kind.value for kind in RunKind}:
+        raise click.UsageError(f"--kinds: {', '.join(sorted(unknown))} is none of train, batch, upkeep")
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -230,7 +257,15 @@ def work(*, server: str, token: str, keys: Path, work: Path, once: bool, poll_s:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    worker = Worker(client, publisher, recipes=recipes_folder(recipes), work=work, timing=Timing(poll_s=poll_s))
+    worker = Worker(
+        client,
+        publisher,
+        recipes=recipes_folder(recipes),
+        work=work,
+        timing=Timing(poll_s=poll_s),
+        capacity=Capacity.of_this_machine(at_once=at_once, cpus=cpus, gpus=gpus),
+        modules={kind: module for kind, module in MODULES.items() if kind.value in wanted},
+    )
     try:
         if not once:
             worker.work(stop)

@@ -332,3 +332,28 @@ def test_a_nightly_schedule_is_caught_up_after_nights_without_a_server(tmp_path:
         assert told["next"] == ["2026-03-05T03:00:00Z"]
         assert back.schedules.tick() == []
         db.close()
+
+
+def test_new_labels_make_a_run_once_there_are_enough_and_the_last_one_is_over(db: Database, clock: Clock) -> None:
+    place, there = Place(db, clock, cool_down_s=60), 1_000
+    schedules = ScheduleService(
+        db, count_labels=lambda _, model: there if model == "digits" else 0, settings=RunSettings(), clock=clock
+    )
+    schedules.put(Schedule(name="fresh", model="digits", kind="labels", expression="500"))
+
+    def look() -> list[str]:
+        clock.forward(11)
+        return schedules.tick()
+
+    there += 499
+    assert look() == [], "those that were there before do not count"
+    there += 1
+    assert len(look()) == 1
+    there += 500
+    assert look() == [], "one is under way"
+    file = place.claimed()
+    assert (file.trigger, file.reason) == ("labels", "schedule fresh: 500 new labels of digits")
+    place.end(file, RunState.REFUSED)
+    assert look() == [], "the model cools down"
+    clock.forward(3600)
+    assert len(look()) == 1
