@@ -81,7 +81,7 @@ def run_shoal(folder: Path, model: str) -> float:
     return time.perf_counter() - begin
 
 
-# Rows of one run of the bare loop: its choice is the the better where rows are small, and where they are large.
+# Rows of one run of the bare loop: many where rows are small, few where they are large.
 BARE_ROWS = {"tiny": 8192, "cnn": 64}
 
 

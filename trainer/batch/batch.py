@@ -122,7 +122,7 @@ class Batch:
         marks = Storage(stage.marks)
         if not resumed:
             write_plan(marks, plan)
-        done = read_marks(marks)
+        done = {index: one for index, one in read_marks(marks).items() if _is_whole(stage, one)}
         earlier_parts = len(done)
         self._answer(plan, chunks, done)
         record = self._record(plan, list(done.values()), records, earlier)
@@ -284,6 +284,12 @@ class _Progress:
             share = 0.02 + 0.95 * min(1.0, seen / self._total)
             message = f"{seen} of {self._total} rows, {pace:.0f} a second"
             self._report("answer", share, message, {"rows": float(seen), "rows_per_s": pace})
+
+
+def _is_whole(stage: Stage, done: PartDone) -> bool:
+    """Whether the files that a mark speaks of are there: somebody may have tidied up since."""
+    sides = ((stage.answers, done.file, done.size_bytes), (stage.rejected, done.rejected_file, done.rejected_bytes))
+    return all(name is None or Storage(folder).size(name) == size for folder, name, size in sides)
 
 
 def _last(records: Sequence[BatchRecord]) -> int:
