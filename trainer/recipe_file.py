@@ -126,7 +126,8 @@ class Dataset(_Table, frozen=True, kw_only=True):
             are held out). Imported rows go by their group. Rows of one group are on one side, whatever the rule.
         duplicates: ``drop``: a row whose very inputs are held out too is not trained on, unless most rows are repeats.
         memory_mib: Inputs that need more than this lie on disk while a model is made.
-        judged_rows: Held-out rows that a model is judged on at most, drawn by the hash of their group.
+        judged_rows: Held-out rows that a model is judged on at most, drawn by the hash of their group; fewer where
+            memory_mib does not hold them.
         current_days: Field rows older than this, counted from the newest, are not of today.
         current_rows: Held-out rows of today that a comparison needs.
     """

@@ -27,6 +27,7 @@ from trainer.data.loading import Loaded, estimated_bytes, in_memory, on_disk
 from trainer.data.recency import current_since
 from trainer.data.refusals import refuse_bad, refuse_one_sided, refuse_unlabelled
 from trainer.data.replay import KeptRows, kept_rows, replay_masks
+from trainer.data.row_file import bytes_of, shapes_of
 from trainer.data.row_store import hash_order
 from trainer.data.rows import Rows, StoredInputs
 from trainer.data.split import Sides, SplitRule, split
@@ -117,7 +118,7 @@ def _read_small(reading: _Reading) -> Dataset:
     asked, with_label = found.asked[decoded.fits], everything.targets >= 0
     rows = replace(everything.take(with_label), probability=asked[with_label])
     digests = [decoded.digests[at] for at in np.flatnonzero(with_label)]
-    made = _divide(reading, rows, everything, digests)
+    made = _divide(reading, rows, everything, digests, bytes_of(shapes_of(decoded.inputs)))
     return _dataset(
         reading,
         made,
@@ -141,9 +142,9 @@ def _read_large(reading: _Reading) -> Dataset:
         everything, asked, places = found.rows.take(kept), found.asked[kept], found.places[kept]
         with_label = everything.targets >= 0
         rows = replace(everything.take(with_label), probability=asked[with_label])
-        made = _divide(reading, rows, everything, loaded.digests)
+        made = _divide(reading, rows, everything, loaded.digests, bytes_of(loaded.tensors))
         rows = _stored(reading, rows, made.content, loaded)
-    wanted = _drawn(everything, made.today, reading.rule.judged_rows)
+    wanted = _drawn(everything, made.today, made.judged_rows)
     recent, fits, complaint = _with_inputs(reading, everything, wanted, rows, places)
     return _dataset(
         reading,
@@ -202,13 +203,17 @@ class _Divided:
     replay: dict[str, NDArray[np.bool_]]
     current: NDArray[np.bool_]
     today: NDArray[np.bool_]
+    judged_rows: int
 
 
-def _divide(reading: _Reading, rows: Rows, everything: Rows, digests: list[bytes]) -> _Divided:
+def _divide(reading: _Reading, rows: Rows, everything: Rows, digests: list[bytes], row_bytes: int) -> _Divided:
     recipe, imported = reading.recipe, np.asarray(rows.devices == IMPORTED)
     replay = replay_masks(recipe, rows, reading.kept)
+    # Who judges lies in memory.
+    fit = int(recipe.file.dataset.memory_mib * 2**20 / max(1, row_bytes))
+    rule = replace(reading.rule, judged_rows=max(1, min(reading.rule.judged_rows, fit)))
     sides = split(
-        reading.rule,
+        rule,
         groups=rows.groups,
         devices=rows.devices,
         at_ms=rows.at_ms,
@@ -218,7 +223,8 @@ def _divide(reading: _Reading, rows: Rows, everything: Rows, digests: list[bytes
     )
     refuse_one_sided(recipe, rows, sides)
     current, today = _current(recipe, rows, everything, reading.champion, sides.holdout)
-    return _Divided(sides, content_digest(recipe.file.labels, rows, digests, sides, replay), replay, current, today)
+    content = content_digest(recipe.file.labels, rows, digests, sides, replay)
+    return _Divided(sides, content, replay, current, today, rule.judged_rows)
 
 
 def _dataset(reading: _Reading, made: _Divided, *, rows: Rows, **rest: Any) -> Dataset:
@@ -286,7 +292,7 @@ def _digest(reading: _Reading) -> str:
             "until_ms": reading.labels_until_ms,
         },
         "replay": reading.kept.version,
-        "split": reading.rule.as_json(),
+        "split": reading.rule.as_json() | {"memory_mib": reading.recipe.file.dataset.memory_mib},
     }
     return hashlib.sha256(msgspec.json.encode(named, order="deterministic")).hexdigest()
 

@@ -7,11 +7,13 @@ fair sample of all, and the same dataset is the same file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ _GROUP_ROWS = (16, 1024)
 _GROUP_BYTES = 8 << 20
 _GATHERED_BYTES = 64 << 20
 _STORES_KEPT = 4
+# A pass over a store says that it is in use.
+_IN_USE_S = 86_400.0
 
 # Inputs by name of some rows, by dataset row.
 Gather = Callable[[NDArray[np.int64]], Mapping[str, NDArray[Any]]]
@@ -102,6 +106,11 @@ class RowStore:
         """
         return self.file.read(places, names)
 
+    def touch(self) -> None:
+        """Say that it is in use; one that may only be read is left as it is."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)
+
     def places(self) -> NDArray[np.int64]:
         """int64[N]: where each dataset row lies."""
         found = np.empty(len(self.order), dtype=np.int64)
@@ -130,7 +139,7 @@ def write_store(
         except DatasetError:
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            os.utime(folder)
+            found.touch()
             return found
     order = hash_order(keys)
     least, most = _GROUP_ROWS
@@ -160,10 +169,11 @@ def write_store(
 
 
 def prune_stores(cache: Path, *, keep: int) -> None:
-    """Remove all but the stores that were used last."""
-    stores = [path.parent for path in cache.glob(f"[!.]*/{_ABOUT_FILE}")]
-    for old in sorted(stores, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    """Remove all but the stores that were used last; one that a run may be reading stays in any case."""
+    used = {path.parent: path.parent.stat().st_mtime for path in cache.glob(f"[!.]*/{_ABOUT_FILE}")}
+    for old in sorted(used, key=lambda folder: used[folder], reverse=True)[keep:]:
+        if used[old] < time.time() - _IN_USE_S:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def hash_order(keys: Sequence[str]) -> NDArray[np.int64]:

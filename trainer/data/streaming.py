@@ -112,6 +112,7 @@ class StoredRows:
     def batches(self, *, size: int, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """See :class:`RowSource`; without a seed the order is that of the store."""
         edges = _edges(len(self), size, world)
+        self.store.touch()
         windows = self._own(self._windows(seed, epoch), edges, rank, world)
         pending: list[Batch] = []
         number = 0

@@ -197,7 +197,7 @@ def test_rows_on_disk_are_those_in_memory(
     large = read_dataset(recipe_like(memory_mib=0.1), lake, champion="p" * 64, cache=tmp_path / "cache")
     assert isinstance(large.rows.inputs, StoredInputs)
     assert large.content == small.content
-    assert large.summary() == small.summary()
+    assert large.summary() == small.summary() | {"digest": large.digest}
     for one, other in ((small.rows, large.rows.take(np.arange(len(large.rows)))), (small.recent, large.recent)):
         assert one.keys == other.keys
         assert np.array_equal(one.inputs["image"], other.inputs["image"])
@@ -210,6 +210,23 @@ def test_rows_on_disk_are_those_in_memory(
         passes = [dataset.source(mask, weights).batches(size=32, seed=1) for dataset in (small, large)]
         sums = [sum(float(inputs["image"].sum()) for inputs, _, _ in batches) for batches in passes]
         assert sums[0] == pytest.approx(sums[1])
+
+
+def test_no_more_rows_judge_than_memory_holds(
+    recipe_like: Callable[..., Recipe], lake_with: Callable[..., Path], tmp_path: Path
+) -> None:
+    lake = str(lake_with(*camera_rows(300)))
+    dataset = read_dataset(recipe_like(memory_mib=100 * 256 / 2**20), lake, cache=tmp_path)
+    assert int(dataset.holdout.sum()) == 100
+    assert np.array_equal(dataset.train, read_dataset(recipe_like(), lake).train)
+
+
+def test_a_disk_that_is_full_while_rows_are_decoded_is_said(
+    recipe_like: Callable[..., Recipe], base_lake: Path, tmp_path: Path, full_disk: Callable[[], Any]
+) -> None:
+    with full_disk(), pytest.raises(DatasetError, match=r"MB of rows cannot be written: .*free some space"):
+        read_dataset(recipe_like(memory_mib=0.1), str(base_lake), cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_small_dataset_is_stored_once_for_other_processes(recipe: Recipe, base_lake: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainer.data.row_store import RowStore, write_store
+from trainer.data.row_store import RowStore, prune_stores, write_store
 from trainer.data.streaming import Batch, MemoryRows, RowSource, StoredRows
 from trainer.errors import DatasetError
 
@@ -176,3 +178,13 @@ def test_a_full_disk_is_said_and_leaves_no_half_store(
     with full_disk(), pytest.raises(DatasetError, match=r"MB of rows cannot be written: .*free some space"):
         stored(tmp_path / "rows", inputs, targets)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_old_stores_those_used_last_stay_and_none_that_may_be_in_use(tmp_path: Path) -> None:
+    now = time.time()
+    for age in range(6):
+        (tmp_path / f"s{age}").mkdir()
+        (tmp_path / f"s{age}" / "about.json").write_text("{}")
+        os.utime(tmp_path / f"s{age}", (now - age * 50_000,) * 2)
+    prune_stores(tmp_path, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s0", "s1"]
