@@ -194,7 +194,7 @@ def test_rows_on_disk_are_those_in_memory(
     samples[7]["inputs"] = b"\xc1"  # what no model can take
     lake = str(lake_with(samples, labels))
     small = read_dataset(recipe_like(), lake, champion="p" * 64)
-    large = read_dataset(recipe_like(memory_mib=0.1), lake, champion="p" * 64, cache=tmp_path / "cache")
+    large = read_dataset(recipe_like(memory_mib=0.15), lake, champion="p" * 64, cache=tmp_path / "cache")
     assert isinstance(large.rows.inputs, StoredInputs)
     assert large.content == small.content
     assert large.summary() == small.summary() | {"digest": large.digest}
