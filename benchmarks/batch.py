@@ -195,9 +195,11 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def keep(results: list[dict[str, Any]]) -> None:
-    """Write what there is down, so that breaking off a long run loses the rest alone."""
+    """Write what there is down, beside what earlier runs found of other sizes: a long run may be broken off."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"cores": CORES, "results": results}, indent=1) + "\n")
+    known = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
+    newest = {(one["model"], one["rows"], one["who"]): one for one in [*known, *results]}
+    RESULTS.write_text(json.dumps({"cores": CORES, "results": list(newest.values())}, indent=1) + "\n")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from edge_agent.runtime.package import Package
 from tests.trainer.batch.jobs import MIDNIGHT, delta_rows, expected, images, job, run, table, write
 from trainer.batch.__main__ import RESULT_FILE
 
-ROWS = 60_000
+ROWS = 36_000
 
 
 def process(some: BatchJob, folder: Path) -> subprocess.Popen[bytes]:
@@ -41,9 +41,9 @@ def process(some: BatchJob, folder: Path) -> subprocess.Popen[bytes]:
 
 def test_a_run_killed_in_its_middle_goes_on_and_answers_every_row_once(package: Package, tmp_path: Path) -> None:
     pixels = images(ROWS)
-    for at in range(0, ROWS, 5_000):
-        ids = list(range(at, at + 5_000))
-        write(tmp_path / "in", f"{at:06d}.parquet", table(ids, pixels[at : at + 5_000]))
+    for at in range(0, ROWS, 3_000):
+        ids = list(range(at, at + 3_000))
+        write(tmp_path / "in", f"{at:06d}.parquet", table(ids, pixels[at : at + 3_000]))
     # A row at a time, so that there is a middle to be killed in.
     some = job(package, tmp_path, resources={"workers": 1, "batch_rows": 1})
     first = process(some, tmp_path / "work")
