@@ -92,20 +92,18 @@ class Course(Callback):
         self._began = self._told = time.monotonic()
         # Each look at a GPU's number waits for the GPU.
         self._look_each = 1
+        self._sigterm: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Lightning takes SIGTERM for itself; who ends this process means it."""
+        """Remember who has SIGTERM: Lightning takes it to end training at leisure; who ends this process means it."""
         self._look_each = 1 if pl_module.device.type == "cpu" else 50
         if threading.current_thread() is threading.main_thread():
             self._sigterm = signal.getsignal(signal.SIGTERM)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """After Lightning has taken SIGTERM."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning tells nobody that an epoch begins which it goes on with in the middle."""
+        """Lightning has taken SIGTERM by now; and it tells nobody of an epoch that it goes on with in the middle."""
+        if self._sigterm is not None:
+            signal.signal(signal.SIGTERM, self._sigterm)
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,19 @@ def test_a_recipe_that_raises_is_blamed_by_its_file(blobs: Blobs, blobs_dataset:
 def test_a_recipe_that_hangs_is_broken_off(blobs: Blobs, blobs_dataset: Dataset) -> None:
     with pytest.raises(RecipeHung, match=r"nothing went on for 1\.5 s in epoch 3, batch 4: Model hangs"):
         fit(blobs(fault="hang", step_timeout_s=1.5), blobs_dataset, seed=1)
+
+
+def test_whoever_ends_the_process_by_a_signal_ends_it(blobs: Blobs, blobs_dataset: Dataset) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+
+        def progress(*_line: Any) -> None:
+            assert signal.getsignal(signal.SIGTERM) is mine
+
+        mine = signal.getsignal(signal.SIGTERM)
+        fit(blobs(), blobs_dataset, seed=1, progress=progress)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_training_stops_early_and_keeps_the_best_epoch(blobs: Blobs, blobs_dataset: Dataset) -> None:
