@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -357,3 +358,15 @@ def test_each_model_says_what_it_runs_on_why_and_what_is_being_built(fleet: Flee
     device.models["digits"] = msgspec.structs.replace(device.models["digits"], runtime=None)
     device.report()
     assert " on " not in shoal("devices", "list")
+
+
+def test_the_graph_of_the_documentation_is_taken_as_it_stands(shoal: Shoal, repository: Path, tmp_path: Path) -> None:
+    text = (repository / "docs" / "schedules.md").read_text()
+    graph = text.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "graph.toml").write_text(graph)
+    shoal("schedules", "put", "documented", "--file", str(tmp_path / "graph.toml"))
+    assert "tend, train, answer" in shoal("schedules", "list")
+    commands = text.split("```console\n")[1].split("```")[0].splitlines()
+    for command in commands[:3]:
+        shoal(*shlex.split(command)[1:])
+    assert "every 3600 s" in shoal("schedules", "list")
