@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from fleet_server.schedules.slots import MOST_SLOTS, CatchUp, Schedule, ScheduleRefused, due_slots, rfc3339
+from fleet_server.schedules.graph import ScheduleRefused
+from fleet_server.schedules.slots import MOST_SLOTS, CatchUp, Schedule, due_slots, rfc3339
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
