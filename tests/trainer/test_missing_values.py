@@ -14,13 +14,13 @@ import pytest
 
 from edge_agent.contract.tensors import Tensor
 from edge_agent.runtime.onnx import OnnxBackend
-from edge_agent.runtime.package import Package
+from edge_agent.runtime.package import Golden, Package
 from edge_agent.runtime.selftest import self_test
 from tests.trainer.conftest import field_rows
 from trainer.data.dataset import Dataset, read_dataset
 from trainer.data.rows import encode_row
 from trainer.recipe import Recipe
-from trainer.release.package import _golden
+from trainer.release.forms import golden_inputs
 from trainer.release.reference import build_reference
 
 FILL = -1.0  # below the minimum, so that the model can tell it from a measurement
@@ -68,7 +68,8 @@ def test_golden_samples_pass_the_check_that_devices_make_of_them(
 ) -> None:
     manifest = msgspec.structs.replace(champion.manifest, signature=nullable.signature)
     backend = OnnxBackend(dataclasses.replace(champion, manifest=manifest))
-    golden = _golden(dataclasses.replace(dataset, holdout=dataset.holdout & dataset.field), backend)
+    rows = golden_inputs(dataclasses.replace(dataset, holdout=dataset.holdout & dataset.field))
+    golden = Golden(dict(rows.sent), backend.infer(rows.inputs))
     assert np.isnan(golden.inputs["image"]).any()
     self_test(backend, golden)
 
