@@ -24,6 +24,8 @@ from trainer.training.plan import ENGINE, LAUNCH, MLFLOW, PROCESSES, Compute
 TORCHRUN = shlex.join([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])
 LAUNCHED = Compute(engine="launch", launch=f"{TORCHRUN} -m trainer.training.worker")
 Weights = dict[str, list[float]]
+# Each starts several processes that import torch, on machines with much else to do.
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
