@@ -77,6 +77,17 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     revert: bool = False
 
 
+class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Answers of batch jobs, by key.
+
+    Args:
+        folders: Folders and URIs below which tables of answers are served, beside the sample lake; relative ones lie in
+            the data folder. Nothing else is read for whoever holds a token of role trainer.
+    """
+
+    folders: tuple[str, ...] = ()
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the server.
 
@@ -99,6 +110,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     broker: BrokerSettings = BrokerSettings()
     rollouts: RolloutSettings = RolloutSettings()
     runs: RunSettings = RunSettings()
+    predictions: PredictionSettings = PredictionSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 
 

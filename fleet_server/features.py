@@ -26,6 +26,7 @@ from fleet_server.labels.handler import on_labels
 from fleet_server.labels.service import LabelService, labels_of
 from fleet_server.models.service import ModelService
 from fleet_server.monitoring.service import MonitoringService
+from fleet_server.predictions.places import Places
 from fleet_server.predictions.service import PredictionService
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import State
@@ -103,7 +104,11 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         lake=LakeWriter(db, lake_uri),
         samples=samples,
         labels=LabelService(db),
-        predictions=PredictionService(db, folder.predictions),
+        predictions=PredictionService(
+            db,
+            folder.predictions,
+            places=Places((lake_uri, *config.predictions.folders), base=folder.root.resolve()),
+        ),
         ingest=ingest,
         receiver=Receiver(
             config.fleet,

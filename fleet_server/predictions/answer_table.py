@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,15 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from edge_agent.contract.batch import KEY, LOGICAL_TIME, PREDICTION, BatchRecord
-from edge_agent.contract.errors import ConfigurationError
+from edge_agent.contract.errors import CallerError
 from fleet_server.errors import NotFound
 
 _RECORD_FILE = "_record.json"
 _PROTOCOL = "://"
+
+
+class NoAnswers(CallerError):
+    """What lies there is no table of answers, or cannot be one."""
 
 
 class AnswerFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +58,7 @@ class AnswerTable:
     Args:
         kind: ``delta`` or ``parquet``.
     Raises:
-        ConfigurationError: There is no such file system here.
+        NoAnswers: There is no such file system here.
     """
 
     def __init__(self, kind: str, path: str) -> None:
@@ -62,7 +67,7 @@ class AnswerTable:
             local = (pafs.LocalFileSystem(), self.path)
             found: tuple[Any, str] = pafs.FileSystem.from_uri(self.path) if _PROTOCOL in path else local
         except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigurationError(f"{path}: cannot be reached: {error}") from error
+            raise NoAnswers(f"{path}: cannot be reached: {error}") from error
         self._fs, self._root = found
         self._delta: DeltaTable | None = None
 
@@ -71,7 +76,7 @@ class AnswerTable:
 
         Raises:
             NotFound: The table is not there, or not readable.
-            ConfigurationError: It is no table of answers.
+            NoAnswers: It is no table of answers.
         """
         try:
             found = self._of_delta() if self.kind == "delta" else self._of_parquet()
@@ -86,16 +91,14 @@ class AnswerTable:
 
         Raises:
             NotFound: It is not there.
-            ConfigurationError: It lacks the columns of one.
+            NoAnswers: It lacks the columns of one.
         """
         files = self.files()
         if not files:
             return
         names = set(self._open(files[0]).schema_arrow.names)
         if not {KEY, PREDICTION} <= names:
-            raise ConfigurationError(
-                f"{self.path}: is no table of answers: it has the columns {', '.join(sorted(names))}"
-            )
+            raise NoAnswers(f"{self.path}: is no table of answers: it has the columns {', '.join(sorted(names))}")
 
     def keys(self, file: AnswerFile) -> pa.Array:
         """The key of each row of a file."""
@@ -119,16 +122,31 @@ class AnswerTable:
         except (OSError, pa.ArrowException) as error:
             raise NotFound(f"{self.path}: {file.path} cannot be read: {error}; ask again") from error
 
+    def _within(self, name: str) -> str:
+        """The path of a file that the table names, which is one of its own.
+
+        Raises:
+            NoAnswers: It leads out of the table's folder.
+        """
+        path = f"{self._root}/{name}"
+        if isinstance(self._fs, pafs.LocalFileSystem):
+            leaves = not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._root))
+        else:
+            leaves = ".." in name.split("/") or _PROTOCOL in name
+        if leaves:
+            raise NoAnswers(f"{self.path}: names a file that is none of its own: {name}")
+        return path
+
     def _of_delta(self) -> list[AnswerFile]:
         if self._delta is None:
             self._delta = DeltaTable(self.path)
         else:
             self._delta.update_incremental()
         if self._delta.metadata().partition_columns != [LOGICAL_TIME]:
-            raise ConfigurationError(f"{self.path}: is no table of answers: it is not partitioned by {LOGICAL_TIME}")
+            raise NoAnswers(f"{self.path}: is no table of answers: it is not partitioned by {LOGICAL_TIME}")
         return [
             AnswerFile(
-                path=f"{self._root}/{urllib.parse.unquote(row['path'])}",
+                path=self._within(urllib.parse.unquote(row["path"])),
                 size_bytes=row["size_bytes"],
                 logical_time=str(row[f"partition.{LOGICAL_TIME}"]),
                 low=row.get(f"min.{KEY}"),
@@ -141,10 +159,9 @@ class AnswerTable:
         found = []
         for folder in sorted(Path(self._root).glob("batch-*")):
             record = msgspec.json.decode((folder / _RECORD_FILE).read_bytes(), type=BatchRecord)
-            found += [
-                AnswerFile(path=str(file), size_bytes=file.stat().st_size, logical_time=record.logical_time)
-                for file in folder.glob("*.parquet")
-            ]
+            for file in folder.glob("*.parquet"):
+                path = self._within(str(file.relative_to(self._root)))
+                found.append(AnswerFile(path=path, size_bytes=file.stat().st_size, logical_time=record.logical_time))
         if not found and not Path(self._root).is_dir():
             raise FileNotFoundError(self._root)
         return found

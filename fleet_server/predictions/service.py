@@ -23,12 +23,15 @@ from edge_agent.contract.batch import (
     PREDICTION,
     VERSION,
 )
+from edge_agent.contract.errors import MalformedRequest
+from edge_agent.contract.names import is_name
 from edge_agent.contract.runs import RunKind, RunState
 from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
 from fleet_server.errors import NotFound
 from fleet_server.predictions.answer_table import AnswerFile, AnswerTable
 from fleet_server.predictions.key_index import KeyIndex
+from fleet_server.predictions.places import Places
 from fleet_server.predictions.tables import batch_outputs
 from fleet_server.schedules.tables import runs
 from fleet_server.upsert import upsert
@@ -36,8 +39,8 @@ from fleet_server.upsert import upsert
 _OUTPUT_PREFIX = "output_"
 _OWN = {KEY, PREDICTION, CONFIDENCE, MODEL, VERSION, PACKAGE, LOGICAL_TIME}
 _FRESH_S = 1.0
-_RUNS_LOOKED_AT = 200
 SERVED_KINDS = ("delta", "parquet")
+_PROTOCOL = "://"
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,10 +92,11 @@ class PredictionService:
 
     Args:
         folder: For the indices.
+        places: Where the tables may lie.
     """
 
-    def __init__(self, db: Database, folder: Path, *, clock: Clock = now_ms) -> None:
-        self._db, self._folder, self._clock = db, folder, clock
+    def __init__(self, db: Database, folder: Path, *, places: Places, clock: Clock = now_ms) -> None:
+        self._db, self._folder, self._places, self._clock = db, folder, places, clock
         self._jobs: dict[str, _Open] = {}
         self._lock = threading.Lock()
 
@@ -100,9 +104,14 @@ class PredictionService:
         """Serve the answers of a job that no run of this server made; again changes where they are.
 
         Raises:
+            MalformedRequest: The job's name is none.
+            Forbidden: The table lies where none is served from.
             NotFound: There is no table.
-            ConfigurationError: It is no table of answers.
+            NoAnswers: It is no table of answers.
         """
+        if not is_name(job):
+            raise MalformedRequest(f"job {job!r}: use 1 to 63 of a-z, 0-9, '-' and '_'")
+        path = self._places.checked(path)
         AnswerTable(kind, path).check()
         with self._db.write() as connection:
             upsert(
@@ -115,6 +124,7 @@ class PredictionService:
 
         Raises:
             NotFound: There is no such job, or its table is gone.
+            Forbidden: The table lies where none is served from.
         """
         found = self._of(job)
         files = self._files(found, fresh=True)
@@ -134,6 +144,7 @@ class PredictionService:
             logical_time: Of this one alone.
         Raises:
             NotFound: There is no such job, or its table is gone.
+            Forbidden: The table lies where none is served from.
         """
         found = self._of(job)
         wanted = _written(logical_time) if logical_time is not None else None
@@ -168,36 +179,58 @@ class PredictionService:
         kind, path = self._where(job)
         with self._lock:
             known = self._jobs.get(job)
-            if known is None or (known.table.kind, known.table.path) != (kind, path.rstrip("/")):
+            if known is None or (known.table.kind, known.table.path) != (kind, path):
                 known = _Open(AnswerTable(kind, path), KeyIndex(self._folder / job))
                 self._jobs[job] = known
             return known
 
     def _where(self, job: str) -> tuple[str, str]:
-        """What was said last: by a run that ended, or by whoever registered it."""
+        """What was said last: by a run that ended, or by whoever registered it.
+
+        A place that an administrator has written into the job is allowed by that; what a worker tells, or whoever
+        registers a table, has to lie in the allowed places: at each request, for a link may lead elsewhere by now.
+        """
         with self._db.read() as connection:
             row = connection.execute(sa.select(batch_outputs).where(batch_outputs.c.job == job)).mappings().first()
-            by_runs = _outputs_of_runs(connection).get(job)
-        if by_runs is not None and (row is None or by_runs[0] >= row["registered_at_ms"]):
-            return by_runs[1], by_runs[2]
+            by_runs = _outputs_of_runs(connection, job).get(job)
+        if by_runs is not None and (row is None or by_runs.ended_at_ms >= row["registered_at_ms"]):
+            path = by_runs.path.rstrip("/")
+            return by_runs.kind, path if by_runs.as_asked else self._places.checked(path)
         if row is None:
             raise NotFound(
                 f"there are no answers of a batch job {job!r} that can be served by key; `shoal batch list` shows "
                 "those there are (answers in an SQL table are for the database to serve)"
             )
-        return row["kind"], row["path"]
+        return row["kind"], self._places.checked(row["path"])
 
 
-def _outputs_of_runs(connection: sa.Connection) -> dict[str, tuple[int, str, str]]:
-    """When, what kind and where, by job, as the newest runs of kind batch have told."""
-    columns = (runs.c.ended_at_ms, runs.c.options, runs.c.evaluation)
-    done = (runs.c.kind == RunKind.BATCH.value, runs.c.state == RunState.DONE.value)
-    query = sa.select(*columns).where(*done).order_by(runs.c.ended_at_ms.desc()).limit(_RUNS_LOOKED_AT)
-    found: dict[str, tuple[int, str, str]] = {}
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """Where the newest run of a job has written; ``as_asked``: to the very place that its job names."""
+
+    ended_at_ms: int
+    kind: str
+    path: str
+    as_asked: bool
+
+
+def _outputs_of_runs(connection: sa.Connection, job: str | None = None) -> dict[str, _Told]:
+    """What the newest run of each job has told, or of one; those alone whose answers are served."""
+    done = [runs.c.kind == RunKind.BATCH.value, runs.c.state == RunState.DONE.value]
+    if job is not None:
+        done.append(runs.c.lane == f"batch:{job}")
+    newest = sa.select(runs.c.lane, sa.func.max(runs.c.ended_at_ms).label("at")).where(*done).group_by(runs.c.lane)
+    last = newest.subquery()
+    same = sa.and_(runs.c.lane == last.c.lane, runs.c.ended_at_ms == last.c.at)
+    query = sa.select(runs.c.ended_at_ms, runs.c.options, runs.c.evaluation).join(last, same).where(*done)
+    found: dict[str, _Told] = {}
     for ended, options, told in connection.execute(query):
-        job = (options or {}).get(JOB_OPTION, {}).get("name")
-        if job is not None and told.get("output_kind") in SERVED_KINDS and job not in found:
-            found[job] = (ended or 0, told["output_kind"], told["output"])
+        asked = options[JOB_OPTION]
+        kind, path = told.get("output_kind"), told.get("output")
+        if kind in SERVED_KINDS and isinstance(path, str):
+            wanted = str(asked["output"].get("path", ""))
+            as_asked = path == wanted and (path.startswith("/") or _PROTOCOL in path)
+            found[asked["name"]] = _Told(ended_at_ms=ended, kind=kind, path=path, as_asked=as_asked)
     return found
 
 

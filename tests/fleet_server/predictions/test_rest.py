@@ -30,7 +30,9 @@ def test_a_job_run_by_hand_is_served_by_key_over_rest_and_on_the_command_line(tm
     rows = table([""] * 20, pixels, camera=["cam-1"] * 20, frame=list(range(20))).drop_columns(["id"])
     write(tmp_path / "in", "a.parquet", rows)
     (tmp_path / "job.toml").write_text(JOB.format(folder=tmp_path))
-    with server(prepared(tmp_path / "data", keys)) as running, running.client() as client:
+    (tmp_path / "shoal.toml").write_text(f'[predictions]\nfolders = ["{tmp_path}/out"]\n')
+    data, options = prepared(tmp_path / "data", keys), ("--config", str(tmp_path / "shoal.toml"))
+    with server(data, *options) as running, running.client() as client:
         there = {"SHOAL_SERVER": running.url, "SHOAL_TOKEN": running.token}
         command = ("trainer", "batch", tmp_path / "job.toml", "--work", tmp_path / "work")
         planned = shoal(*command, "--dry-run", "--logical-time", "2026-11-23", environment=there)
@@ -49,6 +51,8 @@ def test_a_job_run_by_hand_is_served_by_key_over_rest_and_on_the_command_line(tm
             "job 'nightly' has no answer for the key 'cam-9/3'",
         )
         assert client.get("/api/v1/predictions/weekly/a").status_code == 404
+        elsewhere = client.put("/api/v1/predictions/x", json={"kind": "delta", "path": str(tmp_path / "in")})
+        assert (elsewhere.status_code, elsewhere.json()["error"].split(":")[0]) == (403, str(tmp_path / "in"))
         shown = shoal("batch", "get", "nightly", "cam-1/7", environment=there)
         assert f"prediction    {expected(pixels)[7]}" in shown.stdout
         assert shoal("batch", "list", environment=there).stdout.split() == ["JOB", "nightly"]
