@@ -111,7 +111,8 @@ class Block:
 
     def copy(self, request_id: str, latency_us: float, now_s: float, inputs: Tensors, outputs: Tensors) -> None:
         """Note a request of one row, where :attr:`copies_on` says so; what nearly every request comes to."""
-        row = len(self.ids)
+        # A slice, as the tensors have an axis for the rows: those with no other axis are no scalars for one row either.
+        row = slice(len(self.ids), len(self.ids) + 1)
         if self.counting:
             for name, column in self._given:
                 column[row] = inputs[name]
