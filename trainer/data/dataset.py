@@ -113,7 +113,7 @@ def _read_small(reading: _Reading) -> Dataset:
     """Everything in memory."""
     found = reading.found
     decoded = in_memory(reading.scan, reading.recipe.signature, found.places)
-    refuse_bad(reading.recipe, reading.lake, found.rows, fits=decoded.fits, complaint=decoded.complaint)
+    refuse_bad(reading.recipe, reading.lake, found.rows, decoded)
     everything = replace(found.rows.take(decoded.fits), inputs=decoded.inputs, sent=decoded.sent)
     asked, with_label = found.asked[decoded.fits], everything.targets >= 0
     rows = replace(everything.take(with_label), probability=asked[with_label])
@@ -135,8 +135,7 @@ def _read_large(reading: _Reading) -> Dataset:
     found, signature = reading.found, reading.recipe.signature
     labelled = np.flatnonzero(found.rows.targets >= 0)
     with on_disk(reading.scan, signature, found.places[labelled], reading.cache) as loaded:
-        asked_for = found.rows.take(labelled)
-        refuse_bad(reading.recipe, reading.lake, asked_for, fits=loaded.fits, complaint=loaded.complaint)
+        refuse_bad(reading.recipe, reading.lake, found.rows.take(labelled), loaded)
         kept = np.ones(len(found.rows), dtype=bool)
         kept[labelled[~loaded.fits]] = False
         everything, asked, places = found.rows.take(kept), found.asked[kept], found.places[kept]
@@ -179,14 +178,17 @@ def _with_inputs(
     with_label = everything.targets >= 0
     number = np.cumsum(with_label) - 1  # among the labelled rows
     known = with_label[wanted]
-    fresh = in_memory(reading.scan, reading.recipe.signature, places[wanted[~known]])
+    stored = rows.take(number[wanted[known]])
+    shapes = {name: array.shape[1:] for name, array in stored.inputs.items()}
+    fresh = in_memory(reading.scan, reading.recipe.signature, places[wanted[~known]], shapes=shapes)
     fits = known.copy()
     fits[~known] = fresh.fits
-    stored = rows.take(number[wanted[known]])
     order = np.argsort(np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)[fresh.fits]]))
 
     def both(old: Any, new: Any) -> dict[str, NDArray[Any]]:
-        return {name: np.concatenate([old[name], new[name]])[order] for name in old} if len(order) else dict(old)
+        if not fresh.digests:  # where an axis is open, no rows have no shape
+            return dict(old)
+        return {name: np.concatenate([old[name], new[name]])[order] for name in old}
 
     found = replace(
         everything.take(wanted[fits]), inputs=both(stored.inputs, fresh.inputs), sent=both(stored.sent, fresh.sent)

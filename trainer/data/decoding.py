@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,11 @@ from trainer.errors import DatasetError
 # An input of one row as the model sees it, and as it was sent: the same array where nothing was changed.
 _Cell = tuple[NDArray[Any], NDArray[Any]]
 _WRONG = (msgspec.DecodeError, MessageError, DatasetError, SignatureMismatch)
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class _OtherShape(DatasetError):
+    """A row that is as the signature says, but not of the shape of the rows before."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class DecodedInputs:
         inputs: By name, of the rows that fit the signature alone; axis 0 is their number. As the model sees them;
             ``sent`` as applications send them: the same arrays where nothing was filled or clipped.
         fits: bool[N]: which of the N rows those are.
+        broken: bool[N]: rows that break the signature; the others that do not fit are of another shape.
         digests: SHA-256 of each fitting row as the lake holds it.
         complaint: What is wrong with the first row that does not fit; empty where all do.
     """
@@ -39,6 +45,7 @@ class DecodedInputs:
     inputs: dict[str, NDArray[Any]]
     sent: dict[str, NDArray[Any]]
     fits: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
     digests: list[bytes]
     complaint: str
 
@@ -47,11 +54,14 @@ class RowDecoder:
     """Decodes the rows of one model, some at a time.
 
     Rows of one dataset have one shape, also where the signature leaves an axis open: that of the first row that fits.
+
+    Args:
+        shapes: Of a row by input, where it is known already.
     """
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, shapes: Shapes | None = None) -> None:
         self._signature, self._check = signature, InputCheck(signature)
-        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._shapes: Shapes | None = shapes
 
     def tensors(self) -> TensorShapes:
         """What a file of these rows holds: inputs, and beside those that may be filled or clipped what was sent."""
@@ -74,7 +84,8 @@ class RowDecoder:
             cells = self._together(blobs)
         except _WRONG:
             return self._one_by_one(blobs)
-        return self._found(cells, blobs, np.ones(len(blobs), dtype=bool), "")
+        none = np.zeros(len(blobs), dtype=bool)
+        return self._found(cells, blobs, ~none, none, "")
 
     def _together(self, blobs: Sequence[bytes]) -> dict[str, _Cell]:
         """All rows in one check: many times faster, and enough where all fit."""
@@ -91,7 +102,7 @@ class RowDecoder:
 
     def _one_by_one(self, blobs: Sequence[bytes]) -> DecodedInputs:
         columns: dict[str, list[_Cell]] = {spec.name: [] for spec in self._signature.inputs}
-        fits, complaint = np.zeros(len(blobs), dtype=bool), ""
+        fits, broken, complaint = np.zeros(len(blobs), dtype=bool), np.zeros(len(blobs), dtype=bool), ""
         for at, blob in enumerate(blobs):
             try:
                 row = self._read(blob)
@@ -99,6 +110,7 @@ class RowDecoder:
                 self._same_shape(checked, self._shapes or {})
             except _WRONG as error:
                 complaint = complaint or str(error)
+                broken[at] = not isinstance(error, _OtherShape)
                 continue
             self._shapes = self._shapes or {name: array.shape[1:] for name, array in checked.items()}
             fits[at] = True
@@ -110,15 +122,20 @@ class RowDecoder:
             seen = np.concatenate([seen for seen, _ in found]) if found else empty(spec)
             changed = any(seen is not given for seen, given in found)
             cells[spec.name] = (seen, np.concatenate([given for _, given in found]) if changed else seen)
-        return self._found(cells, blobs, fits, complaint)
+        return self._found(cells, blobs, fits, broken, complaint)
 
     @staticmethod
     def _found(
-        cells: dict[str, _Cell], blobs: Sequence[bytes], fits: NDArray[np.bool_], complaint: str
+        cells: dict[str, _Cell],
+        blobs: Sequence[bytes],
+        fits: NDArray[np.bool_],
+        broken: NDArray[np.bool_],
+        complaint: str,
     ) -> DecodedInputs:
         digests = [hashlib.sha256(blob).digest() for blob, fit in zip(blobs, fits, strict=True) if fit]
         inputs = {name: seen for name, (seen, _) in cells.items()}
-        return DecodedInputs(inputs, {name: given for name, (_, given) in cells.items()}, fits, digests, complaint)
+        sent = {name: given for name, (_, given) in cells.items()}
+        return DecodedInputs(inputs, sent, fits, broken, digests, complaint)
 
     def _read(self, blob: bytes) -> dict[str, NDArray[Any]]:
         """One row by input name, with a batch axis of 1, as it was sent."""
@@ -131,10 +148,16 @@ class RowDecoder:
             row[spec.name] = _unfilled(spec, array if array.ndim == len(spec.shape) else array[None])
         return row
 
-    def _same_shape(self, row: dict[str, NDArray[Any]], shapes: dict[str, tuple[int, ...]]) -> None:
+    @staticmethod
+    def _same_shape(row: dict[str, NDArray[Any]], shapes: Shapes) -> None:
         for name, array in row.items():
-            if array.ndim == 0 or len(array) != 1 or array.shape[1:] != shapes.get(name, array.shape[1:]):
-                raise DatasetError(f"input '{name}' has the shape {list(array.shape)}, unlike the first row's")
+            if array.ndim == 0 or len(array) != 1:
+                raise DatasetError(f"input '{name}' has the shape {list(array.shape)}, which is not one row")
+            if array.shape[1:] != (known := shapes.get(name, array.shape[1:])):
+                raise _OtherShape(
+                    f"input '{name}' is of shape {list(array.shape[1:])}, the dataset's rows are of {list(known)}: "
+                    "rows of one dataset have one shape, that of the oldest; cut them to one length"
+                )
 
 
 def decode_inputs(blobs: Sequence[bytes], signature: Signature) -> DecodedInputs:
@@ -157,6 +180,7 @@ def joined(parts: Sequence[DecodedInputs], signature: Signature) -> DecodedInput
         inputs,
         sent,
         np.concatenate([part.fits for part in parts]) if parts else np.zeros(0, dtype=bool),
+        np.concatenate([part.broken for part in parts]) if parts else np.zeros(0, dtype=bool),
         [digest for part in parts for digest in part.digests],
         next((part.complaint for part in parts if part.complaint), ""),
     )

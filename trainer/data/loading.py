@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.signature import Signature
-from trainer.data.decoding import DecodedInputs, RowDecoder, joined
+from trainer.data.decoding import DecodedInputs, RowDecoder, Shapes, joined
 from trainer.data.lake_scan import LakeScan
 from trainer.data.row_file import RowFile, RowFileWriter, TensorShapes, bytes_of, storage_refused
 from trainer.data.row_store import RowStore, write_store
@@ -27,7 +27,7 @@ class Loaded:
     """What came of N rows.
 
     Args:
-        fits: bool[N]: which of them fit the signature; F rows.
+        fits: bool[N]: which of them fit; F rows. ``broken``: which break the signature.
         digests: SHA-256 of each of the F as the lake holds it.
         complaint: What is wrong with the first that does not fit.
         read: Inputs and what was sent (its name begins with :data:`trainer.data.rows.SENT`, where it is not the same)
@@ -36,6 +36,7 @@ class Loaded:
     """
 
     fits: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
     digests: list[bytes]
     complaint: str
     tensors: TensorShapes
@@ -52,20 +53,27 @@ def estimated_bytes(scan: LakeScan, places: NDArray[np.int64]) -> int:
     return int(len(places) * np.mean(sizes)) if sizes else 0
 
 
-def in_memory(scan: LakeScan, signature: Signature, places: NDArray[np.int64]) -> DecodedInputs:
-    """Decode rows into memory, in the order of ``places``, int64[N]."""
-    decoder, parts, numbers = _decoder(scan, signature, places), [], []
+def in_memory(
+    scan: LakeScan, signature: Signature, places: NDArray[np.int64], *, shapes: Shapes | None = None
+) -> DecodedInputs:
+    """Decode rows into memory, in the order of ``places``, int64[N].
+
+    Args:
+        shapes: Of a row by input, where other rows have said so; else the first row does.
+    """
+    decoder = RowDecoder(signature, shapes) if shapes else _decoder(scan, signature, places)
+    parts, numbers = [], []
     for at, blobs in scan.inputs(places):
         parts.append(decoder.decode([blob or b"" for blob in blobs]))
         numbers.append(at)
     found = joined(parts, signature)
     at = np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.int64)
-    fits = np.zeros(len(places), dtype=bool)
-    fits[at] = found.fits
+    fits, broken = np.zeros(len(places), dtype=bool), np.zeros(len(places), dtype=bool)
+    fits[at], broken[at] = found.fits, found.broken
     order = np.argsort(at[found.fits])
     inputs = {name: array[order] for name, array in found.inputs.items()}
     sent = {name: inputs[name] if array is found.inputs[name] else array[order] for name, array in found.sent.items()}
-    return DecodedInputs(inputs, sent, fits, [found.digests[number] for number in order], found.complaint)
+    return DecodedInputs(inputs, sent, fits, broken, [found.digests[number] for number in order], found.complaint)
 
 
 @contextmanager
@@ -87,7 +95,7 @@ def on_disk(scan: LakeScan, signature: Signature, places: NDArray[np.int64], cac
 
 
 def _write(scan: LakeScan, decoder: RowDecoder, places: NDArray[np.int64], path: Path) -> Loaded:
-    fits, complaint = np.zeros(len(places), dtype=bool), ""
+    fits, broken, complaint = np.zeros(len(places), dtype=bool), np.zeros(len(places), dtype=bool), ""
     digests: dict[int, bytes] = {}
     lies: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     writer: RowFileWriter | None = None
@@ -95,6 +103,7 @@ def _write(scan: LakeScan, decoder: RowDecoder, places: NDArray[np.int64], path:
         for at, blobs in scan.inputs(places):
             part = decoder.decode([blob or b"" for blob in blobs])
             complaint = complaint or part.complaint
+            broken[at] = part.broken
             if not part.digests:
                 continue
             if writer is None:  # the shape of open axes is known from the first row on
@@ -108,6 +117,7 @@ def _write(scan: LakeScan, decoder: RowDecoder, places: NDArray[np.int64], path:
     file = writer.file() if writer else RowFile(path, decoder.tensors(), np.zeros(1, dtype=np.int64))
     return Loaded(
         fits=fits,
+        broken=broken,
         digests=[digests[number] for number in np.flatnonzero(fits).tolist()],
         complaint=complaint,
         tensors=file.tensors,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent.contract.lake import IMPORTED
+from trainer.data.decoding import DecodedInputs
 from trainer.data.joining import Joined
+from trainer.data.loading import Loaded
 from trainer.data.rows import Rows
 from trainer.data.split import Sides
 from trainer.errors import DatasetError
@@ -45,22 +46,26 @@ def refuse_one_sided(recipe: Recipe, rows: Rows, sides: Sides) -> None:
             )
 
 
-def refuse_bad(recipe: Recipe, lake: str, rows: Rows, *, fits: NDArray[np.bool_], complaint: str) -> None:
+def refuse_bad(recipe: Recipe, lake: str, rows: Rows, decoded: DecodedInputs | Loaded) -> None:
     """Rows of devices that do not fit are set aside: an older model may have had another signature. Others are refused.
 
+    So are imported rows of another shape set aside: each is right by itself, and nothing takes it out again.
+
     Raises:
-        DatasetError: An imported row, or most of the rows, break the signature.
+        DatasetError: An imported row breaks the signature, or most of the rows do not fit.
     """
-    bad = np.flatnonzero(~fits)
+    bad, broken = np.flatnonzero(~decoded.fits), np.flatnonzero(decoded.broken)
+    complaint, total = decoded.complaint, len(decoded.fits)
     if not len(bad):
         return
-    if (rows.devices[bad] == IMPORTED).any():
+    if (rows.devices[broken] == IMPORTED).any():
         raise DatasetError(
-            f"{lake}: imported rows of '{recipe.name}' break the signature ({len(bad)} rows; the first: "
+            f"{lake}: imported rows of '{recipe.name}' break the signature ({len(broken)} rows; the first: "
             f"{complaint}); mend the recipe, then `shoal trainer import {recipe.name} --lake ... --replace`"
         )
-    if 2 * len(bad) > len(fits):
+    if 2 * len(bad) > total:
+        what = "break the signature in model.toml" if len(broken) else "are of another shape than the oldest"
         raise DatasetError(
-            f"{lake}: {len(bad)} of {len(fits)} samples of '{recipe.name}' break the signature in model.toml; the "
+            f"{lake}: {len(bad)} of {total} samples of '{recipe.name}' {what}; the "
             f"first is request {rows.requests[bad[0]]} of device {rows.devices[bad[0]]}: {complaint}"
         )

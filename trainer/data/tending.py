@@ -113,12 +113,13 @@ def keep_log(table: DeltaTable) -> None:
 
 
 def kept_records(lake: str, packages: int) -> list[DatasetRecord]:
-    """The book's entries of the newest packages of each model."""
-    counts: dict[str, int] = {}
+    """The book's entries of the newest packages of each model; several of one package count once."""
+    newest: dict[str, set[str]] = {}
     kept = []
     for record in dataset_records(lake):
-        if record.package and counts.get(record.model, 0) < packages:
-            counts[record.model] = counts.get(record.model, 0) + 1
+        known = newest.setdefault(record.model, set())
+        if record.package and (record.package in known or len(known) < packages):
+            known.add(record.package)
             kept.append(record)
     return kept
 

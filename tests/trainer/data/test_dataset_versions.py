@@ -50,13 +50,20 @@ def camera_rows(rows: int, *, model: str = "digits", seed: int = 0, devices: int
     return samples, labels
 
 
+def recipe_with(recipe: Recipe, *, inputs: Callable[[Any], Any] | None = None, **settings: Any) -> Recipe:
+    """The recipe with other settings in [dataset], and other inputs."""
+    file = msgspec.structs.replace(recipe.file, dataset=msgspec.structs.replace(recipe.file.dataset, **settings))
+    if inputs is not None:
+        file = msgspec.structs.replace(file, inputs=tuple(inputs(spec) for spec in file.inputs))
+    return Recipe(recipe.folder, file, recipe.digest)
+
+
 @pytest.fixture
 def recipe_like(recipe: Recipe) -> Callable[..., Recipe]:
     """The recipe with other settings in [dataset]."""
 
     def make(**settings: Any) -> Recipe:
-        table = msgspec.structs.replace(recipe.file.dataset, **settings)
-        return Recipe(recipe.folder, msgspec.structs.replace(recipe.file, dataset=table), recipe.digest)
+        return recipe_with(recipe, **settings)
 
     return make
 
@@ -210,6 +217,36 @@ def test_rows_on_disk_are_those_in_memory(
         passes = [dataset.source(mask, weights).batches(size=32, seed=1) for dataset in (small, large)]
         sums = [sum(float(inputs["image"].sum()) for inputs, _, _ in batches) for batches in passes]
         assert sums[0] == pytest.approx(sums[1])
+
+
+@pytest.mark.parametrize(("memory_mib", "labelled"), [(64, 300), (0.15, 300), (0.15, 500)])
+def test_where_an_axis_is_open_rows_of_another_length_than_the_oldest_are_set_aside(
+    recipe: Recipe, lake_with: Callable[..., Path], tmp_path: Path, memory_mib: float, labelled: int
+) -> None:
+    samples, labels = camera_rows(500, labelled=labelled)
+    long = encode_row({"image": np.ones((1, 1, 9, 8), dtype=np.float32)}, 0)
+    for at in (50, 51, 400):
+        samples[at]["inputs"] = long
+    for row in (samples[51], labels[51]):
+        row["device"] = "import"
+    open_axis = recipe_with(
+        recipe, inputs=lambda spec: msgspec.structs.replace(spec, shape=(-1, 1, -1, 8)), memory_mib=memory_mib
+    )
+    found = read_dataset(open_axis, str(lake_with(samples, labels)), champion="p" * 64, cache=tmp_path / "cache")
+    assert isinstance(found.rows.inputs, StoredInputs) == (memory_mib < 1)
+    assert found.set_aside == 3
+    assert "shape [1, 9, 8], the dataset's rows are of [1, 8, 8]" in found.complaint
+    assert found.rows.inputs["image"].shape[1:] == (1, 8, 8)
+    assert found.recent.inputs["image"].shape == (len(found.recent), 1, 8, 8)
+
+
+def test_where_most_rows_are_of_another_length_it_is_said(recipe: Recipe, lake_with: Callable[..., Path]) -> None:
+    samples, labels = camera_rows(3000)
+    for sample in samples[1:]:
+        sample["inputs"] = encode_row({"image": np.ones((1, 1, 9, 8), dtype=np.float32)}, 0)
+    open_axis = recipe_with(recipe, inputs=lambda spec: msgspec.structs.replace(spec, shape=(-1, 1, -1, 8)))
+    with pytest.raises(DatasetError, match=r"are of another shape than the oldest; .* cut them to one length"):
+        read_dataset(open_axis, str(lake_with(samples, labels)))
 
 
 def test_no_more_rows_judge_than_memory_holds(
