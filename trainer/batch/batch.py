@@ -110,6 +110,7 @@ class Batch:
         records = self._table.records()
         earlier = next((record for record in records if record.logical_time == self._time), None)
         if earlier is not None and not self._is_to_replace(earlier):
+            self._tidy()
             return self._outcome(earlier, f"batch {earlier.number} answered {self._time} already", fresh=False)
         self._report("plan", 0.0, "looking at the input", {})
         plan, schema, resumed = self._planned(records, earlier)
@@ -154,6 +155,12 @@ class Batch:
         how = ", going on with an earlier attempt" if resumed else ""
         at_most = "at most " if plan.where is not None or plan.equal else ""
         return f"{self._time}: {at_most}{plan.rows} rows of {files}, by {plan.model} version {plan.version}{how}"
+
+    def _tidy(self) -> None:
+        """Remove what an attempt has left that was killed between its commit and its end."""
+        for plan in self._table.staged():
+            if plan.logical_time == self._time:
+                self._table.discard(plan.id)
 
     def _is_to_replace(self, earlier: BatchRecord) -> bool:
         # An attempt of this very run that committed and could not say so is not to be repeated.

@@ -18,7 +18,7 @@ from edge_agent.contract.batch import KEY, LOGICAL_TIME
 from edge_agent.contract.errors import ShoalError
 from trainer.batch.chunks import REJECTED_SCHEMA, Answers, Chunks, with_logical_time
 from trainer.batch.errors import InputUnreadable
-from trainer.batch.inputs.spool import FAULT
+from trainer.batch.inputs.spool import FAULT, FAULT_ROW
 from trainer.batch.moments import between
 from trainer.batch.plan import Part, PartDone, Piece, Plan
 from trainer.batch.storage import Storage, locate, writing
@@ -68,7 +68,7 @@ class OpenPart:
         self._batches = self._file.iter_batches(
             chunk_rows,
             row_groups=list(range(part.first_group, part.end_group)),
-            columns=[name for name in [*self._names, FAULT] if name in stored],
+            columns=[name for name in [*self._names, FAULT, FAULT_ROW] if name in stored],
             use_threads=False,
         )
         self._next_row = self._piece.first_row + part.first_row
@@ -96,7 +96,10 @@ class OpenPart:
                 return None
             first = self._next_row
             self._next_row += len(batch)
-        return self._wanted(batch, np.arange(first, first + len(batch), dtype=np.int64))
+        rows = np.arange(first, first + len(batch), dtype=np.int64)
+        if FAULT_ROW in batch.schema.names:
+            rows = batch.column(FAULT_ROW).to_numpy()
+        return self._wanted(batch, rows)
 
     def answer(self, chunk: Chunk) -> int:
         """Answer a chunk and write what came of it.

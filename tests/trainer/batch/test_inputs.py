@@ -64,6 +64,27 @@ def test_csv_files_are_read_with_text_keys_and_one_bad_cell_costs_one_row(packag
     assert not list((tmp_path / "out" / "_shoal" / "nightly" / "spools").glob("*/*.parquet"))
 
 
+def test_lines_of_the_wrong_length_are_set_aside_together_under_their_own_numbers(
+    package: Package, tmp_path: Path
+) -> None:
+    lines = [["id", *PIXELS], *([f"{at:04d}", *row] for at, row in enumerate(images(40).tolist()))]
+    lines[3:] = [line[: 64 - at % 2] if at % 3 else line for at, line in enumerate(lines[3:])]
+    write_csv(tmp_path / "in" / "scans.csv", lines)
+    source = {"kind": "csv", "path": str(tmp_path / "in")}
+    some = job(package, tmp_path, input=source, columns={"image": PIXELS}, max_rejected=0.9)
+    outcome = run(some)
+    assert outcome.record is not None
+    assert (outcome.record.rows, outcome.record.rejected) == (15, 25)
+    aside = {row["row"]: row["reason"] for row in delta_rows(tmp_path / "out_rejected")}
+    assert sorted(aside) == [2 + at for at in range(38) if at % 3]
+    assert aside[3] == "the line has 63 cells, the header 65"
+    assert len(DeltaTable(str(tmp_path / "out_rejected")).file_uris()) == 1
+
+    write_csv(tmp_path / "in" / "scans.csv", [lines[0], *(line for line in lines[1:] if len(line) < 65)])
+    with pytest.raises(InputUnreadable, match=r"no line of it is a row: the line has .* `delimiter`"):
+        run(some, logical_time=TUESDAY)
+
+
 def test_an_sql_query_answers_rows_above_the_last_watermark(package: Package, tmp_path: Path) -> None:
     pixels = images(50)
     database(tmp_path / "db", pixels[:40])

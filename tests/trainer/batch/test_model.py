@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from edge_agent.contract.errors import ConfigurationError
+from edge_agent.contract.errors import ConfigurationError, PackageError
 from edge_agent.runtime.package import Package
 from tests.fakes.graph_packages import make_dependent_package, make_mixed_package, mixed_inputs, mixed_outputs
-from tests.fakes.packages import make_package
+from tests.fakes.packages import LABELS, answer, make_package, model_weights
 from tests.fakes.text_package import make_text_package
 from tests.trainer.batch.jobs import changed, delta_rows, expected, images, job, run, table, write
 from trainer.batch.errors import InputUnreadable
@@ -112,3 +112,19 @@ def test_a_model_whose_rows_depend_on_each_other_is_asked_row_by_row(tmp_path: P
     answered = model.answer({"x": rows})
     np.testing.assert_allclose(answered.outputs["centred"], np.zeros((5, 4)), atol=1e-6)
     model.close()
+
+
+def test_full_precision_answers_unless_the_job_asks_for_the_int8_form(tmp_path: Path) -> None:
+    both = make_package(tmp_path / "both", int8_seed=5)
+    write(tmp_path / "in", "a.parquet", table(list(range(50)), images(50)))
+    some = job(both, tmp_path)
+    run(some)
+    full = [row["prediction"] for row in sorted(delta_rows(tmp_path / "out"), key=lambda row: int(row["key"]))]
+    assert full == expected(images(50))
+
+    small = changed(some, model={"package": str(both.folder), "variant": "int8"}, replace=True)
+    run(small, run="run-2")
+    found = [row["prediction"] for row in sorted(delta_rows(tmp_path / "out"), key=lambda row: int(row["key"]))]
+    assert found == [LABELS[at] for at in answer(*model_weights(5), images(50)).argmax(axis=1)]
+    with pytest.raises(PackageError, match="no variant 'int4'"):
+        run(changed(some, model={"package": str(both.folder), "variant": "int4"}))

@@ -63,6 +63,11 @@ def test_a_batch_is_in_its_table_once_and_can_be_replaced(package: Package, tmp_
     assert {row["package"] for row in rows} == {other.digest}
     assert len(rows_of(kind, tmp_path, "_rejected")) == 1
 
+    assert run(again, run="run-2").fresh is False
+    third = run(again, run="run-3").record
+    assert third is not None
+    assert (third.number, third.replaces, len(rows_of(kind, tmp_path))) == (3, 2, 299)
+
 
 @pytest.mark.parametrize("kind", ["delta", "parquet", "sql"])
 def test_of_two_runs_at_once_one_commits_and_the_other_is_told(package: Package, tmp_path: Path, kind: str) -> None:

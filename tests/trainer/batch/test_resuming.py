@@ -15,6 +15,10 @@ from edge_agent.contract.runs import RunFile, RunKind, RunResult, RunState
 from edge_agent.runtime.package import Package
 from tests.trainer.batch.jobs import MIDNIGHT, delta_rows, expected, images, job, run, table, write
 from trainer.batch.__main__ import RESULT_FILE
+from trainer.batch.outputs.ledger import write_plan
+from trainer.batch.outputs.open import open_output
+from trainer.batch.plan import Plan
+from trainer.batch.storage import Storage
 
 ROWS = 36_000
 
@@ -74,12 +78,19 @@ def test_a_run_that_committed_and_could_not_say_so_is_not_repeated(package: Pack
     write(tmp_path / "in", "a.parquet", table(list(range(40)), images(40)))
     some = job(package, tmp_path, replace=True)
     run(some, run="run-9")
+    left = Plan(
+        job="", logical_time=MIDNIGHT, package="", model="", version="", filesystem="", pieces=(), parts=(),
+        watermark={}, after=0,
+    )  # fmt: skip
+    staged = Path(open_output(some, tmp_path / "work").stage(left.id).marks)
+    write_plan(Storage(str(staged)), left)
     again = process(some, tmp_path / "work")
     _, errors = again.communicate(timeout=60)
     assert again.returncode == 0, errors.decode()
     result = msgspec.json.decode((tmp_path / "work" / RESULT_FILE).read_bytes(), type=RunResult)
     assert (result.state, result.reasons) == (RunState.DONE, (f"batch 1 answered {MIDNIGHT} already",))
     assert len(delta_rows(tmp_path / "out")) == 40
+    assert not staged.exists()
 
 
 @pytest.mark.timeout(300)

@@ -29,7 +29,7 @@ def pin_csv(source: CsvInput, logical_time: str, since: dict[str, Any], folder: 
     path = filled_in(source.path, logical_time)
     fs, infos = find_files(path, (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".txt"))
     chosen, watermark = new_files(source, infos, since)
-    spool = Spool(folder)
+    spool, complaint = Spool(folder), ""
     for info in chosen:
         bad: list[tuple[int, str]] = []
         rows = csv_rows(
@@ -45,6 +45,9 @@ def pin_csv(source: CsvInput, logical_time: str, since: dict[str, Any], folder: 
         except DatasetError as error:
             raise InputUnreadable(str(error)) from error
         spool.take_faults(bad, info.path)
+        complaint = complaint or (bad[0][1] if bad else "")
+    if complaint and spool.schema is None:
+        raise InputUnreadable(f"{path}: no line of it is a row: {complaint}; is `delimiter` right?")
     return Pinned(
         shown=path,
         filesystem=folder.uri,

@@ -17,6 +17,8 @@ from trainer.batch.storage import Storage, writing
 
 # A column that tells why a row cannot even be read; where a file has it, all its rows are set aside.
 FAULT = "__shoal_fault__"
+# Beside it: their numbers in the source, which do not follow on each other.
+FAULT_ROW = "__shoal_row__"
 _FILE_ROWS = 262_144
 _GROUP_ROWS = 16_384
 
@@ -47,9 +49,10 @@ class Spool:
 
     def take_faults(self, faults: list[tuple[int, str]], shown: str) -> None:
         """Put down rows that cannot be read, with the reason and their number in the source."""
-        for number, why in faults:
-            columns = {FAULT: pa.array([why])}
-            self._write(pa.table(columns), shown, max(number, 0))
+        for first in range(0, len(faults), _FILE_ROWS):
+            some = faults[first : first + _FILE_ROWS]
+            rows = pa.array([max(number, 0) for number, _ in some], pa.int64())
+            self._write(pa.table({FAULT: [why for _, why in some], FAULT_ROW: rows}), shown, 0)
 
     def _write(self, table: pa.Table, shown: str, first_row: int) -> None:
         name = f"rows-{len(self.pieces):05d}.parquet"

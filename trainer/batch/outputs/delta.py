@@ -52,11 +52,13 @@ class DeltaAnswers:
         table = self._open(self._answers)
         if table is None:
             return []
-        return [
+        true = [
             record
             for record, plan_id in self._ledger.written()
             if table.transaction_version(self._application(plan_id)) == record.number
         ]
+        replaced = {record.replaces for record in true}
+        return [record for record in true if record.number not in replaced]
 
     def stage(self, plan_id: str) -> Stage:
         """Where a batch is made ready."""
