@@ -48,7 +48,9 @@ class RowsFrom:
         """
         kind, _, where = text.partition(":")
         if kind not in KINDS or not where:
-            raise DatasetError(f"{text!r}: write KIND:WHERE, with one of the kinds {', '.join(KINDS)}")
+            suffix = Path(text).suffix[1:]
+            such = f", as {suffix}:{text}" if suffix in KINDS else ""
+            raise DatasetError(f"{text!r}: write KIND:WHERE{such}; KIND is one of {', '.join(sorted(KINDS))}")
         if kind == "sql" and not query:
             where, _, query = where.partition("?")
             if " " not in query.strip():  # options of the URL, then

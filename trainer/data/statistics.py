@@ -65,7 +65,7 @@ def describe(array: NDArray[Any]) -> dict[str, Any]:
     if array.dtype == object:
         words = Counter(bytes(value).decode("utf-8", "replace") for value in flat)
         common = {word[:60]: count for word, count in words.most_common(_SHOWN_WORDS) if word}
-        return found | {"missing": words.get("", 0), "distinct": len(words), "common": common}
+        return found | {"missing": words.get("", 0), "distinct": len(words.keys() - {""}), "common": common}
     numbers = flat.astype(np.float64)
     finite = numbers[np.isfinite(numbers)]
     found["missing"] = int(np.isnan(numbers).sum())
@@ -137,7 +137,7 @@ def _examples(recipe: Recipe, dataset: Dataset, count: int) -> list[dict[str, An
             "at": _moment(int(taken.at_ms[at])),
             "prediction": str(taken.predictions[at]),
             "side": str(side[at]),
-            "inputs": {name: _shown(array[at]) for name, array in taken.sent.items()},
+            "inputs": {name: shown(array[at]) for name, array in taken.sent.items()},
         }
         for at in range(len(taken))
     ]
@@ -148,15 +148,20 @@ def _side(dataset: Dataset) -> NDArray[Any]:
     return np.select([mask for _, mask in named], [name for name, _ in named], default="train")
 
 
-def _shown(value: NDArray[Any]) -> str:
-    """A cell in a few words."""
-    flat = np.asarray(value).reshape(-1)
-    words = [
-        bytes(one).decode("utf-8", "replace")[:40] if flat.dtype == object else f"{one:g}"
-        for one in flat[:_SHOWN_VALUES]
-    ]
+def shown(value: Any) -> str:
+    """An input of one row in a few words; of a column of scalars it is a bare number or word."""
+    # A cell of an object array is the bare word: numpy would make a string array of it.
+    flat = value.reshape(-1) if isinstance(value, np.ndarray) else np.array([value], dtype=object)
+    words = [_word(one) for one in flat[:_SHOWN_VALUES]]
     more = f" ... ({flat.size} values)" if flat.size > _SHOWN_VALUES else ""
     return " ".join(words) + more
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, (str, bytes)):
+        word = value if isinstance(value, str) else value.decode("utf-8", "replace")
+        return repr(word[:40]) if word else "missing"
+    return f"{value:g}"
 
 
 def _drawn(keys: list[str], most: int) -> NDArray[np.int64]:

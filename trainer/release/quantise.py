@@ -64,7 +64,7 @@ def quantise(model: Path, target: Path, signature: Signature, rows: Mapping[str,
                 _Rows(signature, rows),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=sorted(_TYPES),
-                nodes_to_exclude=_ends(onnx.load(str(prepared))),
+                nodes_to_exclude=_kept(onnx.load(str(prepared))),
                 per_channel=True,
                 reduce_range=True,
                 activation_type=QuantType.QUInt8,
@@ -79,10 +79,21 @@ def quantise(model: Path, target: Path, signature: Signature, rows: Mapping[str,
     return target
 
 
-def _ends(model: onnx.ModelProto) -> list[str]:
-    """Names of the first and the last heavy layer, where there are enough others."""
+def _kept(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that stay as they are.
+
+    The first and the last heavy layer, where there are enough others; and what comes before any heavy layer: there lie
+    raw inputs, and one range for days since 1970, euros, counts and missing values would leave nothing of the smaller.
+    """
     heavy = [node.name for node in model.graph.node if node.op_type in _HEAVY]
-    return [heavy[0], heavy[-1]] if len(heavy) >= _LEAST_LAYERS else []
+    after: set[str] = set()
+    raw = []
+    for node in model.graph.node:  # in the order of computation
+        if node.op_type in _HEAVY or any(name in after for name in node.input):
+            after.update(node.output)
+        else:
+            raw.append(node.name)
+    return raw + ([heavy[0], heavy[-1]] if len(heavy) >= _LEAST_LAYERS else [])
 
 
 def calibration_rows(targets: NDArray[np.int64], *, most: int = CALIBRATION_ROWS) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from tests.trainer.data.test_import_table import source_of
 from trainer.cli import trainer
 from trainer.data.dataset import read_dataset
 from trainer.data.records import record_dataset
-from trainer.data.statistics import describe
+from trainer.data.statistics import describe, shown
 from trainer.recipe import Recipe
 
 
@@ -49,6 +49,13 @@ def test_a_dataset_is_shown_by_class_device_and_side(shoal: Callable[..., str], 
     assert found["devices"]["import"] == 701
     assert found["inputs"]["image"]["maximum"] == 16.0
     assert sorted(row["label"] for row in found["examples"]) == sorted(2 * [str(digit) for digit in range(10)])
+
+
+def test_examples_of_words_are_shown_as_words() -> None:
+    table = np.array([b"north", b"", "Pro Max"], dtype=object)
+    assert [shown(cell) for cell in table] == ["'north'", "missing", "'Pro Max'"]
+    assert shown(np.array([b"a", b"b"], dtype=object)) == "'a' 'b'"
+    assert [shown(cell) for cell in np.array([1.5, np.nan], dtype=np.float32)] == ["1.5", "nan"]
 
 
 def test_labels_known_later_are_left_out_where_it_is_asked(shoal: Callable[..., str], lake: str) -> None:
@@ -95,5 +102,5 @@ def test_missing_values_and_text_are_described() -> None:
     numbers = describe(np.array([[1.0], [np.nan], [3.0], [np.inf]], dtype=np.float32))
     assert (numbers["missing"], numbers["infinite"], numbers["mean"], numbers["maximum"]) == (1, 1, 2.0, 3.0)
     words = describe(np.array([b"steel", b"steel", b"", b"brass"], dtype=object))
-    assert (words["missing"], words["distinct"], words["common"]) == (1, 3, {"steel": 2, "brass": 1})
+    assert (words["missing"], words["distinct"], words["common"]) == (1, 2, {"steel": 2, "brass": 1})
     assert describe(np.array([np.nan]))["missing"] == 1

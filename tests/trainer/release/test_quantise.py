@@ -8,6 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime import InferenceSession
 
+from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.package import Package
 from trainer.errors import QuantisationFailed
 from trainer.recipe import Recipe
@@ -41,6 +43,52 @@ def test_a_graph_with_nothing_to_quantise_says_so(recipe: Recipe, tmp_path: Path
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(tmp_path / "relu.onnx"))
     with pytest.raises(QuantisationFailed, match="no convolution and no matrix product"):
         quantise(tmp_path / "relu.onnx", tmp_path / "int8.onnx", recipe.signature, {"x": np.zeros((1, 4))})
+
+
+def test_raw_inputs_of_all_magnitudes_stay_as_they_are(recipe: Recipe, tmp_path: Path) -> None:
+    """Days since 1970 beside a count: one range for both would leave nothing of the count."""
+    random = np.random.default_rng(0)
+    days = (20_000 + random.integers(0, 500, 64)).astype(np.float32)
+    counts = random.integers(0, 9, 64).astype(np.float32)
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("days", "counts")]
+    weights = {
+        "axes": np.array([1]),
+        "mean": np.array([20_250.0, 4.0], dtype=np.float32),
+        "spread": np.array([150.0, 2.0], dtype=np.float32),
+        "first": random.normal(0, 0.5, (2, 16)).astype(np.float32),
+        "second": random.normal(0, 0.5, (16, 2)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Unsqueeze", ["days", "axes"], ["a"], name="a"),
+        helper.make_node("Unsqueeze", ["counts", "axes"], ["b"], name="b"),
+        helper.make_node("Concat", ["a", "b"], ["raw"], name="raw", axis=1),
+        helper.make_node("Sub", ["raw", "mean"], ["centred"], name="centred"),
+        helper.make_node("Div", ["centred", "spread"], ["scaled"], name="scaled"),
+        helper.make_node("MatMul", ["scaled", "first"], ["hidden"], name="hidden"),
+        helper.make_node("Relu", ["hidden"], ["active"], name="active"),
+        helper.make_node("MatMul", ["active", "second"], ["y"], name="y"),
+    ]
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+    constants = [onnx.numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "table", given, [answer], constants)
+    full = tmp_path / "table.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(full))
+    specs = [TensorSpec(name=name, datatype=Datatype.FP32, shape=(None,)) for name in ("days", "counts")]
+    signature = Signature(inputs=tuple(specs), outputs=recipe.signature.outputs)
+    rows = {"days": days, "counts": counts}
+    small = quantise(full, tmp_path / "int8.onnx", signature, rows)
+    found, expected = (
+        InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, rows)[0] for path in (small, full)
+    )
+    assert np.abs(found - expected).max() < 0.1 * expected.std()
+
+
+def test_words_are_compared_by_what_they_say(tmp_path: Path) -> None:
+    for file, word in (("a", "NaT"), ("b", "NaT"), ("c", "0")):
+        text = onnx.numpy_helper.from_array(np.array([word], dtype=object), "word")
+        onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [text])), str(tmp_path / file))
+    assert differing_weights(tmp_path / "a", tmp_path / "b") == []
+    assert differing_weights(tmp_path / "a", tmp_path / "c") == ["word: 1 of 1 values differ"]
 
 
 def test_calibration_sees_rare_classes_and_the_whole_length() -> None:
