@@ -20,7 +20,7 @@ from trainer.data.rows import Rows
 from trainer.errors import ParityFailed, QuantisationFailed
 from trainer.gates.comparison import Comparison, predict
 from trainer.gates.evaluate import compare_forms
-from trainer.gates.footprint import Footprint, measure
+from trainer.gates.footprint import Footprint, Speedup, measure
 from trainer.gates.parity import check_probabilities
 from trainer.gates.parity_matrix import FormParity, ParityMatrix
 from trainer.recipe import Recipe
@@ -46,8 +46,8 @@ class Int8:
     kept: bool
     reason: str
     comparison: Comparison | None = None
-    speedup: float | None = None
-    batch_speedup: float | None = None
+    speedup: Speedup | None = None
+    batch_speedup: Speedup | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What ``evaluation.json`` says of it."""
@@ -55,7 +55,8 @@ class Int8:
         if self.comparison is not None:
             found["comparison"] = self.comparison.as_json()
         if self.speedup is not None and self.batch_speedup is not None:
-            found |= {"speedup": round(self.speedup, 3), "batch_speedup": round(self.batch_speedup, 3)}
+            found |= {"speedup": round(self.speedup.times, 3), "batch_speedup": round(self.batch_speedup.times, 3)}
+            found["speedup_interval"] = [round(self.speedup.low, 3), round(self.speedup.high, 3)]
         return found
 
 
@@ -180,7 +181,7 @@ def _judge(
 ) -> Int8:
     """Whether the int8 form is released, and why."""
     a, b = footprints[INT8], footprints[FULL_PRECISION]
-    speedup, batch_speedup = b.row_us / a.row_us, b.batch_us / a.batch_us
+    speedup, batch_speedup = a.row_speedup, a.batch_speedup
     comparison, faults = compare_forms(recipe, dataset, small, full, seed=seed)
     try:
         heldout = predict(small, dataset.rows.take(dataset.holdout).inputs)
@@ -188,12 +189,15 @@ def _judge(
     except ParityFailed as error:
         faults.append(str(error))
     figures = (
-        f"{speedup:.2f} times as fast for a single row ({_ms(a.row_us):g} against {_ms(b.row_us):g} ms) and "
-        f"{batch_speedup:.2f} times for {a.batch_rows} rows"
+        f"{speedup.times:.2f} times as fast for a single row ({_ms(a.row_us):g} against {_ms(b.row_us):g} ms; interval "
+        f"of the ratio {speedup.low:.2f} to {speedup.high:.2f}) and {batch_speedup.times:.2f} times for {a.batch_rows} "
+        "rows"
     )
     wanted = recipe.file.gates.int8_speedup
-    if speedup < wanted or batch_speedup < 1:
+    if speedup.times < wanted or batch_speedup.times < 1:
         faults.append(f"it is {figures}; it must be {wanted:g} times for a single row, and no slower for more")
+    elif speedup.low <= 1:
+        faults.append(f"it is {figures}: on a machine that busy nobody can tell that it is faster at all")
     if faults:
         return Int8(False, "; ".join(faults), comparison, speedup, batch_speedup)
     lost = -100 * (comparison.difference or 0.0)

@@ -15,7 +15,7 @@ from tests.trainer.conftest import field_rows
 from trainer.data.dataset import Dataset, read_dataset
 from trainer.gates.comparison import Comparison
 from trainer.gates.evaluate import compare_forms, decide, evaluate
-from trainer.gates.statistics import bootstrap_interval, mcnemar, wilson_interval
+from trainer.gates.statistics import bootstrap_interval, mcnemar, median_interval, wilson_interval
 from trainer.recipe import Recipe
 from trainer.recipe_file import Gates
 from trainer.release.reference import calibrate
@@ -162,6 +162,32 @@ def test_rows_of_one_group_count_as_one_piece_of_evidence() -> None:
     wide_low, wide_high = bootstrap_interval(gained_together, weights, together, confidence=0.9, seed=0)
     assert 0.19 < low < 0.25 < high < 0.31
     assert wide_high - wide_low > 3 * (high - low)
+
+
+def test_very_few_groups_show_nothing_though_all_of_them_agree() -> None:
+    def interval(groups: int, *, confidence: float = 0.9) -> tuple[float, float]:
+        names = np.repeat(np.arange(groups), 50).astype(str).astype(object)
+        return bootstrap_interval(np.ones(50 * groups), np.ones(50 * groups), names, confidence=confidence, seed=0)
+
+    assert interval(1) == interval(4) == (-1.0, 1.0)
+    assert interval(5) == (1.0, 1.0)
+    assert interval(5, confidence=0.99) == (-1.0, 1.0)
+
+
+def test_of_few_groups_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    names = np.arange(8).astype(str).astype(object)
+    hits = 0
+    for _ in range(400):
+        low, high = bootstrap_interval(rng.normal(0.2, 0.3, 8), np.ones(8), names, confidence=0.9, seed=0)
+        hits += low <= 0.2 <= high
+    assert 0.86 < hits / 400 < 0.94  # plain percentiles hold it in 82 %
+
+
+def test_the_interval_of_a_median_is_that_of_the_sign_test() -> None:
+    assert median_interval([3.0, 1.0, 2.0], confidence=0.9) == (1.0, 3.0)
+    # Of 50 values the 19th and the 32nd (Conover, Practical Nonparametric Statistics, section 3.2).
+    assert median_interval([float(at) for at in range(1, 51)], confidence=0.9) == (19.0, 32.0)
 
 
 def test_mcnemar_is_the_exact_sign_test() -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_agent.contract.manifest import Batching
 from tests.fakes.packages import make_package
 from trainer.errors import MeasurementFailed
-from trainer.gates.footprint import Footprint, measure, preferred_rows
+from trainer.gates.footprint import Footprint, measure, preferred_rows, speedup
 from trainer.gates.limits import broken_limits
 from trainer.recipe_file import Gates
 
@@ -21,6 +22,23 @@ def test_each_form_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
         assert each.batch_rows == 4
         assert each.batch_us > 0
         assert each.memory_bytes >= 0
+        assert 0 < each.row_speedup.low <= each.row_speedup.times <= each.row_speedup.high
+    assert found["fp32"].row_speedup.times == found["fp32"].batch_speedup.times == 1
+
+
+def test_a_machine_that_is_busy_with_something_else_hardly_changes_how_much_faster_a_form_is() -> None:
+    rng = np.random.default_rng(0)
+    rounds = []
+    for number in range(50):
+        # For half of the rounds all takes three times as long; and one run in ten is interrupted.
+        busy = 3.0 if number >= 25 else 1.0
+        runs = [busy * typical * (1 + 20 * (rng.random(20) < 0.1)) for typical in (40.0, 30.0)]
+        rounds.append([each.tolist() for each in runs])
+    found = speedup(rounds, 1, 0)
+    assert found.times == pytest.approx(40 / 30, rel=0.01)
+    assert 1.3 < found.low <= found.high < 1.37
+    same = speedup([[one[0], one[0]] for one in rounds], 1, 0)
+    assert (same.low, same.high) == (1.0, 1.0)
 
 
 def test_a_model_that_does_not_run_is_said_with_the_runtimes_words(tmp_path: Path) -> None:

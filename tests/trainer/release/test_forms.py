@@ -62,7 +62,7 @@ def test_an_int8_form_that_is_fast_and_good_enough_is_kept_and_a_device_can_serv
     lenient = with_gates(recipe, int8_speedup=1.0, int8_budget=0.05, confidence=0.99)
     found = forms_of(lenient, champion, dataset, matrix, tmp_path)
     if not found.int8.kept:  # too busy: it must be the time alone, and said
-        assert "it must be 1 times for a single row" in found.int8.reason
+        assert "it must be 1 times for a single row" in found.int8.reason or "that busy" in found.int8.reason
         return
     assert found.int8.reason.startswith("it is ")
     assert "held-out rows" in found.int8.reason
