@@ -34,6 +34,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
         logical_time: The slot this run stands for, RFC 3339 UTC.
         lake: URI of the lake.
         samples_version, labels_version: Delta versions to train on; None means the newest when the run starts.
+        labels_until: Labels given later are not known to it, RFC 3339 UTC: a backfill of training is of what was known
+            at its logical time. None: all of that version are.
         champion: Package digest of the model to beat; None for the first version.
         fence: Fencing token of the lease; the server refuses reports that carry an older one.
     """
@@ -48,6 +50,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     fence: int
     samples_version: int | None = None
     labels_version: int | None = None
+    labels_until: str | None = None
     champion: str | None = None
     champion_version: str | None = None
     kind: RunKind = RunKind.TRAIN

@@ -199,7 +199,8 @@ def _when(one: dict[str, Any]) -> str:
         "interval": f"every {one['expression']} s",
         "labels": f"every {one['expression']} new labels",
     }
-    return how.get(one["kind"], "by hand") + ("" if one["enabled"] else " (disabled)")
+    state = "" if one["enabled"] else " (disabled)"
+    return how.get(one["kind"], "by hand") + state + (f" (makes no runs: {one['wrong']})" if one.get("wrong") else "")
 
 
 def _graph(one: dict[str, Any]) -> str:

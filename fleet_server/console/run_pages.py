@@ -159,7 +159,7 @@ def _schedule_row(one: Mapping[str, Any]) -> ScheduleRow:
     return ScheduleRow(
         name=one["name"],
         model=one["model"],
-        when=when.get(one["kind"], "by hand"),
+        when=f"makes no runs: {one['wrong']}" if one["wrong"] else when.get(one["kind"], "by hand"),
         catch_up=_CATCH_UP[one["catch_up"]] if one["next_ms"] else "",
         enabled=one["enabled"],
         steps=tuple((step["name"] or step["kind"], ", ".join(step["needs"])) for step in one["steps"]),

@@ -99,12 +99,18 @@ def settle_graphs(connection: sa.Connection, *, now_ms: int) -> list[str]:
     It looks at what is committed and may be done by several servers at once, again and again: whoever ends the last
     run that a step needs sees all of them, and should its server be killed before it gets here, another's tick comes.
     """
-    columns = (runs.c.schedule, runs.c.logical_time_ms)
-    blocked = sa.select(*columns).where(runs.c.state == RunState.BLOCKED.value).distinct()
+    blocked = runs.alias()
+    waits = sa.exists().where(
+        blocked.c.schedule == runs.c.schedule,
+        blocked.c.logical_time_ms == runs.c.logical_time_ms,
+        blocked.c.state == RunState.BLOCKED.value,
+    )
+    columns = (runs.c.id, runs.c.schedule, runs.c.logical_time_ms, runs.c.step, runs.c.state, runs.c.needs)
+    graphs: dict[tuple[str, int], list[Any]] = {}
+    for row in connection.execute(sa.select(*columns).where(waits)):
+        graphs.setdefault((row.schedule, row.logical_time_ms), []).append(row)
     changed: list[str] = []
-    for schedule, slot_ms in connection.execute(blocked).all():
-        of_graph = sa.and_(runs.c.schedule == schedule, runs.c.logical_time_ms == slot_ms)
-        rows = connection.execute(sa.select(runs.c.id, runs.c.step, runs.c.state, runs.c.needs).where(of_graph)).all()
+    for rows in graphs.values():
         ids = {row.step: row.id for row in rows}
         for step, (state, reason) in graph.settle({row.step: (RunState(row.state), row.needs) for row in rows}).items():
             values: dict[str, Any] = {"state": state.value}

@@ -18,6 +18,8 @@ from fleet_server.errors import Conflict, NotFound
 from fleet_server.schedules.graph import RESULTS, Step
 from fleet_server.schedules.tables import runs
 
+# Of what a worker says of a run; its log, which is longer, is bounded where it is kept.
+_MOST_TEXT, _MOST_METRICS, _MOST_METRIC_NAME = 2_000, 64, 100
 _FREE = {"lease_until_ms": None, "state": RunState.QUEUED.value, "fraction": 0.0}
 
 
@@ -144,13 +146,18 @@ def renew(connection: sa.Connection, run_id: str, progress: RunProgress, *, now_
         LeaseLost: It is not the reporter's any more.
     """
     values: dict[str, Any] = {
-        "stage": progress.stage,
+        "stage": _text(progress.stage),
         "fraction": min(1.0, max(0.0, progress.fraction)),
-        "message": progress.message,
+        "message": _text(progress.message),
         "lease_until_ms": now_ms + lease_ms,
     }
-    if finite := {name: value for name, value in progress.metrics.items() if math.isfinite(value)}:
-        values["metrics"] = {**find(connection, run_id)["metrics"], **finite}  # JSON has no NaN
+    # JSON has no NaN.
+    finite = {
+        _text(name)[:_MOST_METRIC_NAME]: value for name, value in progress.metrics.items() if math.isfinite(value)
+    }
+    if finite:
+        known = {name: value for name, value in find(connection, run_id)["metrics"].items() if name not in finite}
+        values["metrics"] = dict([*known.items(), *finite.items()][-_MOST_METRICS:])  # the newest stay
     _report(connection, run_id, progress.fence, values)
 
 
@@ -162,7 +169,7 @@ def hand_back(connection: sa.Connection, run_id: str, fence: int, reason: str) -
         LeaseLost: It is not the reporter's any more.
     """
     attempts = sa.case((runs.c.attempts > 0, runs.c.attempts - 1), else_=0)
-    _report(connection, run_id, fence, _FREE | {"attempts": attempts, "message": f"{reason}; queued again"})
+    _report(connection, run_id, fence, _FREE | {"attempts": attempts, "message": _text(f"{reason}; queued again")})
 
 
 def end(connection: sa.Connection, run_id: str, result: RunResult, *, now_ms: int) -> bool:
@@ -208,7 +215,9 @@ def _again(run: sa.RowMapping, result: RunResult, now_ms: int) -> dict[str, Any]
     step = Step(backoff_s=run["backoff_s"])
     pause_ms, failures = step.pause_ms(run["failures"]), run["failures"] + 1
     why = result.reasons[0] if result.reasons else "it failed"
-    message = f"try {failures} of {run['retries'] + 1} failed: {why[:500]}; tried again after {pause_ms / 1000:g} s"
+    message = (
+        f"try {failures} of {run['retries'] + 1} failed: {_text(why)[:500]}; tried again after {pause_ms / 1000:g} s"
+    )
     return _FREE | {"failures": failures, "not_before_ms": now_ms + pause_ms, "message": message}
 
 
@@ -228,6 +237,11 @@ def cancel(connection: sa.Connection, run_id: str, reason: str, *, now_ms: int) 
     active = runs.c.state.in_([state.value for state in (RunState.BLOCKED, RunState.QUEUED, RunState.RUNNING)])
     if not connection.execute(sa.update(runs).where(runs.c.id == run_id, active).values(values)).rowcount:
         raise Conflict(f"run {run_id} is {find(connection, run_id)['state']}: there is nothing to cancel")
+
+
+def _text(said: str) -> str:
+    """What a worker says, as a database takes it: PostgreSQL stores no NUL."""
+    return said.replace("\0", "")[:_MOST_TEXT]
 
 
 def _report(connection: sa.Connection, run_id: str, fence: int, values: dict[str, Any]) -> None:

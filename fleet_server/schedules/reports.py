@@ -33,7 +33,7 @@ def add_metrics(
     connection: sa.Connection, run: str, metrics: dict[str, float], *, attempt: int, at_ms: int, fraction: float
 ) -> None:
     """Keep a point of a run's metrics over time; beyond a thousand, every other of them goes, the newest stay."""
-    finite = {name[:100]: value for name, value in metrics.items() if math.isfinite(value)}
+    finite = {name.replace("\0", "")[:100]: value for name, value in metrics.items() if math.isfinite(value)}
     if not finite:
         return
     point = dict(list(finite.items())[:_MOST_NAMES])

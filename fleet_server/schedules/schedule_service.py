@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ from fleet_server.schedules.slots import (
 from fleet_server.schedules.tables import runs, schedules
 from fleet_server.upsert import upsert
 
+_log = logging.getLogger(__name__)
+
 # How many labels of a model there are.
 CountLabels = Callable[[sa.Connection, str], int]
 # Counting labels is the one thing here that grows with the fleet.
@@ -62,6 +65,7 @@ class ScheduleService:
         self._count_labels: CountLabels = count_labels or (lambda _connection, _model: 0)
         self._settings = settings or RunSettings()
         self._labels_looked_at_ms = 0
+        self._wrong: dict[str, str] = {}  # schedules that make no sense any more, as was said of them in the log
 
     def put(self, schedule: Schedule) -> None:
         """Create or change a schedule. Slots before now are not caught up; a changed one keeps its cursor.
@@ -93,7 +97,7 @@ class ScheduleService:
                 raise _unknown(name)
 
     def list(self) -> builtins.list[dict[str, Any]]:
-        """All schedules by name, each with ``steps``, and ``next_ms``, its next slot."""
+        """All schedules by name, each with ``steps``, ``next_ms``, its next slot, and ``wrong``: why it has none."""
         with self._db.read() as connection:
             rows = connection.execute(sa.select(schedules).order_by(schedules.c.name)).mappings().all()
         return [_shown(row) for row in rows]
@@ -116,14 +120,14 @@ class ScheduleService:
         with self._db.write() as connection:
             enabled = sa.select(schedules).where(schedules.c.enabled).with_for_update(skip_locked=True)
             rows = connection.execute(enabled.order_by(schedules.c.name)).mappings().all()
-            for row in rows:
-                schedule = _schedule_of(row)
+            there_are = [(row, schedule) for row in rows if (schedule := self._readable(row)) is not None]
+            for row, schedule in there_are:
                 if schedule.timed:
                     made += self._make_due(connection, schedule, row, now)
             if abs(now - self._labels_looked_at_ms) >= _LABELS_EVERY_MS:
                 self._labels_looked_at_ms = now
-                for row in rows:
-                    made += self._make_of_labels(connection, row, now)
+                for row, schedule in there_are:
+                    made += self._make_of_labels(connection, schedule, row, now)
         return made
 
     def start(self, name: str, reason: str, *, logical_time_ms: int | None = None) -> tuple[builtins.list[str], int]:
@@ -217,6 +221,18 @@ class ScheduleService:
 
     # --- inside
 
+    def _readable(self, row: sa.RowMapping) -> Schedule | None:
+        """The schedule of a row; None of one that makes no sense any more: it must not keep the others from theirs."""
+        try:
+            schedule = _schedule_of(row)
+        except ScheduleRefused as error:
+            if self._wrong.get(row["name"]) != str(error):
+                self._wrong[row["name"]] = str(error)
+                _log.error("makes no runs until it is put right or deleted: %s", error)
+            return None
+        self._wrong.pop(row["name"], None)
+        return schedule
+
     def _past(self, schedule: Schedule, anchor_ms: int, from_ms: int, until_ms: int) -> tuple[int, ...]:
         if not schedule.timed:
             raise ScheduleRefused(
@@ -249,8 +265,9 @@ class ScheduleService:
             connection.execute(sa.update(schedules).where(schedules.c.name == schedule.name).values(cursor_ms=cursor))
         return made
 
-    def _make_of_labels(self, connection: sa.Connection, row: sa.RowMapping, now: int) -> builtins.list[str]:
-        schedule = _schedule_of(row)
+    def _make_of_labels(
+        self, connection: sa.Connection, schedule: Schedule, row: sa.RowMapping, now: int
+    ) -> builtins.list[str]:
         if schedule.kind != LABELS:
             return []
         there = self._count_labels(connection, schedule.model)
@@ -298,11 +315,14 @@ def _find(connection: sa.Connection, name: str) -> sa.RowMapping:
 
 
 def _shown(row: sa.RowMapping) -> dict[str, Any]:
-    schedule = _schedule_of(row)
+    try:
+        schedule = _schedule_of(row)
+    except ScheduleRefused as error:  # it was right when it was put: what it asks for has changed since
+        return dict(row) | {"steps": [], "next_ms": None, "wrong": str(error)}
     following = None
     if row["enabled"] and schedule.timed:
         following = next_slot(trigger_of(schedule, anchor_ms=row["anchor_ms"]), row["cursor_ms"])
-    return dict(row) | {"steps": plain(schedule.steps), "next_ms": following}
+    return dict(row) | {"steps": plain(schedule.steps), "next_ms": following, "wrong": None}
 
 
 def _schedule_of(row: sa.RowMapping) -> Schedule:

@@ -26,16 +26,15 @@ from fleet_server.schedules.creation import (
     insert_run,
     settle_graphs,
 )
-from fleet_server.schedules.graph import FAILED, SUCCEEDED, Step, check_steps
+from fleet_server.schedules.graph import FAILED, Step, check_steps
 from fleet_server.schedules.leases import Claimant
-from fleet_server.schedules.slots import rfc3339
+from fleet_server.schedules.retry import queue_anew, same_slot, skipped_after
+from fleet_server.schedules.run_files import made_from, run_file, tried
 from fleet_server.schedules.tables import runs
 
 _log = logging.getLogger(__name__)
 
 __all__ = ["HARM", "MANUAL", "RunService", "RunSettings"]
-
-_MOST_TRIED = 200
 
 # (samples, labels): the newest versions of the lake's tables; None where a table does not exist yet.
 LakeVersions = Callable[[], tuple[int | None, int | None]]
@@ -174,11 +173,11 @@ class RunService:
             run = leases.find(connection, run_id)
             if RunState(run["state"]) not in FAILED:
                 raise Conflict(f"run {run_id} is {run['state']}: only one that failed is tried again")
-            again = [run_id, *_skipped_after(connection, run)]
+            again = [run_id, *skipped_after(connection, run)]
             try:
                 with connection.begin_nested():
                     for one in again:
-                        _queue_anew(connection, leases.find(connection, one))
+                        queue_anew(connection, leases.find(connection, one))
             except sa.exc.IntegrityError as error:
                 raise Conflict(f"run {run_id}: another run of {run['model']} waits or is under way already") from error
         self._settle()
@@ -210,9 +209,9 @@ class RunService:
                 run = leases.claim(connection, asks, models=waiting, now_ms=now, lease_ms=lease_ms)
                 if run is None:
                     return None
-                made_from = _made_from(run, versions, champions[run["model"]])
-                connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(made_from))
-                return self._run_file({**run, **made_from}, _tried(connection, run))
+                source = made_from(run, versions, champions[run["model"]])
+                connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(source))
+                return run_file({**run, **source}, lake=self._lake, tried=tried(connection, run))
         except sa.exc.IntegrityError:
             _log.info("another server claimed a run of %s at the same moment", sorted(waiting))
             return None
@@ -270,7 +269,7 @@ class RunService:
             if run["schedule"] is None:
                 query = sa.select(*columns).where(runs.c.id == run_id)
             else:
-                query = sa.select(*columns).where(_same_slot(run)).order_by(runs.c.created_at_ms, runs.c.step)
+                query = sa.select(*columns).where(same_slot(run)).order_by(runs.c.created_at_ms, runs.c.step)
             return run | {"graph": [dict(row) for row in connection.execute(query).mappings()]}
 
     def list(
@@ -360,89 +359,3 @@ class RunService:
                     connection.execute(
                         sa.update(runs).where(runs.c.id == run["id"]).values(announced=True, reasons=refused)
                     )
-
-    def _run_file(self, run: dict[str, Any], tried: dict[str, str]) -> RunFile:
-        return RunFile(
-            run=run["id"],
-            model=run["model"],
-            trigger=run["trigger"],
-            reason=run["reason"],
-            logical_time=rfc3339(run["logical_time_ms"]),
-            lake=self._lake,
-            seed=run["seed"],
-            fence=run["fence"],
-            samples_version=run["samples_version"],
-            labels_version=run["labels_version"],
-            champion=run["champion"],
-            champion_version=run["champion_version"],
-            kind=RunKind(run["kind"]),
-            step=run["step"],
-            attempt=run["attempts"],
-            options=run["options"],
-            timeout_s=run["timeout_s"],
-            cpus=run["cpus"],
-            gpus=run["gpus"],
-            tried=tried,
-        )
-
-
-def _made_from(
-    run: sa.RowMapping, versions: tuple[int | None, int | None], champion: tuple[str, str] | None
-) -> dict[str, Any]:
-    """What a claimed run is made from: the newest, but the data of its first attempt, so that a later one resumes."""
-    samples, labels = versions
-    digest, version = champion or (None, None)
-    if run["attempts"] > 1 and run["samples_version"] is not None:
-        samples, labels = run["samples_version"], run["labels_version"]
-    return {
-        "samples_version": samples,
-        "labels_version": labels,
-        "champion": digest,
-        "champion_version": version,
-    }
-
-
-def _tried(connection: sa.Connection, run: sa.RowMapping) -> dict[str, str]:
-    """Inputs of the model's newest trainings that came to a verdict, by run."""
-    if run["kind"] != RunKind.TRAIN.value:
-        return {}
-    verdicts = runs.c.state.in_([state.value for state in SUCCEEDED])
-    of_model = sa.and_(runs.c.model == run["model"], runs.c.kind == run["kind"], runs.c.inputs.is_not(None), verdicts)
-    query = sa.select(runs.c.id, runs.c.inputs).where(of_model).order_by(runs.c.created_at_ms.desc())
-    return {row.id: row.inputs for row in connection.execute(query.limit(_MOST_TRIED))}
-
-
-def _same_slot(run: Any) -> sa.ColumnElement[bool]:
-    return sa.and_(runs.c.schedule == run["schedule"], runs.c.logical_time_ms == run["logical_time_ms"])
-
-
-def _skipped_after(connection: sa.Connection, run: sa.RowMapping) -> list[str]:
-    """The skipped steps of a graph that need this run's step, whether at first or second hand."""
-    if run["schedule"] is None:
-        return []
-    skipped = sa.and_(_same_slot(run), runs.c.state == RunState.SKIPPED.value, runs.c.id != run["id"])
-    rows = connection.execute(sa.select(runs.c.id, runs.c.step, runs.c.needs).where(skipped)).all()
-    reached, found = {run["step"]}, list[str]()
-    for _ in rows:
-        for row in rows:
-            if row.step not in reached and reached & set(row.needs):
-                reached.add(row.step)
-                found.append(row.id)
-    return found
-
-
-def _queue_anew(connection: sa.Connection, run: sa.RowMapping) -> None:
-    values = {
-        "state": (RunState.BLOCKED if run["needs"] else RunState.QUEUED).value,
-        "ended_at_ms": None,
-        "fence": run["fence"] + 1,  # whoever still works on it has lost it
-        "attempts": 0,
-        "failures": 0,
-        "not_before_ms": None,
-        "reasons": [],
-        "samples_version": None,
-        "labels_version": None,
-        "message": "asked for again",
-        "fraction": 0.0,
-    }
-    connection.execute(sa.update(runs).where(runs.c.id == run["id"]).values(values))

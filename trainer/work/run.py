@@ -58,7 +58,7 @@ def execute(
     Returns:
         ``released`` (that is: may be), ``refused`` or ``unchanged``.
     Raises:
-        ShoalError: The dataset, the recipe or the exported model is wrong.
+        ShoalError: The dataset, the recipe, the run file or the exported model is wrong.
     """
     check_version(version)
     report("dataset", 0.0, "loading the libraries")
@@ -69,9 +69,12 @@ def execute(
         run.lake,
         samples_version=run.samples_version,
         labels_version=run.labels_version,
+        labels_until_ms=None if run.labels_until is None else _moment_ms(run.labels_until),
         champion=run.champion,
     )
-    report("dataset", 0.15, f"{len(dataset.rows)} labelled rows, {int(dataset.field.sum())} from the field")
+    known_then = f", as known at {run.labels_until}" if run.labels_until else ""
+    field = int(dataset.field.sum())
+    report("dataset", 0.15, f"{len(dataset.rows)} labelled rows, {field} from the field{known_then}")
     if dataset.set_aside:
         aside = f"{dataset.set_aside} samples break the signature and are set aside; the first: {dataset.complaint}"
         report("dataset", 0.15, aside)
@@ -99,6 +102,15 @@ def execute(
     result = judge(run, recipe, dataset, work / PACKAGE_FOLDER, exported, champion=champion, report=report)
     _record(run, dataset, result, report)
     return result
+
+
+def _moment_ms(text: str) -> int:
+    """A moment of the run file, Unix milliseconds."""
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(f"run file: labels_until {text!r} is no moment like 2026-03-01T03:00:00Z") from error
+    return round((found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
 def _record(run: RunFile, dataset: Dataset, result: RunResult, report: Report) -> None:

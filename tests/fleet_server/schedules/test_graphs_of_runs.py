@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from edge_agent.contract.runs import RunFile, RunKind, RunResult, RunState
 from fleet_server.database import Database, metadata
@@ -17,6 +18,7 @@ from fleet_server.schedules.leases import Claimant, LeaseLost
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService, RunSettings
 from fleet_server.schedules.slots import CatchUp, Schedule
+from fleet_server.schedules.tables import schedules
 from tests.fleet_server.schedules.conftest import Clock
 from tests.fleet_server.schedules.test_graph import JOB
 
@@ -357,3 +359,48 @@ def test_new_labels_make_a_run_once_there_are_enough_and_the_last_one_is_over(db
     assert look() == [], "the model cools down"
     clock.forward(3600)
     assert len(look()) == 1
+
+
+def test_a_backfill_trains_on_what_was_known_at_its_logical_time(db: Database, clock: Clock) -> None:
+    place = Place(db, clock)
+    place.put(Step(name="train"), Step(name="answer", kind=RunKind.BATCH, options={"job": JOB}))
+    place.schedules.backfill("nightly", START - 3_600_000, START - 1, "the past")
+    files = [place.claimed(), place.claimed()]
+    until = {file.kind: file.labels_until for file in files}
+    assert until == {RunKind.TRAIN: files[0].logical_time, RunKind.BATCH: None}
+    for file in files:
+        place.end(file)
+    clock.forward(3600)
+    place.schedules.tick()
+    assert place.claimed(kinds=(RunKind.TRAIN,)).labels_until is None, "a slot of today knows all labels"
+
+
+def test_a_run_that_was_handed_back_goes_on_with_the_data_that_it_began_with(db: Database) -> None:
+    versions = iter([(4, 2), (9, 9)])
+    runs = RunService(db, lake="/lake", lake_versions=lambda: next(versions), champion=lambda _: None)
+    runs.request("digits")
+    first = runs.claim("one")
+    assert first is not None
+    runs.hand_back(first.run, first.fence, "worker one stops")
+    second = runs.claim("two")
+    assert second is not None
+    assert (second.samples_version, second.labels_version, second.attempt) == (4, 2, 1)
+
+
+def test_a_schedule_that_makes_no_sense_any_more_keeps_no_other_from_its_runs(
+    db: Database, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(db, clock)
+    place.put(Step())
+    place.schedules.put(Schedule(name="broken", model="digits", kind="interval", expression="60"))
+    with db.write() as connection:
+        steps = [{"name": "a", "kind": "batch", "options": {"job": {"of": "an older form"}}}]
+        connection.execute(sa.update(schedules).where(schedules.c.name == "broken").values(steps=steps))
+    clock.forward(3600)
+    assert len(place.schedules.tick()) == 1
+    place.schedules.tick()
+    assert caplog.text.count("makes no runs until it is put right or deleted") == 1
+    shown = {one["name"]: one["wrong"] for one in place.schedules.list()}
+    assert shown["nightly"] is None
+    assert str(shown["broken"]).startswith("schedule broken: step 'a': batch job:")
+    place.schedules.delete("broken")

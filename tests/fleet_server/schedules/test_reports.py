@@ -74,11 +74,31 @@ def test_metrics_are_kept_over_time_the_newest_with_the_run(db: Database, clock:
     check_metrics(db, clock)
 
 
+def check_words(db: Database, clock: Clock) -> None:
+    runs = service(db, clock)
+    run = str(runs.request("words"))
+    runs.claim("w", ["words"])
+    for at in range(5):
+        words = {f"loss\0 {at} {each}": 1.0 for each in range(40)}
+        runs.progress(run, RunProgress(fence=1, stage="f\0it", fraction=0.5, message="x\0" * 9_999, metrics=words))
+    found = runs.get(run)
+    assert found["stage"] == "fit"
+    assert set(found["message"]) == {"x"}
+    assert len(found["message"]) == 2_000
+    assert len(found["metrics"]) == 64
+    assert "loss 4 39" in found["metrics"]
+
+
+def test_what_a_run_says_of_itself_is_bounded_and_has_no_zero_bytes(db: Database, clock: Clock) -> None:
+    check_words(db, clock)
+
+
 @pytest.mark.real_parts("initdb", "postgres")
 def test_on_postgresql_too(postgres_url: str, clock: Clock) -> None:
     db = Database(postgres_url)
     metadata.create_all(db.engine)
     check_metrics(db, clock)
+    check_words(db, clock)
     runs = service(db, clock)
     run = str(runs.request("letters"))
     runs.claim("w")

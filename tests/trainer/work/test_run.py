@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge_agent.contract.errors import ConfigurationError
 from edge_agent.contract.runs import RunState
 from edge_agent.runtime.package import Package
-from tests.trainer.conftest import run_file
+from tests.trainer.conftest import field_rows, run_file
 from tests.trainer.release.test_forms import with_gates
 from trainer.recipe import Recipe
 from trainer.release.lineage import trainer_digest
@@ -89,3 +90,26 @@ def test_what_was_trained_on_stands_in_the_lakes_book(champion: Package, first_l
     record = find_record(str(first_lake), "digits", champion.manifest.lineage.dataset)
     assert record is not None
     assert (record.package, record.version, record.run) == (champion.digest, "1", "run-1")
+
+
+def test_a_backfill_knows_no_label_that_was_given_later(
+    recipe: Recipe, champion: Package, lake_with: Callable[..., Path], tmp_path: Path
+) -> None:
+    lake = lake_with(*field_rows(recipe, champion, per_device=40, drifted=True))
+    run = run_file(lake, champion, labels_until="2025-03-01T12:00:00Z")  # the first label is 100 ms younger
+    said: list[str] = []
+    result = execute(
+        run, recipe, tmp_path / "w", champion=champion, version="2", report=lambda *line: said.append(str(line[2]))
+    )
+    assert result.state is RunState.UNCHANGED
+    assert result.reasons[0].startswith("nothing to learn from: 0 labelled rows of today's world")
+    assert "701 labelled rows, 0 from the field, as known at 2025-03-01T12:00:00Z" in said
+    with pytest.raises(ConfigurationError, match="labels_until 'noon' is no moment like"):
+        execute(
+            run_file(lake, champion, labels_until="noon"),
+            recipe,
+            tmp_path / "x",
+            champion=champion,
+            version="2",
+            report=lambda *_: None,
+        )
