@@ -293,4 +293,6 @@ def decode_job(value: Any) -> BatchJob:
     try:
         return msgspec.convert(value, BatchJob)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"batch job: {error}") from error
+        # Of a table within the job the error names the place; of the job itself it has none to name.
+        known = "" if " - at " in str(error) else f"; a job has {', '.join(BatchJob.__struct_fields__)}"
+        raise ConfigurationError(f"batch job: {error}{known}") from error

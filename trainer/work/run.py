@@ -157,7 +157,11 @@ def _nothing_new(recipe: Recipe, dataset: Dataset) -> str:
     have, need = int(dataset.current.sum()), recipe.file.training.field_rows
     if have >= need:
         return ""
-    return f"nothing to learn from: {have} labelled rows of today's world, the recipe asks for at least {need}"
+    lost = dataset.unmatched
+    unseen = (
+        f"; {lost} labels more are of requests that no device sent home ([sampling] samples_per_minute)" if lost else ""
+    )
+    return f"nothing to learn from: {have} labelled rows of today's world, the recipe asks for at least {need}{unseen}"
 
 
 def next_version(champion_version: str | None) -> str:
