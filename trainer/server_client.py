@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from edge_agent.contract.errors import DigestMismatch, NetworkError, ServerRefused
+from edge_agent.contract.errors import DigestMismatch, ManifestError, NetworkError, ServerRefused
 from edge_agent.contract.manifest import MANIFEST_FILE, decode_manifest, digest_of
+from edge_agent.contract.names import check_digest, check_name
 from edge_agent.contract.repository import blob_path
 from edge_agent.contract.runs import RunFile, RunKind, RunProgress, RunResult
 from edge_agent.runtime.package import Package
@@ -81,7 +82,15 @@ class ServerClient:
         reply = self._send("POST", "/api/v1/runs/claim", body)
         if reply.status_code == 204:
             return None
-        return self._decode(reply, RunFile)
+        run = self._decode(reply, RunFile)
+        try:  # they become folders here: a stolen server must not choose which
+            check_name(run.run, "run")
+            check_name(run.model, "model")
+            if run.champion is not None:
+                check_digest(run.champion, "champion")
+        except ManifestError as error:
+            raise NetworkError(f"{reply.url}: the answer is not what was agreed: {error}") from error
+        return run
 
     def progress(self, run: str, progress: RunProgress) -> None:
         """Say how far a run is, which renews its lease.
@@ -143,9 +152,11 @@ class ServerClient:
         """Bring a package into ``folder``, which appears whole or not at all, with every file's digest verified.
 
         Raises:
+            ManifestError: ``digest`` is none.
             DigestMismatch: The server sent other bytes than the digest names.
             ServerRefused, NetworkError: The server refuses, or is away.
         """
+        check_digest(digest, "package")
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.contract.errors import DigestMismatch, PackageError
+from edge_agent.contract.names import check_digest
 from edge_agent.contract.runs import RunFile
 from edge_agent.runtime.package import Package
 
@@ -70,8 +71,12 @@ class Folders:
         return folder
 
     def package(self, digest: str, download: Callable[[str, Path], Package]) -> Package:
-        """A package, from here or by ``download``."""
-        folder = self._packages / digest
+        """A package, from here or by ``download``.
+
+        Raises:
+            ManifestError: ``digest`` is none.
+        """
+        folder = self._packages / check_digest(digest, "package")
         if folder.exists():
             try:
                 found = Package.open(folder, verify=True)

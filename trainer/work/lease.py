@@ -84,6 +84,10 @@ class Lease:
         if self.over:
             raise GivenUp(self._lost or "the worker is stopping")
 
+    def follow_log(self) -> None:
+        """The run's folder is its own now: heartbeats carry what it writes."""
+        self._log.begin()
+
     def say(self, line: ProgressLine) -> None:
         """Tell the server soon; of several in a row only the newest, but every message stands in the log."""
         changed = line.stage != self._latest.stage

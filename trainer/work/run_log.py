@@ -16,14 +16,19 @@ class RunLog:
     """The end of a file that grows, and notes of ours between. Safe to use from several threads.
 
     Args:
-        path: The file; it need not be there yet.
+        path: The file; until :meth:`begin` what lies there is an earlier attempt's, and is not read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._at = path, 0
         self._notes: collections.deque[str] = collections.deque(maxlen=_MOST_NOTES)
-        self._unsent = ""
+        self._unsent, self._begun = "", False
         self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """What an earlier attempt has written is gone: from now on the file is this one's."""
+        with self._lock:
+            self._begun = True
 
     def note(self, text: str) -> None:
         """Add a line of ours, with the time."""
@@ -46,6 +51,8 @@ class RunLog:
                 self._unsent = ""
 
     def _written(self) -> str:
+        if not self._begun:
+            return ""
         try:
             with self._path.open("rb") as file:
                 size = file.seek(0, 2)

@@ -20,7 +20,7 @@ from trainer.work.guard import STOP_WAIT_S
 
 log = logging.getLogger(__name__)
 
-_ERROR_LINES = 12
+_ERROR_LINES, _ERROR_BYTES = 12, 16 << 10
 _GUARD_WAIT_S = STOP_WAIT_S + 10.0
 # Settings of ours name tokens and passphrases; what a recipe's code does with its environment is not ours to know.
 _PRIVATE = "SHOAL_"
@@ -123,5 +123,7 @@ def _end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
 
 
 def _last_lines(path: Path) -> list[str]:
-    lines = path.read_text(errors="replace").splitlines()
+    with path.open("rb") as file:  # it may be as long as the disk
+        file.seek(-min(_ERROR_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        lines = file.read().decode(errors="replace").splitlines()
     return [line.rstrip() for line in lines if line.strip()][-_ERROR_LINES:]

@@ -192,6 +192,7 @@ class Worker:
 
     def _execute(self, run: RunFile, lease: Lease) -> RunResult:
         folder = self._folders.prepare(run, held=self._room.holding)
+        lease.follow_log()
         command = [sys.executable, "-m", self._modules[run.kind], str(folder / "run.json"), "--work", str(folder)]
         command += ["--recipes", str(self._recipes), "--checkpoints", str(folder / CHECKPOINTS_FOLDER)]
         version = ""

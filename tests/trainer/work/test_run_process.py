@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from trainer.work.run_log import RunLog
 from trainer.work.run_process import ProgressLine, run_to_end
 
 
@@ -50,3 +51,23 @@ def test_what_outlives_a_process_and_holds_its_output_is_ended(tmp_path: Path) -
 
 def test_a_process_that_is_given_up_is_ended(tmp_path: Path) -> None:
     assert shell("sleep 600", tmp_path, given_up=True)[0] < 0
+
+
+def test_of_a_log_as_long_as_the_disk_the_last_words_are_read(tmp_path: Path) -> None:
+    script = "yes 'the same again' | head -c 9000000 >&2; printf '\nlast words\n' >&2; exit 1"
+    status, words, _ = shell(script, tmp_path)
+    assert (status, len(words), words[-1]) == (1, 12, "last words")
+
+
+def test_the_log_of_an_earlier_attempt_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("of the first attempt\n" * 100)
+    log = RunLog(path)
+    log.note("begins")
+    piece = log.piece()
+    assert piece.endswith(" begins\n")
+    assert "first attempt" not in piece
+    log.sent(piece)
+    path.write_text("of the second\n")
+    log.begin()
+    assert log.piece() == "of the second\n"

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -264,3 +265,19 @@ def test_only_the_packages_used_last_are_kept(recipes: Path, champion: Package, 
         place.worker._folders.keep(Package.open(copy, verify=False), models=1)
         place.client.close()
     assert {path.name for path in packages.iterdir()} == {"4", "5", "6", "7", champion.digest}
+
+
+@pytest.mark.parametrize("change", [{"run": "../../home"}, {"model": "../digits"}, {"champion": "../../packages"}])
+def test_what_a_stolen_server_names_becomes_no_folder_elsewhere(
+    recipes: Path, base_lake: Path, tmp_path: Path, change: dict[str, str]
+) -> None:
+    precious = tmp_path / "home" / "precious"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    with FleetServerDouble(msgspec.structs.replace(run_file(base_lake), **change)) as server:
+        place = Workplace(server, recipes, tmp_path)
+        with pytest.raises(NetworkError, match=f"the answer is not what was agreed: {next(iter(change))}"):
+            place.worker.once(place.stop)
+        place.client.close()
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "work" / "runs").exists()
