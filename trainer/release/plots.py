@@ -17,8 +17,12 @@ from trainer.gates.comparison import Comparison
 from trainer.gates.statistics import wilson_interval
 
 _BINS = 10
-_MANY_DIGITS = re.compile(rb"(\d\.\d)\d+")
+# In tags alone: what is between them is read.
+_TAG, _MANY_DIGITS = re.compile(rb"<[^>]*>"), re.compile(rb"(\d\.\d)\d+")
 _METADATA = re.compile(rb" <metadata>.*?</metadata>\n", re.DOTALL)
+# Groups are numbered for people who edit them; only the marks' ids, which are no numbers, are referred to.
+_NUMBERED = re.compile(rb' id="\w+_\d+"')
+_BREAKS = re.compile(rb"\s*\n\s*")
 _INK, _OURS, _THEIRS, _FAINT = "#333333", "#0b61a4", "#c25a00", "#bbbbbb"
 # More would not be read; those with the fewest rows are left out, and the plot says so.
 _MOST_SLICES = 40
@@ -66,6 +70,9 @@ def confusion(targets: NDArray[np.int64], answers: NDArray[np.int64], labels: Se
     Args:
         targets, answers: Class indices, int64[N].
     """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
     classes = len(labels)
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (targets, answers), 1)
@@ -73,7 +80,10 @@ def confusion(targets: NDArray[np.int64], answers: NDArray[np.int64], labels: Se
     side = float(np.clip(0.36 * classes + 1.6, 3.2, 9.0))
     figure = _figure(side, side)
     axes = figure.subplots()
-    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=0.5)
+    shades = colormaps["Blues"]
+    for row, column in zip(*np.nonzero(counts), strict=True):  # most pairs of classes are never confused
+        axes.add_patch(Rectangle((column, row), 1, 1, facecolor=shades(shares[row, column])))
+    axes.set(xlim=(0, classes), ylim=(classes, 0))
     if classes <= _MOST_CLASSES_WITH_NUMBERS:
         for row, column in zip(*np.nonzero(counts), strict=True):
             ink = "white" if shares[row, column] > 0.5 else _INK
@@ -84,7 +94,6 @@ def confusion(targets: NDArray[np.int64], answers: NDArray[np.int64], labels: Se
     turn = 90 if max(len(label) for label in labels) > 3 else 0
     axes.set_xticks(ticks, labels, rotation=turn)
     axes.set_yticks(ticks, labels)
-    axes.invert_yaxis()
     axes.set(xlabel="answer", ylabel="truth", title=f"Confusion: {len(targets)} held-out rows", aspect="equal")
     return _svg(figure)
 
@@ -130,8 +139,15 @@ def _svg(figure: Any) -> bytes:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.BytesIO()
-    with rc_context({"svg.hashsalt": "shoal", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8}):
+    settings: Any = {
+        "svg.hashsalt": "shoal",
+        "svg.fonttype": "none",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 8,
+    }
+    with rc_context(settings):
         canvas: Any = FigureCanvasSVG(figure)
         canvas.print_svg(out, metadata={"Date": None, "Creator": None})
+    drawn = _BREAKS.sub(b" ", _METADATA.sub(b"", out.getvalue()))
     # Devices download it with the model: a tenth of a point is finer than any screen.
-    return _MANY_DIGITS.sub(rb"\1", _METADATA.sub(b"", out.getvalue()))
+    return _TAG.sub(lambda tag: _MANY_DIGITS.sub(rb"\1", _NUMBERED.sub(b"", tag[0])), drawn)
