@@ -87,11 +87,11 @@ class TrainingBatches:
 
     def state_dict(self) -> dict[str, int]:
         """Where in the epoch it is (called by Lightning for a checkpoint)."""
-        return {"given": self._given}
+        return {"given": self._given, "pieces": self._steps.pieces}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there (called by Lightning on resumption)."""
-        self._skip = state["given"]
+        """Go on from there (called by Lightning on resumption), also where steps have become other pieces since."""
+        self._skip = state["given"] * self._steps.pieces // state["pieces"]
 
 
 @dataclass(frozen=True)

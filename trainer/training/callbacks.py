@@ -223,6 +223,25 @@ class Saving(Callback):
         """An epoch with its validation is done."""
         self._now(trainer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: by what Lightning's counts of batches are to be understood."""
+        return {"pieces": self._pieces}
+
+    def on_load_checkpoint(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """A group that has shrunk or grown makes a step of other batches: its counts change."""
+        then = checkpoint["callbacks"][self.state_key]["pieces"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for span in ("total", "current"):
+            ready = progress[span]["ready"]
+            # Lightning has not counted the last batch as completed yet, and looks at that when it goes on.
+            moved = ready * self._pieces // then - ready
+            progress[span] = {name: count + moved for name, count in progress[span].items()}
+
     def _now(self, trainer: pl.Trainer) -> None:
         self._save(trainer)
         self._last = time.monotonic()

@@ -137,7 +137,7 @@ def learn(
     resume = None
     if checkpoints is not None:
         resume = _resume(checkpoints, place, progress)
-        save = functools.partial(_save, checkpoints)
+        save = functools.partial(_save, checkpoints, steps.pieces)
         callbacks.append(Saving(save, every_s=plan.checkpoint_s, pieces=steps.pieces))
     trainer = _trainer(plan, place, steps, callbacks, checkpoints)
     with _lightnings_advice_unheard(), watch.watching():
@@ -259,8 +259,8 @@ def _precision(asked: str, *, gpu: bool) -> Any:
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def _save(checkpoints: Checkpoints, trainer: pl.Trainer) -> None:
-    trainer.save_checkpoint(checkpoints.folder / f"step-{trainer.fit_loop.total_batch_idx + 1:010}")
+def _save(checkpoints: Checkpoints, pieces: int, trainer: pl.Trainer) -> None:
+    trainer.save_checkpoint(checkpoints.folder / f"step-{(trainer.fit_loop.total_batch_idx + 1) // pieces:010}")
 
 
 def _resume(checkpoints: Checkpoints, place: Place, progress: Progress) -> Path | None:

@@ -54,6 +54,19 @@ def test_an_epoch_goes_on_in_the_middle_with_the_batches_that_were_left() -> Non
     assert seen(resumed, epoch=3) == whole  # but for the first pass
 
 
+def test_an_epoch_goes_on_with_the_rows_that_were_left_in_a_group_that_has_shrunk() -> None:
+    alone, two = (Steps(rows=rows(200), batch_size=32, world=world, device_rows=8) for world in (1, 2))
+    assert (alone.pieces, two.pieces) == (4, 2)
+    broken_off = TrainingBatches(two, seed=1)
+    given = iter(broken_off)
+    for _ in range(3 * two.pieces):
+        next(given)
+    resumed = TrainingBatches(alone, seed=1)
+    resumed.load_state_dict(broken_off.state_dict())
+    whole = seen(TrainingBatches(Steps(rows=rows(200), batch_size=32), seed=1))
+    assert [row for batch in seen(resumed) for row in batch] == [row for batch in whole[3:] for row in batch]
+
+
 def test_augmentation_draws_the_same_for_the_same_batch_and_other_for_others() -> None:
     drawn: list[float] = []
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +17,12 @@ from edge_agent.contract.errors import Busy, StorageFull
 from tests.trainer.training.conftest import MODEL, Blobs, weights
 from trainer.data.dataset import Dataset
 from trainer.errors import NotFinite, RecipeError, RecipeHung
+from trainer.recipe_file import Loggers
+from trainer.training.checkpoints import Checkpoints
 from trainer.training.fit import fit, row_weights
+from trainer.training.loop import Job, Learned, Place, learn
+from trainer.training.plan import Plan
+from trainer.training.watch import StallWatch
 
 
 class Crash(BaseException):
@@ -200,6 +206,48 @@ def test_a_step_of_many_rows_can_be_made_of_several_batches(blobs: Blobs, blobs_
     pieces = fit(blobs(model=plain, class_weights="none", device_rows=8), blobs_dataset, seed=1)
     for name, tensor in whole.network.state_dict().items():
         assert np.allclose(tensor, pieces.network.state_dict()[name], atol=1e-2), name
+
+
+def test_a_training_goes_on_where_it_was_when_its_steps_become_other_pieces(
+    blobs: Blobs, blobs_dataset: Dataset, tmp_path: Path
+) -> None:
+    """As when a group has lost a process: the rows of a step are shared out among fewer."""
+    recipe = blobs(model=MODEL.replace("nn.Dropout(0.2)", "nn.Identity()"), class_weights="none", checkpoint_s=1e-6)
+    sources = [
+        blobs_dataset.source(mask, np.ones(len(mask))) for mask in (blobs_dataset.train, blobs_dataset.validation)
+    ]
+    plan = Plan.make(recipe, content="", seed=1, start=None, loggers=Loggers())
+    looked: list[int] = []
+
+    def trained(device_rows: int, folder: Path | None, crash_at: int = 0) -> Learned:
+        job = Job(
+            plan=msgspec.structs.replace(plan, device_rows=device_rows),
+            recipe=recipe,
+            training=sources[0],
+            validation=sources[1],
+            start=None,
+        )
+
+        def saved(_path: Path) -> None:
+            looked.append(1)
+            if crash_at and len(looked) == crash_at:
+                raise Crash
+
+        kept = None if folder is None else Checkpoints(folder, saved=saved)
+        return learn(job, place=Place(), checkpoints=kept, progress=_noting([]), watch=StallWatch(0.0))
+
+    whole = trained(0, None)
+    steps = sources[0].steps(32)
+    for first, then in ((16, 8), (8, 16)):
+        folder = tmp_path / f"{first}-{then}"
+        looked.clear()
+        with pytest.raises(Crash):
+            trained(first, folder, crash_at=steps + 3)  # in the second epoch
+        looked.clear()
+        resumed = trained(then, folder)
+        assert len(looked) == 3 * steps - 3 + 1  # no step twice, none left out; and what it came to
+        for name, tensor in whole.weights.items():
+            assert np.allclose(tensor, resumed.weights[name], atol=1e-2), name
 
 
 def test_bfloat16_beside_float32_trains_too(blobs: Blobs, blobs_dataset: Dataset) -> None:
