@@ -93,7 +93,7 @@ def import_table(
     skip_bad: bool = False,
     progress: Callable[[int], None] = lambda _rows: None,
 ) -> ImportedTable:
-    """Write a table's rows into the lake, with their labels; memory holds a few thousand and a file in the making.
+    """Write a table's rows into the lake, with their labels; memory holds a few thousand of them, and the keys of all.
 
     Args:
         now: When they are said to have been seen, UTC.

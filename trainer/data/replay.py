@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from numpy.typing import NDArray
 
 from edge_agent.contract.lake import LABELS, SAMPLES
@@ -164,5 +165,8 @@ def remove_replay(lake: str, model: str, name: str) -> int:
         )
     table: DeltaTable | None = open_table(lake, REPLAY, None)
     if table is not None:
-        table.delete(f"model = '{model}' AND name = '{name}'")
+        try:
+            table.delete(f"model = '{model}' AND name = '{name}'")
+        except (DeltaError, OSError) as error:
+            raise DatasetError(f"{table.table_uri}: cannot be written: {error}") from error
     return len(kept.keys[name])

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -35,6 +36,8 @@ _GATHERED_BYTES = 64 << 20
 _STORES_KEPT = 4
 # A pass over a store says that it is in use.
 _IN_USE_S = 86_400.0
+# Folders in the making, by the names that they are given here and in :mod:`trainer.data.loading`.
+_HALF = re.compile(r"\.(decoding|[0-9a-f]{40})-\w+")
 
 # Inputs by name of some rows, by dataset row.
 Gather = Callable[[NDArray[np.int64]], Mapping[str, NDArray[Any]]]
@@ -169,11 +172,19 @@ def write_store(
 
 
 def prune_stores(cache: Path, *, keep: int) -> None:
-    """Remove all but the stores that were used last; one that a run may be reading stays in any case."""
+    """Remove all but the stores that were used last; one that a run may be reading stays in any case.
+
+    So does what is being written; what a run that was killed has left half-written goes.
+    """
     used = {path.parent: path.parent.stat().st_mtime for path in cache.glob(f"[!.]*/{_ABOUT_FILE}")}
     for old in sorted(used, key=lambda folder: used[folder], reverse=True)[keep:]:
         if used[old] < time.time() - _IN_USE_S:
             shutil.rmtree(old, ignore_errors=True)
+    for half in (path for path in cache.glob(".*") if _HALF.fullmatch(path.name)):
+        with contextlib.suppress(FileNotFoundError):  # another run has just ended with it
+            written = max(path.stat().st_mtime for path in (half, *half.iterdir()))
+            if written < time.time() - _IN_USE_S:
+                shutil.rmtree(half, ignore_errors=True)
 
 
 def hash_order(keys: Sequence[str]) -> NDArray[np.int64]:

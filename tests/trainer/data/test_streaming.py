@@ -180,11 +180,17 @@ def test_a_full_disk_is_said_and_leaves_no_half_store(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_old_stores_those_used_last_stay_and_none_that_may_be_in_use(tmp_path: Path) -> None:
+def test_of_old_stores_those_used_last_stay_and_what_a_killed_run_left_goes(tmp_path: Path) -> None:
     now = time.time()
     for age in range(6):
         (tmp_path / f"s{age}").mkdir()
         (tmp_path / f"s{age}" / "about.json").write_text("{}")
         os.utime(tmp_path / f"s{age}", (now - age * 50_000,) * 2)
+    left = {"decoding-a1": 90_000, "decoding-b2": 60, f"{'0f' * 20}-c3": 90_000, "somebody-elses": 90_000}
+    for name, age in left.items():
+        (tmp_path / f".{name}").mkdir()
+        (tmp_path / f".{name}" / "rows.arrow").touch()
+        for path in (tmp_path / f".{name}" / "rows.arrow", tmp_path / f".{name}"):
+            os.utime(path, (now - age,) * 2)
     prune_stores(tmp_path, keep=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s0", "s1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".decoding-b2", ".somebody-elses", "s0", "s1"]
