@@ -7,10 +7,14 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleet_server.errors import Forbidden
+from edge_agent.contract.errors import CallerError
 
 _PROTOCOL = "://"
 _FILE = "file"
+
+
+class PlaceRefused(CallerError):
+    """A table of answers lies where none is served from; the text says what to set."""
 
 
 class Places:
@@ -33,7 +37,7 @@ class Places:
         Args:
             path: Local, relative to the base where it does not begin with ``/``; or a URI.
         Raises:
-            Forbidden: It lies in none of the allowed places.
+            PlaceRefused: It lies in none of the allowed places.
         """
         text, local = self._split(path)
         if local:
@@ -42,7 +46,7 @@ class Places:
                 return str(found)
         elif self._is_plain(text) and any(f"{text.rstrip('/')}/".startswith(uri) for uri in self._uris):
             return text.rstrip("/")
-        raise Forbidden(
+        raise PlaceRefused(
             f"{path}: tables of answers are served from the sample lake, and from what the server's settings name: "
             "add the folder or URI above it to `folders` under [predictions]"
         )
@@ -50,7 +54,7 @@ class Places:
     def _split(self, path: str) -> tuple[str, bool]:
         """The path or URI, and whether it is a local one."""
         if "\0" in path:
-            raise Forbidden("a path holds no zero byte")
+            raise PlaceRefused("a path holds no zero byte")
         if _PROTOCOL not in path:
             return str(self._base / path), True
         parts = urllib.parse.urlsplit(path)

@@ -105,7 +105,7 @@ class PredictionService:
 
         Raises:
             MalformedRequest: The job's name is none.
-            Forbidden: The table lies where none is served from.
+            PlaceRefused: The table lies where none is served from.
             NotFound: There is no table.
             NoAnswers: It is no table of answers.
         """
@@ -124,7 +124,7 @@ class PredictionService:
 
         Raises:
             NotFound: There is no such job, or its table is gone.
-            Forbidden: The table lies where none is served from.
+            PlaceRefused: The table lies where none is served from.
         """
         found = self._of(job)
         files = self._files(found, fresh=True)
@@ -144,7 +144,7 @@ class PredictionService:
             logical_time: Of this one alone.
         Raises:
             NotFound: There is no such job, or its table is gone.
-            Forbidden: The table lies where none is served from.
+            PlaceRefused: The table lies where none is served from.
         """
         found = self._of(job)
         wanted = _written(logical_time) if logical_time is not None else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.contract.batch import BatchJob, SqlOutput, decode_job
-from edge_agent.contract.errors import ConfigurationError
+from edge_agent.contract.errors import ConfigurationError, ServerRefused
 from edge_agent.runtime.package import Package
 from trainer.batch.batch import Batch, Outcome
 from trainer.batch.choice import fetch, local_package
@@ -67,11 +67,21 @@ def answer_by_hand(
             outcome = batch.run()
             _tell(outcome, text, say)
         if client is not None and not dry_run and not isinstance(job.output, SqlOutput):
-            client.serve_answers(job.name, str(type(job.output).__struct_config__.tag), outcome.output)
-            say(f"served by key: shoal batch get {job.name} KEY")
+            _serve(job, client, outcome.output, say)
     finally:
         if client is not None:
             client.close()
+
+
+def _serve(job: BatchJob, client: ServerClient, output: str, say: Say) -> None:
+    """Let the server serve the answers; they are there, whether or not it wants to."""
+    place = output if "://" in output else str(Path(output).absolute())
+    try:
+        client.serve_answers(job.name, str(type(job.output).__struct_config__.tag), place)
+    except ServerRefused as error:
+        say(f"not served by key: {error}")
+    else:
+        say(f"served by key: shoal batch get {job.name} KEY")
 
 
 def _package(job: BatchJob, client: ServerClient | None, work: Path) -> Package:

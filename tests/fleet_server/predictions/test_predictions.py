@@ -8,9 +8,9 @@ from deltalake import DeltaTable
 from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.runs import RunKind, RunResult, RunState
 from edge_agent.runtime.package import Package
-from fleet_server.errors import Forbidden, NotFound
+from fleet_server.errors import NotFound
 from fleet_server.predictions.answer_table import NoAnswers
-from fleet_server.predictions.places import Places
+from fleet_server.predictions.places import PlaceRefused, Places
 from fleet_server.predictions.service import PredictionService
 from fleet_server.schedules.graph import Step
 from fleet_server.schedules.leases import Claimant
@@ -96,14 +96,14 @@ def test_a_table_elsewhere_is_not_served_not_even_through_a_link(
     outside = str(tmp_path / "private" / "out")
     (allowed / "link").symlink_to(outside)
     for path in (outside, "answers/../private/out", "answers/link", f"file://{outside}", "s3://somebody/out"):
-        with pytest.raises(Forbidden, match=r"add the folder or URI above it to `folders` under \[predictions\]"):
+        with pytest.raises(PlaceRefused, match=r"add the folder or URI above it to `folders` under \[predictions\]"):
             service.register("nightly", "delta", path)
     (allowed / "link").unlink()
     Path(outside).rename(allowed / "out")
     assert service.register("nightly", "delta", "answers/out").newest == TUESDAY
     (allowed / "out").rename(outside)
     (allowed / "out").symlink_to(outside)
-    with pytest.raises(Forbidden):
+    with pytest.raises(PlaceRefused):
         service.find("nightly", ["ä/3"])
 
 
@@ -143,7 +143,7 @@ def test_of_a_bucket_what_lies_below_an_allowed_uri_is_served(uri: str, allowed:
     if allowed:
         assert places.checked(uri) == uri
         return
-    with pytest.raises(Forbidden):
+    with pytest.raises(PlaceRefused):
         places.checked(uri)
 
 
@@ -173,5 +173,5 @@ def test_a_worker_is_believed_where_it_wrote_only_what_an_administrator_asked_fo
     assert service.show("nightly").newest == TUESDAY
     assert service.jobs() == ["nightly"]
     told(str(tmp_path / "private"))
-    with pytest.raises(Forbidden):
+    with pytest.raises(PlaceRefused):
         service.show("nightly")

@@ -52,7 +52,21 @@ def test_a_job_run_by_hand_is_served_by_key_over_rest_and_on_the_command_line(tm
         )
         assert client.get("/api/v1/predictions/weekly/a").status_code == 404
         elsewhere = client.put("/api/v1/predictions/x", json={"kind": "delta", "path": str(tmp_path / "in")})
-        assert (elsewhere.status_code, elsewhere.json()["error"].split(":")[0]) == (403, str(tmp_path / "in"))
+        assert (elsewhere.status_code, elsewhere.json()["error"].split(":")[0]) == (400, str(tmp_path / "in"))
         shown = shoal("batch", "get", "nightly", "cam-1/7", environment=there)
         assert f"prediction    {expected(pixels)[7]}" in shown.stdout
         assert shoal("batch", "list", environment=there).stdout.split() == ["JOB", "nightly"]
+
+
+def test_a_job_whose_answers_the_server_may_not_read_is_done_all_the_same(tmp_path: Path, keys: Path) -> None:
+    make_package(tmp_path / "digits")
+    rows = table([""] * 3, images(3), camera=["cam-1"] * 3, frame=list(range(3))).drop_columns(["id"])
+    write(tmp_path / "in", "a.parquet", rows)
+    (tmp_path / "job.toml").write_text(JOB.format(folder=tmp_path))
+    with server(prepared(tmp_path / "data", keys)) as running:
+        there = {"SHOAL_SERVER": running.url, "SHOAL_TOKEN": running.token}
+        done = shoal("trainer", "batch", tmp_path / "job.toml", "--work", tmp_path / "work", environment=there)
+    assert done.returncode == 0, done.stderr
+    assert "3 rows answered" in done.stdout
+    assert "not served by key: " in done.stdout
+    assert "add the folder or URI above it to `folders` under [predictions]" in done.stdout
