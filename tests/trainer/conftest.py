@@ -25,6 +25,17 @@ NOW = dt.datetime(2025, 3, 1, 12, tzinfo=dt.UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
 
 
+# Whichever test comes first pays for the libraries and the first model: 25 s alone, minutes on a busy machine.
+PATIENCE_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests that need the first model the time that it takes."""
+    for item in items:
+        if "champion" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE_S))
+
+
 def run_file(lake: Path, champion: Package | None = None, **changes: Any) -> RunFile:
     run = RunFile(
         run="run-1",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from edge_agent.runtime.package import Package
 from tests.fleet_server.running_server import Running, prepared, server
@@ -80,6 +81,7 @@ def asked(client: httpx.Client) -> str:
     return str(reply.json()["run"])
 
 
+@pytest.mark.timeout(600)
 def test_a_training_outlives_a_killed_server_and_is_done_once(recipes: Path, base_lake: Path, tmp_path: Path) -> None:
     lake = shutil.copytree(base_lake, tmp_path / "lake")
     ImageSigning(KeyFolder(tmp_path / "keys")).create(("digits",))
