@@ -15,6 +15,8 @@ from edge_agent.contract.lake import LABELS, SAMPLES
 from tests.trainer.conftest import NOW
 from tests.trainer.data.test_dataset_versions import camera_rows
 from trainer.data.dataset import read_dataset
+from trainer.data.lake import open_table
+from trainer.data.lake_scan import PLACE, LakeScan
 from trainer.data.records import record_dataset
 from trainer.data.replay import add_replay
 from trainer.data.tending import Care, tend
@@ -93,6 +95,23 @@ def test_a_vacuum_keeps_what_a_model_was_trained_on_and_the_rest_is_told_to_be_g
     assert read_dataset(recipe, str(lake)).content == untold.content
     with pytest.raises(VersionGone, match=f"samples at version {untold.samples_version}: files of it are gone"):
         read_dataset(recipe, str(lake), samples_version=untold.samples_version)
+
+
+def test_a_run_that_reads_while_the_lake_is_tended_goes_on_reading_and_is_told_where_that_was_forbidden(
+    recipe: Recipe, lake_with: Callable[..., Path]
+) -> None:
+    lake = lake_with(*aged(90, 40, seed=0))
+    samples = open_table(str(lake), SAMPLES, None)
+    assert samples is not None
+    scan = LakeScan(samples, recipe.name)
+    places = scan.columns(["device"])[PLACE].to_numpy()
+    lake_with(*aged(1, 20, seed=1))
+    done = tend(str(lake), Care(retain_days=30), now=_LATER)
+    assert sum(done.dropped.values()) == 40
+    assert sum(len(at) for at, _ in scan.inputs(places)) == len(places)
+    tend(str(lake), Care(vacuum_days=0), now=_LATER)
+    with pytest.raises(VersionGone, match="it was vacuumed"):
+        list(scan.inputs(places))
 
 
 def test_of_each_model_the_newest_packages_are_kept(recipe: Recipe, lake_with: Callable[..., Path]) -> None:
