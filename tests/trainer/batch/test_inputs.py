@@ -106,6 +106,18 @@ def test_an_sql_query_answers_rows_above_the_last_watermark(package: Package, tm
     assert list(answered(tmp_path).values()) == expected(pixels)
 
 
+def test_a_watermark_that_changes_its_type_is_told(package: Package, tmp_path: Path) -> None:
+    database(tmp_path / "scans.db", images(20))
+    source = {"kind": "sql", "url": f"sqlite:///{tmp_path / 'scans.db'}", "query": "SELECT * FROM scans"}
+    some = job(package, tmp_path, input=source | {"watermark": "seen"}, columns={"image": PIXELS})
+    run(some)
+    with sqlite3.connect(tmp_path / "scans.db") as connection:
+        connection.execute("UPDATE scans SET seen = 'late' WHERE seen = 3")
+    connection.close()
+    with pytest.raises(InputUnreadable, match="'late', and 19 before, which cannot be compared"):
+        run(some, logical_time=TUESDAY)
+
+
 def test_a_query_that_takes_too_long_is_broken_off_and_may_be_tried_again(package: Package, tmp_path: Path) -> None:
     endless = "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT max(id) AS id FROM n"
     source = {"kind": "sql", "url": f"sqlite:///{tmp_path / 'db'}", "query": endless, "rows": "all", "timeout_s": 0.3}

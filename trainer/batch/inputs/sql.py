@@ -78,7 +78,13 @@ class _Highest:
                 "give them a value, or leave them out of the query"
             )
         most = pc.max(batch.column(column)).as_py()
-        self.value = most if self.value is None else max(self.value, most)
+        try:
+            self.value = most if self.value is None else max(self.value, most)
+        except TypeError as error:
+            raise InputUnreadable(
+                f"watermark: column '{column}' has {most!r}, and {self.value!r} before, which cannot be compared; let "
+                'the query give values of one type, and set rows = "all" once'
+            ) from error
 
 
 def _above(source: SqlInput, url: sa.URL) -> str:
