@@ -134,7 +134,7 @@ def find(connection: sa.Connection, run_id: str) -> sa.RowMapping:
     """
     run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).mappings().one_or_none()
     if run is None:
-        raise NotFound(f"run {run_id!r} does not exist; see GET /api/v1/runs")
+        raise NotFound(f"run {run_id!r} does not exist; `shoal runs list` (GET /api/v1/runs) lists them")
     return run
 
 

@@ -304,7 +304,9 @@ def _under_way(connection: sa.Connection, schedule: str) -> bool:
 
 
 def _unknown(name: str) -> NotFound:
-    return NotFound(f"schedule {name!r} does not exist; see GET /api/v1/schedules")
+    return NotFound(
+        f"schedule {name!r} does not exist; `shoal schedules list` (GET /api/v1/schedules) shows what there is"
+    )
 
 
 def _find(connection: sa.Connection, name: str) -> sa.RowMapping:
