@@ -39,6 +39,7 @@ def statistics(recipe: Recipe, dataset: Dataset, *, examples: int = 0) -> dict[s
     found: dict[str, Any] = {
         "model": recipe.name,
         **dataset.summary(),
+        "complaint": dataset.complaint,
         "labels_until": None if dataset.labels_until_ms is None else _moment(dataset.labels_until_ms),
         "since": _moment(int(rows.at_ms.min())),
         "until": _moment(int(rows.at_ms.max())),
@@ -91,7 +92,7 @@ def as_text(found: dict[str, Any]) -> str:
     ]
     notes = {
         "labels_without_sample": "labels without their sample",
-        "set_aside": "samples that break the signature, set aside",
+        "set_aside": f"samples set aside, the first: {found['complaint']}",
         "copies": "rows not trained on, because their very inputs are held out",
     }
     lines += [f"{found[key]} {words}" for key, words in notes.items() if found[key]]

@@ -17,6 +17,7 @@ from tests.trainer.data.test_import_table import source_of
 from trainer.cli import trainer
 from trainer.data.dataset import read_dataset
 from trainer.data.records import record_dataset
+from trainer.data.rows import encode_row
 from trainer.data.statistics import describe, shown
 from trainer.recipe import Recipe
 
@@ -49,6 +50,15 @@ def test_a_dataset_is_shown_by_class_device_and_side(shoal: Callable[..., str], 
     assert found["devices"]["import"] == 701
     assert found["inputs"]["image"]["maximum"] == 16.0
     assert sorted(row["label"] for row in found["examples"]) == sorted(2 * [str(digit) for digit in range(10)])
+
+
+def test_samples_that_are_set_aside_are_shown_with_the_reason(
+    shoal: Callable[..., str], lake_with: Callable[..., Path]
+) -> None:
+    samples, labels = camera_rows(100)
+    samples[7]["inputs"] = encode_row({"picture": np.zeros((1, 1, 8, 8), dtype=np.float32)}, 0)
+    told = shoal("dataset", "show", "digits", "--lake", str(lake_with(samples, labels)))
+    assert "1 samples set aside, the first: it lacks the input 'image'" in told
 
 
 def test_examples_of_words_are_shown_as_words() -> None:
