@@ -223,7 +223,7 @@ class Training(_Table, frozen=True, kw_only=True):
         processes: How many train together; ``batch_size`` rows make a step at any number of them.
         device_rows: Rows that one process takes at once; a step of more is made of several (0: all of its share).
         engine: ``local`` processes; ``ray``: an existing cluster; ``launch``: whatever command the operator gives.
-        checkpoint_s: Seconds between checkpoints within an epoch; each epoch ends with one.
+        checkpoint_s: Seconds between checkpoints within an epoch; an epoch that is not very short ends with one.
         step_timeout_s: Seconds after which a single batch counts as hung; 0: never.
         restarts: How often processes that died are started again.
         options: What the recipe's own ``Model`` is given besides.

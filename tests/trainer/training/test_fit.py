@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -77,10 +78,10 @@ def test_a_training_that_was_interrupted_comes_to_the_same_weights(
     assert told == ["trained already, by an earlier attempt at the same"]
 
 
-def test_a_damaged_checkpoint_costs_an_epoch_and_none_that_is_whole_all_of_them(
+def test_a_damaged_checkpoint_costs_a_step_and_none_that_is_whole_all_of_them(
     blobs: Blobs, blobs_dataset: Dataset, tmp_path: Path
 ) -> None:
-    recipe, kept = blobs(), tmp_path / "kept"
+    recipe, kept = blobs(checkpoint_s=1e-6), tmp_path / "kept"
     whole = weights(fit(recipe, blobs_dataset, seed=1))
     for damaged, words in ((1, "trying the one before"), (2, "no checkpoint is whole: training from scratch")):
         with pytest.raises(Crash):
@@ -107,6 +108,25 @@ def test_checkpoints_of_other_settings_are_of_no_use_and_go(
     assert len(list(kept.iterdir())) == 1
 
 
+def test_epochs_that_are_over_sooner_than_a_checkpoint_is_written_share_one(
+    blobs: Blobs, blobs_dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = blobs()
+    rows = blobs_dataset.source(blobs_dataset.train, np.ones(len(blobs_dataset.rows)))
+    plan = Plan.make(recipe, content="", seed=1, start=None, loggers=Loggers())
+    job = Job(plan=plan, recipe=recipe, training=rows, validation=rows, start=None)
+    for busy_s, written in ((0.0, 5), (3.0, 2)):  # the disk's; each epoch, or the first; and what it came to
+        names: list[str] = []
+
+        def saved(path: Path, names: list[str] = names, busy_s: float = busy_s) -> None:
+            names.append(path.name)
+            time.sleep(busy_s)
+
+        kept = Checkpoints(tmp_path / str(written), saved=saved)
+        learn(job, place=Place(), checkpoints=kept, progress=_noting([]), watch=StallWatch(0.0))
+        assert len(names) == written or (not busy_s and 2 <= len(names) < written)
+
+
 def test_two_runs_do_not_train_the_same_in_one_folder(blobs: Blobs, blobs_dataset: Dataset, tmp_path: Path) -> None:
     recipe = blobs()
     with pytest.raises(Crash):
@@ -119,12 +139,12 @@ def test_two_runs_do_not_train_the_same_in_one_folder(blobs: Blobs, blobs_datase
 
 
 def test_a_full_disk_ends_the_training_and_says_so(blobs: Blobs, blobs_dataset: Dataset, tmp_path: Path) -> None:
-    recipe = blobs()
+    recipe = blobs(checkpoint_s=1e-6)
     with pytest.raises(Crash):
         fit(recipe, blobs_dataset, seed=1, checkpoints=tmp_path, progress=_crash_at("epoch 3 of 4"))
     [folder] = tmp_path.rglob("checkpoints")
     steps = max(int(path.name[5:15]) for path in folder.iterdir())
-    (folder / f".step-{steps // 2 * 3:010}.new").symlink_to("/dev/full")  # the kernel's own full disk
+    (folder / f".step-{steps + 1:010}.new").symlink_to("/dev/full")  # the kernel's own full disk
     with pytest.raises(StorageFull, match="no space left on the device"):
         fit(recipe, blobs_dataset, seed=1, checkpoints=tmp_path)
 
