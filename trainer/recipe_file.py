@@ -8,27 +8,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent.contract.constraint import (
-    AxisLimit,
-    Constraint,
-    DateFormat,
-    Encoding,
-    ImageFormat,
-    ImageLimits,
-    NumberFormat,
-    Policy,
-    Rule,
-    Sensitivity,
-)
+from edge_agent.contract.constraint import Encoding, ImageFormat, Policy, Rule, Sensitivity
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.manifest import Batching, Objectives, Probation, Resources
 from edge_agent.contract.profile import Projection
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.signature import Signature
 from edge_agent.contract.tensors import Datatype
 from trainer.front_end import check_text
+from trainer.recipe_tensors import Table, TensorTable
 
-_DYNAMIC = -1
 _CHOICES = {
     r"\.projection`": tuple(projection.value for projection in Projection),
     r"\.datatype`": tuple(datatype.value for datatype in Datatype),
@@ -55,69 +44,7 @@ def with_choices(message: str) -> str:
     return message
 
 
-class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table in which a misspelt key is an error."""
-
-
-class NumberTable(NumberFormat, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``constraint.number``."""
-
-
-class DateTable(DateFormat, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``constraint.date``."""
-
-
-class ImageTable(ImageLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``constraint.image``."""
-
-
-class AxisTable(AxisLimit, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of ``constraint.axes``."""
-
-
-class ConstraintTable(Constraint, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``constraint``: as the manifest has it, but that a misspelt key is an error (docs/constraints.md)."""
-
-    axes: tuple[AxisTable, ...] = ()
-    number: NumberTable | None = None
-    date: DateTable | None = None
-    image: ImageTable | None = None
-
-    def plain(self) -> Constraint:
-        """The same as the contract writes it."""
-        return msgspec.convert(msgspec.to_builtins(self), Constraint)
-
-
-class TensorTable(_Table, frozen=True, kw_only=True):
-    """``[[inputs]]`` or ``[[outputs]]``.
-
-    Args:
-        shape: Axis sizes; -1 is dynamic; axis 0 is the batch and must be -1.
-    """
-
-    name: str
-    datatype: Datatype
-    shape: tuple[int, ...]
-    constraint: ConstraintTable = ConstraintTable()
-    labels: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.shape or self.shape[0] != _DYNAMIC:
-            raise ValueError(f"{self.name}: shape must begin with -1, the batch, got {list(self.shape)}")
-
-    def spec(self) -> TensorSpec:
-        """The same as the contract writes it."""
-        shape = tuple(None if axis == _DYNAMIC else axis for axis in self.shape)
-        return TensorSpec(
-            name=self.name,
-            datatype=self.datatype,
-            shape=shape,
-            constraint=self.constraint.plain(),
-            labels=self.labels,
-        )
-
-
-class Dataset(_Table, frozen=True, kw_only=True):
+class Dataset(Table, frozen=True, kw_only=True):
     """``[dataset]``: which labelled rows are held out, and which of them count as the world of today.
 
     Args:
@@ -147,7 +74,7 @@ class Dataset(_Table, frozen=True, kw_only=True):
             raise ValueError(f"memory_mib and judged_rows must be above 0: {self.memory_mib}, {self.judged_rows}")
 
 
-class Replay(_Table, frozen=True, kw_only=True):
+class Replay(Table, frozen=True, kw_only=True):
     """``[[replay]]``: labelled rows that are never trained on and that no later model may regress on.
 
     Rows must meet every condition that is given.
@@ -178,7 +105,7 @@ class Replay(_Table, frozen=True, kw_only=True):
             moment_ms(getattr(self, name))
 
 
-class Loggers(_Table, frozen=True, kw_only=True):
+class Loggers(Table, frozen=True, kw_only=True):
     """``[training.loggers]``: where a run's metrics go besides, read by what a team has already.
 
     Args:
@@ -207,7 +134,7 @@ def moment_ms(text: str) -> int | None:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
-class Training(_Table, frozen=True, kw_only=True):
+class Training(Table, frozen=True, kw_only=True):
     """``[training]``.
 
     Args:
@@ -264,7 +191,7 @@ class Training(_Table, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must not be below 0, got {getattr(self, name)}")
 
 
-class Gates(_Table, frozen=True, kw_only=True):
+class Gates(Table, frozen=True, kw_only=True):
     """``[gates]``: what a challenger must show before it is released. Accuracies and differences lie in 0..1.
 
     Args:
@@ -312,7 +239,7 @@ class Gates(_Table, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be above 0, got {limit}")
 
 
-class WatchedFeature(_Table, frozen=True, kw_only=True):
+class WatchedFeature(Table, frozen=True, kw_only=True):
     """``[[monitoring.features]]``: a number per row that devices count.
 
     Args:
@@ -331,13 +258,13 @@ class WatchedFeature(_Table, frozen=True, kw_only=True):
         return self.name or f"{self.tensor}.{self.projection.value}"
 
 
-class Monitoring(_Table, frozen=True, kw_only=True):
+class Monitoring(Table, frozen=True, kw_only=True):
     """``[monitoring]``."""
 
     features: tuple[WatchedFeature, ...]
 
 
-class Task(_Table, frozen=True, kw_only=True):
+class Task(Table, frozen=True, kw_only=True):
     """``[task]``."""
 
     kind: Literal["classification"]
@@ -348,7 +275,7 @@ class BatchingTable(Batching, frozen=True, kw_only=True, forbid_unknown_fields=T
     """``batching``."""
 
 
-class RecipeFile(_Table, frozen=True, kw_only=True):
+class RecipeFile(Table, frozen=True, kw_only=True):
     """All of ``model.toml``.
 
     Args:

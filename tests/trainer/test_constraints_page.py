@@ -26,7 +26,7 @@ from edge_agent.contract.constraint import (
 from edge_agent.contract.errors import SignatureMismatch
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
-from trainer.recipe_file import ConstraintTable, TensorTable
+from trainer.recipe_tensors import ConstraintTable, TensorTable
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "constraints.md").read_text("utf-8")
 _ROW = r"^\| ([A-Z0-9]+) \| `(\{.*?\})` \| `(.+?)`(?: as the unit)? \| `(input .+)` \|$"

@@ -19,7 +19,8 @@ from trainer.release.package import Known, lock_digest
 
 _TRAINER = Path(__file__).resolve().parents[1]
 # Of the trainer's code what decides about weights and verdicts.
-_PARTS = ("data", "training", "gates", "release", "recipe.py", "recipe_file.py", "front_end.py")
+_PARTS = ("data", "training", "gates", "release", "front_end.py", "work/challenger.py")
+_RECIPE_PARTS = ("recipe.py", "recipe_file.py", "recipe_tensors.py")
 
 
 def known(recipe: Recipe, dataset: Dataset, *, champion: str | None, seed: int, processes: int | None = None) -> Known:
@@ -56,7 +57,7 @@ def known(recipe: Recipe, dataset: Dataset, *, champion: str | None, seed: int, 
 def trainer_digest() -> str:
     """SHA-256 over the trainer's own code, as far as weights and verdicts follow from it."""
     digest = hashlib.sha256()
-    for part in _PARTS:
+    for part in (*_PARTS, *_RECIPE_PARTS):
         place = _TRAINER / part
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             content = hashlib.sha256(path.read_bytes()).hexdigest()

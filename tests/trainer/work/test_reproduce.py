@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,28 @@ def test_other_bytes_end_with_what_differs_and_an_exit_status_of_their_own(
     assert "DIFFERS model.onnx.data" in output
     assert "features.0.weight: 216 of 216 values differ, by at most 0." in output
     assert "training again gave other bytes; what has changed since: the libraries: " in output
+
+
+def test_a_single_weight_that_is_another_is_found_and_named(
+    champion: Package, base_lake: Path, recipes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(champion.folder, tmp_path / "other")
+    name = "model.onnx.data"
+    data = bytearray((tmp_path / "other" / name).read_bytes())
+    data[0] ^= 1  # the last bit of the first weight
+    (tmp_path / "other" / name).write_bytes(data)
+    status, output = run(str(tmp_path / "other"), "--lake", str(base_lake), "--recipes", str(recipes))
+    assert status not in {0, 8}, "bytes that are not those of the manifest are no package"
+    assert "fit" not in output
+    manifest = decode_manifest((tmp_path / "other" / "manifest.json").read_bytes())
+    entry = msgspec.structs.replace(manifest.files[name], sha256=hashlib.sha256(data).hexdigest())
+    signed = msgspec.structs.replace(manifest, files=manifest.files | {name: entry})
+    (tmp_path / "other" / "manifest.json").write_bytes(encode_manifest(signed))
+    status, output = run(str(tmp_path / "other"), "--lake", str(base_lake), "--recipes", str(recipes))
+    assert status == 8, output
+    assert "equal   model.onnx " in output
+    assert "DIFFERS model.onnx.data" in output
+    assert ": 1 of " in output
 
 
 def test_a_version_that_the_lake_has_no_more_is_said_before_anything_is_trained(
