@@ -97,15 +97,12 @@ class RunPages:
 
     def list(self) -> RunsPage:
         """The page of all."""
-        found = self._runs.list(limit=_RUNS_SHOWN)
-        queue = [run for run in found if run["state"] in _UNDER_WAY]
-        queue.sort(key=lambda run: (run["state"] != "running", -run["priority"], run["created_at_ms"]))
         return RunsPage(
             fleet=self._fleet,
             now_ms=self._clock(),
             schedules=[_schedule_row(one) for one in self._schedules.list()],
-            queue=[present.run_view(run) for run in queue],
-            ended=[present.run_view(run) for run in found if run["state"] not in _UNDER_WAY],
+            queue=[present.run_view(run) for run in self._runs.queue(limit=_RUNS_SHOWN)],
+            ended=[present.run_view(run) for run in self._runs.list(limit=_RUNS_SHOWN, ended=True)],
         )
 
     def one(self, run_id: str) -> RunPage:

@@ -118,7 +118,7 @@ class ConsoleService:
             history = queries.rollout_history(connection, _HISTORY)
         rows = _device_rows(devices, readings)
         return Console(
-            summary=self._summary(devices, rollouts, runs, readings.alerts, now),
+            summary=self._summary(devices, rollouts, readings.alerts, now),
             model=chosen,
             models=names,
             span=span,
@@ -150,15 +150,13 @@ class ConsoleService:
         self,
         devices: Sequence[DeviceRecord],
         rollouts: Sequence[RolloutRecord],
-        runs: _Rows,
         alerts: Sequence[Alert],
         now: int,
     ) -> Summary:
         living = [device for device in devices if not device.revoked]
         active = [one for one in rollouts if one.state in {State.RUNNING, State.PAUSED}]
-        under_way = [run for run in runs if run["state"] in {RunState.QUEUED.value, RunState.RUNNING.value}][
-            :_RUNS_SHOWN
-        ]
+        queue = self._runs.queue(limit=_RUNS_SHOWN)
+        under_way = [run for run in queue if run["state"] != RunState.BLOCKED.value]
         return Summary(
             fleet=self._fleet,
             now_ms=now,

@@ -26,7 +26,7 @@ from fleet_server.schedules.creation import (
     insert_run,
     settle_graphs,
 )
-from fleet_server.schedules.graph import FAILED, Step, check_steps
+from fleet_server.schedules.graph import ENDED, FAILED, Step, check_steps
 from fleet_server.schedules.leases import Claimant
 from fleet_server.schedules.retry import queue_anew, same_slot, skipped_after
 from fleet_server.schedules.run_files import made_from, run_file, tried
@@ -280,15 +280,27 @@ class RunService:
         schedule: str | None = None,
         state: RunState | None = None,
         kind: RunKind | None = None,
+        ended: bool = False,
     ) -> builtins.list[dict[str, Any]]:
-        """The newest runs first."""
+        """The newest runs first; ``ended``: of those alone that are over."""
         query = sa.select(runs).order_by(runs.c.created_at_ms.desc(), runs.c.logical_time_ms.desc(), runs.c.id)
         wanted = {"model": model, "schedule": schedule, "state": state and state.value, "kind": kind and kind.value}
         for name, value in wanted.items():
             if value is not None:
                 query = query.where(runs.c[name] == value)
+        if ended:
+            query = query.where(runs.c.state.in_([each.value for each in ENDED]))
         with self._db.read() as connection:
             return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+    def queue(self, *, limit: int = 100) -> builtins.list[dict[str, Any]]:
+        """What is under way, then what waits, in the order in which workers take it: the newest may be the last."""
+        states = (RunState.RUNNING.value, RunState.QUEUED.value, RunState.BLOCKED.value)
+        rank = sa.case({state: at for at, state in enumerate(states)}, value=runs.c.state)
+        order = (rank, runs.c.priority.desc(), runs.c.created_at_ms, runs.c.logical_time_ms, runs.c.id)
+        with self._db.read() as connection:
+            query = sa.select(runs).where(runs.c.state.in_(states)).order_by(*order).limit(limit)
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     def log(self, run_id: str, after: int = 0) -> dict[str, Any]:
         """What a run has written since: ``text``, and ``next`` to ask with then.

@@ -80,6 +80,7 @@ runs = sa.Table(
     # One slot is one run of each step, whoever inserts it; runs without a schedule (NULL) are all different.
     sa.UniqueConstraint("schedule", "logical_time_ms", "step"),
     sa.Index("ix_runs_model_created_at_ms", "model", "created_at_ms"),
+    sa.Index("ix_runs_lane_ended_at_ms", "lane", "ended_at_ms"),
 )
 
 # In one lane (a model's training, one batch job's output, the lake's upkeep) at most one run is under way ...

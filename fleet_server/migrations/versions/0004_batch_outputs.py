@@ -13,7 +13,8 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """One table; no row is touched."""
+    """One table, and the way to a job's newest run; no row is touched."""
+    op.create_index("ix_runs_lane_ended_at_ms", "runs", ["lane", "ended_at_ms"])
     op.create_table(
         "batch_outputs",
         sa.Column("job", sa.Text, nullable=False),

@@ -404,3 +404,17 @@ def test_a_schedule_that_makes_no_sense_any_more_keeps_no_other_from_its_runs(
     assert shown["nightly"] is None
     assert str(shown["broken"]).startswith("schedule broken: step 'a': batch job:")
     place.schedules.delete("broken")
+
+
+def test_the_queue_shows_what_is_under_way_however_many_wait(db: Database, clock: Clock) -> None:
+    place = Place(db, clock)
+    place.put(Step())
+    begun = place.schedules.start("nightly", "now")[0][0]
+    assert place.claimed().run == begun
+    clock.forward(1)
+    place.schedules.backfill("nightly", START - 30 * 3_600_000, START, "the past")
+    shown = place.runs.queue(limit=3)
+    assert [run["state"] for run in shown] == ["running", "queued", "queued"]
+    assert shown[0]["id"] == begun
+    assert shown[1]["logical_time_ms"] < shown[2]["logical_time_ms"], "in the order in which they are taken"
+    assert place.runs.list(ended=True) == []
