@@ -49,7 +49,7 @@ class Lease:
     ) -> None:
         self.run, self._log = run, written
         self._metrics: dict[str, float] = {}  # measured since the last heartbeat
-        self._metrics_lock = threading.Lock()
+        self._metrics_lock, self._renewing = threading.Lock(), threading.Lock()
         self._client, self._stop, self._heartbeat_s, self._retry_s = client, stop, heartbeat_s, retry_s
         self._lost = ""
         self._latest = ProgressLine("start", 0.0)
@@ -105,6 +105,10 @@ class Lease:
         Raises:
             LeaseLost, NetworkError: As :meth:`ServerClient.progress`.
         """
+        with self._renewing:  # the heartbeat and the end of a run at once would send one piece of the log twice
+            self._renew()
+
+    def _renew(self) -> None:
         line, piece = self._latest, self._log.piece()
         with self._metrics_lock:
             metrics, self._metrics = self._metrics, {}
