@@ -146,6 +146,11 @@ def check_text(spec: TensorSpec) -> None:
     if spec.datatype is not Datatype.BYTES:
         return
     kind = _kind(spec)
+    if kind is None and limits.image is not None:
+        raise ValueError(
+            f"{spec.name}: the network takes numbers, and nothing decodes an image in a file's bytes for it; declare "
+            "its pixels instead: datatype UINT8, shape [-1, height, width, 3]"
+        )
     if kind is None:
         raise ValueError(
             f"{spec.name}: nothing says how this text becomes numbers for the network; give the constraint a list of "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.contract.constraint import AxisLimit, DateFormat, ImageFormat, ImageLimits, NumberFormat, Policy, Rule
+from edge_agent.contract.constraint import AxisLimit, DateFormat, NumberFormat, Policy, Rule
 from trainer.errors import RecipeError
 from trainer.recipe import Recipe
 
@@ -43,16 +43,13 @@ def test_every_constraint_can_be_said_in_a_recipe(own: Path) -> None:
     assert limits.policies == {Rule.RANGE: Policy.CLIP, Rule.NUMBER: Policy.FILL}
 
 
-def test_dates_and_images_can_be_said_too(own: Path, tmp_path: Path) -> None:
+def test_dates_can_be_said_too_and_images_in_a_files_bytes_are_refused(own: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(own, tmp_path / "other" / "digits"))
     dates = with_input(own, datatype="BYTES", shape="[-1]", constraint='{ date = { zone = "Europe/Berlin" } }')
     assert dates.signature.inputs[1].constraint.date == DateFormat(zone="Europe/Berlin")
-    images = with_input(
-        other, datatype="BYTES", shape="[-1]", constraint='{ image = { formats = ["png", "jpeg"], max_pixels = 9 } }'
-    )
-    assert images.signature.inputs[1].constraint.image == ImageLimits(
-        formats=(ImageFormat.PNG, ImageFormat.JPEG), max_pixels=9
-    )
+    images = '{ image = { formats = ["png", "jpeg"], max_pixels = 9 } }'
+    with pytest.raises(RecipeError, match="nothing decodes an image in a file's bytes for it; declare its pixels"):
+        with_input(other, datatype="BYTES", shape="[-1]", constraint=images)
 
 
 @pytest.mark.parametrize(
