@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pyarrow.fs as pafs
 from edge_agent.contract.errors import ShoalError, storage_error
 from edge_agent.durable import sync_folder, write_durably
 from trainer.batch.errors import InputUnreadable, OutputRefused
+
+_REMOVALS = 5
 
 
 def locate(uri: str) -> tuple[Any, str]:
@@ -96,9 +99,20 @@ class Storage:
             self.fs.create_dir(self.path(folder), recursive=True)
 
     def remove(self, folder: str) -> None:
-        """Remove a folder and all in it; again is no harm."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_dir(self.path(folder))
+        """Remove a folder and all in it; again is no harm.
+
+        Where another attempt writes into it meanwhile, some may stay: whoever comes next removes it.
+        """
+        for _ in range(_REMOVALS):
+            try:
+                self.fs.delete_dir(self.path(folder))
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+            else:
+                return
 
     def sync(self, name: str) -> None:
         """Make a written file durable; what an object store has taken is."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.fakes.packages import make_package
 from tests.trainer.batch.jobs import MIDNIGHT, changed, delta_rows, expected, images, job, run, table, write
 from trainer.batch.batch import Outcome
 from trainer.batch.errors import BatchOvertaken, OutputRefused
+from trainer.batch.storage import Storage
 
 TUESDAY = "2026-11-24T00:00:00Z"
 
@@ -123,3 +125,25 @@ def test_the_ledger_outlives_a_clean_up_of_the_tables_log(package: Package, tmp_
     assert last.record is not None
     assert (last.record.number, last.record.rows) == (4, 1)
     assert [row["key"] for row in delta_rows(tmp_path / "out")] == ["1", "2", "3", "9"]
+
+
+def test_what_others_write_into_meanwhile_is_removed_or_left_but_no_error(tmp_path: Path) -> None:
+    storage, ended = Storage(str(tmp_path)), threading.Event()
+
+    def write_on() -> None:
+        number = 0
+        while not ended.is_set():
+            (tmp_path / "staged").mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (tmp_path / "staged" / str(number := number + 1)).touch()
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    try:
+        for _ in range(200):
+            storage.remove("staged")
+    finally:
+        ended.set()
+        writer.join()
+    storage.remove("staged")
+    assert not (tmp_path / "staged").exists()
