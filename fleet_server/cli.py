@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 import click
 
 from edge_agent.contract.errors import ShoalError
+from edge_agent.ending import run_and_end
 from fleet_server import __version__
 from fleet_server.commands.access import login_command, tokens_group
 from fleet_server.commands.batch import batch_group
@@ -34,6 +37,10 @@ class _Commands(click.Group):
 
     Errors of ours end the command with one line that says what to do, and an exit code of their own.
     """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Be the process's program: commands that read tables leave threads that its end would trip over."""
+        run_and_end(lambda: self.main(*args, **kwargs))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *plugin_commands()]

@@ -20,6 +20,7 @@ from edge_agent.contract.batch import JOB_OPTION, BatchJob, LakeInput, decode_jo
 from edge_agent.contract.errors import ConfigurationError, NetworkError, ShoalError, StorageFull
 from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.durable import write_durably
+from edge_agent.ending import run_and_end
 from trainer.batch.batch import Batch, Outcome
 from trainer.batch.choice import local_package
 from trainer.batch.errors import BatchOvertaken, EngineFailed
@@ -118,4 +119,4 @@ def _claim_stdout() -> TextIO:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_end(main)

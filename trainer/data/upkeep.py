@@ -22,6 +22,7 @@ import msgspec
 from edge_agent.contract.errors import ConfigurationError, NetworkError, ShoalError, StorageFull
 from edge_agent.contract.runs import RunFile, RunResult, RunState
 from edge_agent.durable import write_durably
+from edge_agent.ending import run_and_end
 from trainer.data.import_table import Columns, ImportedTable, import_table
 from trainer.data.lake import import_base
 from trainer.data.sources import RowsFrom
@@ -153,4 +154,4 @@ def _claim_stdout() -> TextIO:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_end(main)

@@ -23,6 +23,8 @@ import msgspec
 from edge_agent.contract.errors import ConfigurationError, ShoalError
 from edge_agent.contract.names import check_version
 from edge_agent.contract.runs import RunFile, RunResult, RunState
+from edge_agent.durable import write_durably
+from edge_agent.ending import run_and_end
 from edge_agent.runtime.package import Package
 from trainer.errors import DatasetError
 from trainer.recipe import Recipe
@@ -210,7 +212,7 @@ def main(
             (work / TRACEBACK_FILE).write_text("".join(traceback.format_exception(error)))
         click.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, ShoalError) else 2)
-    (work / RESULT_FILE).write_bytes(msgspec.json.encode(result))
+    write_durably(work / RESULT_FILE, msgspec.json.encode(result))
     report(result.state.value, 1.0, "; ".join(result.reasons))
 
 
@@ -236,4 +238,4 @@ def _claim_stdout() -> TextIO:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_end(main)

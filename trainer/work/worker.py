@@ -214,7 +214,10 @@ class Worker:
             environment=self._room.environment(run),
         )
         lease.check()
-        if status != 0:
+        if status < 0 and (folder / RESULT_FILE).exists():
+            # The result is the last that it writes, and is there whole or not at all.
+            log.warning("run %s: its process was ended by signal %d after its result was written", run.run, -status)
+        elif status != 0:
             said = f"the run's process ended with status {status}"
             return _failed(run, said, *words, retry=status not in _FINAL_STATUSES)
         result = _read_result(folder / RESULT_FILE)

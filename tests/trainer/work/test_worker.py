@@ -102,10 +102,11 @@ sys.exit(0)
 """
 
 
-def hands_back(recipes: Path, folder: Path, package: Package, answer: str) -> Path:
+def hands_back(recipes: Path, folder: Path, package: Package, answer: str, *, then: str = "pass") -> Path:
     """Recipes whose code hands back a finished package instead of training one."""
     answer = answer.replace("DIGEST", package.digest)
-    code = f"(work / 'result.json').write_text({answer!r}); shutil.copytree({str(package.folder)!r}, work / 'package')"
+    copied = f"shutil.copytree({str(package.folder)!r}, work / 'package')"
+    code = f"(work / 'result.json').write_text({answer!r}); {copied}; {then}"
     return own_recipes(recipes, folder, _HANDS_BACK.format(code))
 
 
@@ -124,6 +125,22 @@ def test_a_first_model_is_published_and_reported_though_the_server_goes_away(
     assert result.state is RunState.RELEASED, result.reasons
     assert [package.digest for package in place.shelf.packages] == [result.package]
     assert server.results == [result]
+
+
+def test_a_process_that_is_aborted_after_its_result_was_written_has_done_its_run(
+    recipes: Path, champion: Package, base_lake: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = hands_back(
+        recipes, tmp_path, champion, _RELEASED, then="import os, signal; os.kill(os.getpid(), signal.SIGABRT)"
+    )
+    with FleetServerDouble(run_file(base_lake), versions=()) as server:
+        place = Workplace(server, own, tmp_path)
+        result = place.worker.once(place.stop)
+        place.client.close()
+    assert result is not None
+    assert result.state is RunState.RELEASED, result.reasons
+    assert [package.digest for package in place.shelf.packages] == [result.package]
+    assert "run run-1: its process was ended by signal 6 after its result was written" in caplog.text
 
 
 def test_a_run_lost_before_it_is_published_is_not_published(
