@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 import click
 
 from fleet_server.commands.rest import Rest, connects, part
-from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
+from fleet_server.commands.tables import ago, as_json, figure, show_fields, show_json, show_table, when
 
 _WATCH_S = 1.0
 _UNDER_WAY = ("blocked", "queued", "running")
@@ -17,7 +18,10 @@ _FAILED = ("failed", "cancelled", "skipped")
 
 @click.group("runs")
 def runs_group() -> None:
-    """See runs, watch them, and ask for one. A worker carries them out: shoal trainer --help."""
+    """See runs, watch them, and ask for one. A worker carries them out: shoal trainer --help.
+
+    RUN is a run's identifier, or the beginning of it.
+    """
 
 
 @runs_group.command("list")
@@ -29,16 +33,24 @@ def runs_group() -> None:
 @as_json
 @connects
 def list_runs(rest: Rest, /, *, json_: bool, **options: Any) -> None:
-    """List runs, newest first."""
+    """List runs, newest first; of one schedule, those of the newest slot first."""
     found = rest.get("runs", **options)
     if json_:
         show_json(found)
         return
     rows = [
-        (one["id"], one["model"], one["step"] or one["kind"], one["trigger"], one["state"], ago(one["created_at_ms"]))
+        (
+            one["id"],
+            one["model"],
+            one["step"] or one["kind"],
+            when(one["logical_time_ms"]) if one["schedule"] else None,
+            one["trigger"],
+            one["state"],
+            ago(one["created_at_ms"]),
+        )
         for one in found
     ]
-    headings = ("run", "model", "step", "trigger", "state", "asked for")
+    headings = ("run", "model", "step", "slot", "trigger", "state", "asked for")
     show_table(headings, rows, empty="no runs yet: shoal runs start MODEL")
 
 
@@ -73,7 +85,7 @@ def show_run(rest: Rest, run: str, *, json_: bool) -> None:
     for reason in one["reasons"]:
         click.echo(f"  - {reason}")
     if one["metrics"]:
-        click.echo("  ".join(f"{name} {value:.4g}" for name, value in sorted(one["metrics"].items())))
+        click.echo("  ".join(f"{name} {figure(value)}" for name, value in sorted(one["metrics"].items())))
     if len(one["graph"]) > 1:
         click.echo()
         rows = [(step["step"], step["kind"], step["state"], ", ".join(step["needs"]) or None) for step in one["graph"]]
@@ -118,6 +130,9 @@ def start_run(rest: Rest, /, model: str, *, json_: bool, seed: int | None, watch
     body = {"model": model, **options, "options": {} if seed is None else {"seed": seed}}
     asked = rest.post("runs", body)
     show_json(asked) if json_ else click.echo(asked["run"])
+    if not asked["is_new"]:
+        why = f"asked for because: {asked['reason']}; nothing new was asked"
+        click.echo(f"run {asked['run']} is {asked['state']} already, {why}", err=True)
     if watch:
         _follow(rest, asked["run"])
 
@@ -161,18 +176,23 @@ def run_metrics(rest: Rest, run: str, *, json_: bool) -> None:
 
 
 def _follow(rest: Rest, run: str, *, progress: bool = True) -> None:
-    """Print a run's log, and its stages on standard error, until it has ended."""
-    after, said = 0, ""
+    """Print a run's log, and its stages on standard error, until it has ended.
+
+    The log tells every stage too: where nobody looks at a terminal, standard error tells of states alone.
+    """
+    after, said, told = 0, "", ""
+    on_terminal = sys.stderr.isatty()
     while True:
         one = rest.get(f"runs/{part(run)}")
         piece = rest.get(f"runs/{part(run)}/log", after=after)
         if piece["text"]:
             click.echo(piece["text"], nl=False)
         after = piece["next"]
-        line = _state(one) + "".join(f"  {name} {value:.4g}" for name, value in sorted(one["metrics"].items()))
-        if progress and line != said:
-            click.echo(line, err=True)
-            said = line
+        line = _state(one) + "".join(f"  {name} {figure(value)}" for name, value in sorted(one["metrics"].items()))
+        if progress and line != said and (on_terminal or one["state"] != told):
+            running = one["state"] == "running" and not on_terminal
+            click.echo("running" if running else line, err=True)
+            said, told = line, one["state"]
         if one["state"] not in _UNDER_WAY:
             break
         time.sleep(_WATCH_S)
@@ -184,7 +204,7 @@ def _follow(rest: Rest, run: str, *, progress: bool = True) -> None:
 
 def _metric(point: dict[str, Any], name: str) -> str | None:
     value = point["metrics"].get(name)
-    return None if value is None else f"{value:.4g}"
+    return None if value is None else figure(value)
 
 
 def _slot(one: dict[str, Any]) -> str:

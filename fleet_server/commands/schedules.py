@@ -109,6 +109,13 @@ def put_schedule(rest: Rest, /, name: str, *, file: Path | None, **options: Any)
     rest.put(f"schedules/{part(name)}", body)
     one = rest.get(f"schedules/{part(name)}")
     click.echo(f"schedule {name}: {_when(one)}, next {when(one['next_ms'])}")
+    if one["unknown_models"]:
+        names = ", ".join(one["unknown_models"])
+        click.echo(
+            f"warning: no package and no worker names {names} (yet): its runs wait until one does; is it misspelt? "
+            "`shoal models list` shows what there is",
+            err=True,
+        )
 
 
 @schedules_group.command("delete")
@@ -134,8 +141,14 @@ def start_schedule(rest: Rest, name: str, reason: str, logical_time: str | None,
 
 @schedules_group.command("backfill")
 @click.argument("name")
-@click.option("--from", "from_", required=True, metavar="TIME", help="First slot, e.g. 2026-03-01.")
-@click.option("--to", "until", required=True, metavar="TIME", help="Last slot; never later than now.")
+@click.option("--from", "from_", required=True, metavar="TIME", help="Slots from this moment on, e.g. 2026-03-01.")
+@click.option(
+    "--to",
+    "until",
+    required=True,
+    metavar="TIME",
+    help="Slots later than this moment get none; a date is its first moment, so that its own slots come after it.",
+)
 @click.option("--reason", default="backfill", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Say which slots, and make nothing.")
 @as_json

@@ -49,5 +49,10 @@ def ago(at_ms: int | None) -> str:
 
 
 def when(at_ms: int | None) -> str:
-    """A time, local and readable."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ms / 1000)) if at_ms is not None else "-"
+    """A time, readable, UTC as its Z says: schedules, logs and the API say it so too."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(at_ms / 1000)) if at_ms is not None else "-"
+
+
+def figure(value: float) -> str:
+    """A measured number in four digits, or all before the point; with an exponent only where it is huge or tiny."""
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"

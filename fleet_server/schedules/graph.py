@@ -107,6 +107,20 @@ def plain(steps: Sequence[Step]) -> list[dict[str, Any]]:
     return found
 
 
+def models_of(model: str, steps: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The models that steps, as they are shown, train or answer with; ``model``: the schedule's.
+
+    An upkeep needs none, and a batch whose job names a package needs no model of the fleet.
+    """
+    found = set()
+    for step in steps:
+        if step["kind"] == RunKind.TRAIN.value:
+            found.add(step["model"] or model)
+        elif step["kind"] == RunKind.BATCH.value:
+            found.add(step["options"].get(JOB_OPTION, {}).get("model", {}).get("name"))
+    return {str(name) for name in found if name}
+
+
 def check_steps(what: str, steps: Sequence[Step]) -> None:
     """Refuse what could never be carried out.
 

@@ -20,6 +20,8 @@ from fleet_server.schedules.tables import runs
 
 # Of what a worker says of a run; its log, which is longer, is bounded where it is kept.
 _MOST_TEXT, _MOST_METRICS, _MOST_METRIC_NAME = 2_000, 64, 100
+# Runs that are named where a beginning is that of several.
+_MOST_ALIKE = 5
 _FREE = {"lease_until_ms": None, "state": RunState.QUEUED.value, "fraction": 0.0}
 
 
@@ -136,6 +138,23 @@ def find(connection: sa.Connection, run_id: str) -> sa.RowMapping:
     if run is None:
         raise NotFound(f"run {run_id!r} does not exist; `shoal runs list` (GET /api/v1/runs) lists them")
     return run
+
+
+def identify(connection: sa.Connection, text: str) -> str:
+    """The identifier of the one run that is named so, or whose identifier alone begins so.
+
+    Raises:
+        NotFound: There is none.
+        Conflict: There are several.
+    """
+    alike = sa.select(runs.c.id).where(runs.c.id.startswith(text, autoescape=True)).order_by(runs.c.id)
+    found = list(connection.execute(alike.limit(_MOST_ALIKE + 1)).scalars())
+    if text in found or not found:
+        return str(find(connection, text)["id"])
+    if len(found) > 1:
+        more = " and more" if len(found) > _MOST_ALIKE else ""
+        raise Conflict(f"several runs begin with {text!r}: {', '.join(found[:_MOST_ALIKE])}{more}; write more of it")
+    return str(found[0])
 
 
 def renew(connection: sa.Connection, run_id: str, progress: RunProgress, *, now_ms: int, lease_ms: int) -> None:

@@ -24,16 +24,19 @@ from fleet_server.schedules.bodies import (
     StartBody,
 )
 from fleet_server.schedules.creation import MANUAL
-from fleet_server.schedules.graph import ScheduleRefused
+from fleet_server.schedules.graph import ScheduleRefused, models_of
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
 from fleet_server.schedules.slots import CatchUp, moment_ms, rfc3339
 
 
 class RunAsked(BaseModel):
-    """The run that was made, or the one of the model that is active already."""
+    """The run that was made, or the one of the model that is active already: ``is_new`` says which."""
 
     run: str
+    is_new: bool
+    state: str
+    reason: str
 
 
 class RunsMade(BaseModel):
@@ -53,7 +56,7 @@ def routes(
 ) -> APIRouter:
     """The routes of schedules and runs; each ``require_...`` is a FastAPI dependency that refuses a lower role."""
     router = APIRouter()
-    _schedules(router, schedules, Depends(require_viewer), Depends(require_admin))
+    _schedules(router, schedules, service, Depends(require_viewer), Depends(require_admin))
     _runs_of_schedules(router, schedules, Depends(require_viewer), Depends(require_admin))
     _runs(router, service, Depends(require_viewer))
     _requests(router, service, Depends(require_admin))
@@ -61,7 +64,7 @@ def routes(
     return router
 
 
-def _schedules(router: APIRouter, service: ScheduleService, viewer: Any, admin: Any) -> None:
+def _schedules(router: APIRouter, service: ScheduleService, runs: RunService, viewer: Any, admin: Any) -> None:
     @router.get("/api/v1/schedules", tags=["schedules"], dependencies=[viewer])
     def list_schedules() -> list[dict[str, Any]]:
         """List the schedules, each with its next slot (``next_ms``, Unix milliseconds)."""
@@ -69,8 +72,9 @@ def _schedules(router: APIRouter, service: ScheduleService, viewer: Any, admin: 
 
     @router.get("/api/v1/schedules/{name}", tags=["schedules"], dependencies=[viewer])
     def get_schedule(name: str) -> dict[str, Any]:
-        """One schedule with its graph of steps."""
-        return service.get(name)
+        """One schedule with its graph of steps, and those of its models that are not known (yet)."""
+        one = service.get(name)
+        return one | {"unknown_models": runs.unknown_models(models_of(one["model"], one["steps"]))}
 
     @router.put(
         "/api/v1/schedules/{name}", tags=["schedules"], status_code=status.HTTP_204_NO_CONTENT, dependencies=[admin]
@@ -140,18 +144,21 @@ def _runs(router: APIRouter, service: RunService, viewer: Any) -> None:
 
     @router.get("/api/v1/runs/{run}", tags=["runs"], dependencies=[viewer])
     def get_run(run: str) -> dict[str, Any]:
-        """One run: where it is, what it was made from, how it ended and why, and the graph that it belongs to."""
-        return service.get(run)
+        """One run: where it is, what it was made from, how it ended and why, and the graph that it belongs to.
+
+        Wherever a person names a run, a beginning of its identifier that is of no other run does too.
+        """
+        return service.get(service.identify(run))
 
     @router.get("/api/v1/runs/{run}/log", tags=["runs"], dependencies=[viewer])
     def get_log(run: str, after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0) -> dict[str, Any]:
         """What a run has written since (``text``); ask with ``next`` for what comes after."""
-        return service.log(run, after)
+        return service.log(service.identify(run), after)
 
     @router.get("/api/v1/runs/{run}/metrics", tags=["runs"], dependencies=[viewer])
     def get_metrics(run: str) -> list[dict[str, Any]]:
         """A run's metrics over time."""
-        return service.metrics(run)
+        return service.metrics(service.identify(run))
 
 
 def _requests(router: APIRouter, service: RunService, admin: Any) -> None:
@@ -163,20 +170,23 @@ def _requests(router: APIRouter, service: RunService, admin: Any) -> None:
         except ManifestError as error:
             raise ScheduleRefused(str(error)) from error
         service.check_model(body.model)
-        run = service.request(body.model, MANUAL, body.reason, body.step())
+        run, is_new = service.ask(body.model, MANUAL, body.reason, body.step())
         if run is None:
             raise Conflict(f"{body.model}: another run began and ended at this very moment; ask again")
-        return RunAsked(run=run)
+        one = service.get(run)
+        return RunAsked(run=run, is_new=is_new, state=one["state"], reason=one["reason"])
 
     @router.post("/api/v1/runs/{run}/cancel", tags=["runs"], dependencies=[admin])
     def cancel_run(run: str, body: Cancellation) -> dict[str, Any]:
         """End a run that waits or is under way; its worker stops at its next heartbeat."""
+        run = service.identify(run)
         service.cancel(run, body.reason)
         return service.get(run)
 
     @router.post("/api/v1/runs/{run}/retry", tags=["runs"], dependencies=[admin])
     def retry_run(run: str) -> dict[str, Any]:
         """Queue a run anew that failed, was cancelled or skipped, with the steps skipped because of it."""
+        run = service.identify(run)
         service.retry(run)
         return service.get(run)
 

@@ -119,16 +119,22 @@ class RunService:
         Raises:
             ScheduleRefused: The step is none that can be carried out.
         """
+        return self.ask(model, trigger, reason, step)[0]
+
+    def ask(
+        self, model: str, trigger: str = MANUAL, reason: str = "asked for", step: Step | None = None
+    ) -> tuple[str | None, bool]:
+        """As :meth:`request`; with it, whether the run was made of this very question."""
         now, step = self._clock(), step or Step()
         check_steps(f"run of {model}", [step])
         with self._db.write() as connection:
             if (found := active(connection, step.lane(model))) is not None:
-                return found
+                return found, False
             cool_down_s = self._settings.cool_down_s
             if trigger != MANUAL and cooling(connection, model, now_ms=now, cool_down_s=cool_down_s):
-                return None
+                return None, False
             made = insert_run(connection, model, step, Cause(trigger=trigger, reason=reason, now_ms=now))
-            return made if made is not None else active(connection, step.lane(model))
+            return (made, True) if made is not None else (active(connection, step.lane(model)), False)
 
     def check_model(self, model: str) -> None:
         """Refuse a model that no package names and no worker has said it can train: a run of it would wait for good.
@@ -136,15 +142,21 @@ class RunService:
         Raises:
             NotFound: It is not known; the text says what is.
         """
-        if self._known_models is None:
-            return
-        known = {*self._known_models(), *self._trainable}
-        if model not in known:
+        known = self._known()
+        if known is not None and model not in known:
             there_are = f"known are: {', '.join(sorted(known))}" if known else "none is known yet"
             raise NotFound(
                 f"there is no model {model!r}; {there_are}. A model becomes known when its first package is published "
                 "(`shoal trainer publish`), or when a worker with its recipe is there (`shoal trainer work`)"
             )
+
+    def unknown_models(self, models: Collection[str]) -> builtins.list[str]:
+        """Those that no package names and no worker has said it can train, by name."""
+        known = self._known()
+        return [] if known is None else sorted({*models} - known)
+
+    def _known(self) -> set[str] | None:
+        return None if self._known_models is None else {*self._known_models(), *self._trainable}
 
     def cancel(self, run_id: str, reason: str) -> None:
         """End a run that waits or is under way; its worker stops at its next heartbeat.
@@ -257,6 +269,16 @@ class RunService:
 
     # --- reading
 
+    def identify(self, text: str) -> str:
+        """The identifier of a run that a person named by it, or by the beginning of it.
+
+        Raises:
+            NotFound: None begins so.
+            Conflict: Several do; the text names them.
+        """
+        with self._db.read() as connection:
+            return leases.identify(connection, text)
+
     def get(self, run_id: str) -> dict[str, Any]:
         """One run; with ``graph``, the runs of its slot: each with id, step, state and needs.
 
@@ -282,8 +304,9 @@ class RunService:
         kind: RunKind | None = None,
         ended: bool = False,
     ) -> builtins.list[dict[str, Any]]:
-        """The newest runs first; ``ended``: of those alone that are over."""
-        query = sa.select(runs).order_by(runs.c.created_at_ms.desc(), runs.c.logical_time_ms.desc(), runs.c.id)
+        """The newest runs first, of a schedule those of the newest slot; ``ended``: of those alone that are over."""
+        newest, slot = runs.c.created_at_ms.desc(), runs.c.logical_time_ms.desc()
+        query = sa.select(runs).order_by(*((slot, newest) if schedule else (newest, slot)), runs.c.id)
         wanted = {"model": model, "schedule": schedule, "state": state and state.value, "kind": kind and kind.value}
         for name, value in wanted.items():
             if value is not None:

@@ -29,6 +29,7 @@ from fleet_server import http_errors
 from fleet_server.access.guard import Guard
 from fleet_server.access.roles import Role
 from fleet_server.cli import main
+from fleet_server.commands.tables import figure
 from fleet_server.devices import routes as devices_routes
 from fleet_server.models import routes as models_routes
 from fleet_server.monitoring import routes as monitoring_routes
@@ -219,6 +220,28 @@ def test_a_run_is_watched_to_its_end_with_its_log_and_metrics(runs: RunService, 
     assert run in shoal("runs", "list", "--state", "refused", "--kind", "train")
 
 
+def test_a_run_is_named_by_the_beginning_of_its_identifier(runs: RunService, shoal: Shoal) -> None:
+    run = shoal("runs", "start", "digits").strip()
+    assert run in shoal("runs", "show", run[:8])
+    assert shoal("runs", "cancel", run[:8]) == f"run {run} is cancelled\n"
+    assert "cancelled" in shoal("runs", "logs", run[:8]) + shoal("runs", "list")
+    assert shoal("runs", "retry", run[:8]) == f"run {run} is queued again\n"
+
+
+def test_who_asks_for_what_is_asked_for_already_is_told(shoal: Shoal) -> None:
+    run = shoal("runs", "start", "digits", "--reason", "new lens").strip()
+    again = shoal("runs", "start", "digits", "--reason", "me too")
+    assert again.startswith(f"{run}\n")
+    assert f"run {run} is queued already, asked for because: new lens; nothing new was asked" in again
+
+
+@pytest.mark.parametrize(
+    ("value", "reads"), [(20_234.6, "20235"), (0.25, "0.25"), (3.14159, "3.142"), (2.5e7, "2.5e+07"), (0.0, "0")]
+)
+def test_a_figure_reads_without_an_exponent(value: float, reads: str) -> None:
+    assert figure(value) == reads
+
+
 def test_a_failed_step_is_taken_up_again_from_the_command_line(runs: RunService, shoal: Shoal) -> None:
     run = shoal("runs", "start", "digits").strip()
     file = runs.claim("w1")
@@ -281,7 +304,10 @@ def test_a_schedule_is_put_previewed_backfilled_and_started(runs: RunService, sh
     assert "0 slots got 0 runs; 2 have theirs already" in shoal(*filling)
     first, second = shoal("schedules", "start", "nightly").split()
     assert "blocked: waits for tend" in shoal("runs", "show", second)
-    assert first in shoal("runs", "list", "--schedule", "nightly")
+    listed = shoal("runs", "list", "--schedule", "nightly")
+    assert first in listed
+    slots = [line.split("2020-03-0")[1][:11] for line in listed.splitlines() if "2020-03-0" in line]
+    assert slots == ["2 03:00:00Z", "2 03:00:00Z", "1 03:00:00Z", "1 03:00:00Z"]
     assert shoal("schedules", "delete", "nightly") == "schedule nightly is deleted\n"
 
 

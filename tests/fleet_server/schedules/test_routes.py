@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import httpx
 import msgspec
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI, Header
 
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
@@ -14,6 +15,7 @@ from fleet_server.http_errors import install
 from fleet_server.schedules.routes import routes
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
+from fleet_server.schedules.tables import runs
 from tests.fakes.served_app import served
 from tests.fleet_server.schedules.conftest import Clock
 
@@ -112,6 +114,27 @@ def test_a_run_of_a_model_that_nobody_knows_is_refused_with_what_is_known(client
     client.post("/api/v1/runs/claim", json={"worker": "w1", "models": ["letters"]}, headers=TRAINER)
     asked = client.post("/api/v1/runs", json={"model": "letters"}, headers=ADMIN)  # a worker is there that can train it
     assert asked.status_code == 201
+
+
+def test_a_beginning_that_is_of_several_runs_is_answered_with_their_names(client: httpx.Client, db: Database) -> None:
+    KNOWN.append("letters")
+    made = [client.post("/api/v1/runs", json={"model": model}, headers=ADMIN).json()["run"] for model in KNOWN]
+    KNOWN.remove("letters")
+    with db.write() as connection:
+        for at, run in enumerate(made):
+            connection.execute(sa.update(runs).where(runs.c.id == run).values(id=f"ab{at}c"))
+    refused = client.get("/api/v1/runs/ab", headers=VIEWER)
+    assert refused.status_code == 409
+    assert "several runs begin with 'ab': ab0c, ab1c; write more of it" in refused.json()["error"]
+    assert client.get("/api/v1/runs/ab1/log", headers=VIEWER).status_code == 200
+    assert client.get("/api/v1/runs/ab_", headers=VIEWER).status_code == 404, "no pattern"
+
+
+def test_a_schedule_of_a_model_that_nobody_knows_yet_says_so(client: httpx.Client) -> None:
+    steps = [{"name": "tend", "kind": "upkeep"}, {"name": "a"}, {"name": "b", "model": "digits"}]
+    body = NIGHTLY | {"model": "nope", "steps": steps}
+    assert client.put("/api/v1/schedules/nightly", json=body, headers=ADMIN).status_code == 204
+    assert client.get("/api/v1/schedules/nightly", headers=VIEWER).json()["unknown_models"] == ["nope"]
 
 
 def test_a_run_that_waits_is_cancelled_and_nobody_claims_it(client: httpx.Client) -> None:
