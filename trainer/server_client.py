@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,11 +24,17 @@ _CHUNK_BYTES = 1 << 20
 _CONFLICT = 409
 _NOT_FOUND = 404
 _TOKEN_REFUSED = (401, 403)
+# How the server says that a run was ended, and why.
+_CANCELLED = re.compile(r"is cancelled, not running \((.*)\); stop this run$", re.DOTALL)
 T = TypeVar("T")
 
 
 class LeaseLost(NetworkError):
     """Another worker has this run now, or it was ended: whatever this one finds is not wanted any more."""
+
+
+class RunCancelled(LeaseLost):
+    """A person has ended this run; the text is why."""
 
 
 class ReleasedPackage(msgspec.Struct, frozen=True):
@@ -201,7 +208,9 @@ class ServerClient:
             raise NetworkError(f"{self._client.base_url}{url}: {type(error).__name__}: {error}") from error
         refuse_token(reply)
         if reply.status_code == _CONFLICT:
-            raise LeaseLost(f"{reply.url}: {_detail(reply)}")
+            detail = _detail(reply)
+            cancelled = _CANCELLED.search(detail)
+            raise RunCancelled(cancelled[1]) if cancelled else LeaseLost(detail)
         if not reply.is_success:
             raise ServerRefused(str(reply.url), status=reply.status_code, detail=_detail(reply))
         return reply

@@ -16,6 +16,7 @@ from trainer.recipe_file import Gates
 
 # Weighted means of the same rows differ in the last bits.
 _ROUNDING = 1e-9
+UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,20 @@ def evaluate(
     replay = {name: judge.compare(mask) for name, mask in replayed.items()}
     if champion is None:
         outcome, reasons = _judge_first(current, gates)
-    elif int(recent.sum()) < recipe.file.dataset.current_rows:
-        outcome = "undecided"
-        have, need = int(recent.sum()), recipe.file.dataset.current_rows
-        reasons = [f"only {have} held-out rows show today's world; a comparison needs {need}: more labels are needed"]
+    elif lacking := too_few(recipe, dataset):
+        outcome, reasons = UNDECIDED, [lacking]
     else:
         outcome, reasons = decide(current, on_base, slices, gates)
     found = Evaluation(outcome, tuple(reasons), current, on_base, slices, replay)
     return found.refused(_lost_replays(replay, gates))
+
+
+def too_few(recipe: Recipe, dataset: Dataset) -> str:
+    """Why no challenger can be compared with the champion on these rows, whatever it learns; empty where one can."""
+    have, need = int((dataset.holdout & dataset.current).sum()), recipe.file.dataset.current_rows
+    if have >= need:
+        return ""
+    return f"only {have} held-out rows show today's world; a comparison needs {need}: more labels are needed"
 
 
 def compare_forms(
@@ -151,7 +158,7 @@ def decide(
         if current.low <= 0
         else f"the gate asks for at least {_points(gates.min_improvement)} points"
     )
-    return "undecided", [f"not shown to be better: {facts}; {why}"]
+    return UNDECIDED, [f"not shown to be better: {facts}; {why}"]
 
 
 def _points(difference: float) -> str:

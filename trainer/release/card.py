@@ -16,7 +16,7 @@ from trainer.gates.comparison import Comparison, predict
 from trainer.gates.evaluate import Evaluation
 from trainer.recipe import Recipe
 from trainer.release import plots
-from trainer.release.forms import Forms
+from trainer.release.forms import Forms, Int8
 from trainer.release.package import Identity
 from trainer.release.reference import Reference
 
@@ -121,7 +121,7 @@ def _card(recipe: Recipe, identity: Identity, judged: Mapping[str, Any], forms: 
         "",
         *_footprints(judged["footprint"]),
         "",
-        f"int8: {'kept: ' if forms.int8.kept else 'not kept: '}{forms.int8.reason}.",
+        *_int8(forms.int8),
         "",
         f"### Parity with the trained network ([{PARITY_FILE}]({PARITY_FILE}))",
         "",
@@ -129,6 +129,12 @@ def _card(recipe: Recipe, identity: Identity, judged: Mapping[str, Any], forms: 
         "",
     ]
     return "\n".join(lines)
+
+
+def _int8(int8: Int8) -> list[str]:
+    if len(int8.faults) > 1:
+        return ["int8: not kept:", "", *(f"- {fault}" for fault in int8.faults)]
+    return [f"int8: {'kept: ' if int8.kept else 'not kept: '}{int8.reason}."]
 
 
 def _origin(identity: Identity, dataset: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ class Int8:
         reason: In words, with the figures.
         comparison: Against full precision on the held-out rows; None where it came to none.
         speedup, batch_speedup: How many times faster it is for a single row, and for a batch as the model prefers it.
+        faults: Why it was measured and not kept, one by one.
     """
 
     kept: bool
@@ -48,6 +49,7 @@ class Int8:
     comparison: Comparison | None = None
     speedup: Speedup | None = None
     batch_speedup: Speedup | None = None
+    faults: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """What ``evaluation.json`` says of it."""
@@ -199,7 +201,7 @@ def _judge(
     elif speedup.low <= 1:
         faults.append(f"it is {figures}: on a machine that busy nobody can tell that it is faster at all")
     if faults:
-        return Int8(False, "; ".join(faults), comparison, speedup, batch_speedup)
+        return Int8(False, "; ".join(faults), comparison, speedup, batch_speedup, faults=tuple(faults))
     lost = -100 * (comparison.difference or 0.0)
     accuracy = "loses nothing" if lost <= 0 else f"loses {lost:.1f} points"
     reason = f"it is {figures}, and {accuracy} on {comparison.rows} held-out rows"

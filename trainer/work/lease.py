@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.runs import RunFile, RunProgress
 from trainer.errors import TokenRefused
-from trainer.server_client import LeaseLost, ServerClient
+from trainer.server_client import LeaseLost, RunCancelled, ServerClient
 from trainer.work.run_log import RunLog
 from trainer.work.run_process import ProgressLine
 
@@ -51,7 +51,7 @@ class Lease:
         self._metrics: dict[str, float] = {}  # measured since the last heartbeat
         self._metrics_lock, self._renewing = threading.Lock(), threading.Lock()
         self._client, self._stop, self._heartbeat_s, self._retry_s = client, stop, heartbeat_s, retry_s
-        self._lost = ""
+        self._lost, self._cancelled = "", False
         self._latest = ProgressLine("start", 0.0)
         self._news, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -69,6 +69,11 @@ class Lease:
     def lost(self) -> bool:
         """Whether the run is another's now."""
         return bool(self._lost)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a person has ended the run."""
+        return self._cancelled
 
     @property
     def over(self) -> bool:
@@ -135,7 +140,7 @@ class Lease:
                 if not self.over and self._log.piece():
                     self.renew()
         except LeaseLost as error:
-            self._lost = str(error)
+            self._lose(error)
         except NetworkError as error:
             log.warning("the end of the log of run %s was not sent: %s", self.run.run, error)
 
@@ -151,19 +156,22 @@ class Lease:
             try:
                 return action()
             except LeaseLost as error:
-                self._lost = str(error)
+                self._lose(error)
             except NetworkError as error:
                 if isinstance(error, ServerRefused) and error.status < 500:
                     raise
                 log.warning("%s; trying again in %g s", error, self._retry_s)
                 self._stop.wait(self._retry_s)
 
+    def _lose(self, error: LeaseLost) -> None:
+        self._lost, self._cancelled = str(error), isinstance(error, RunCancelled)
+
     def _beat(self) -> None:
         while not self._ended.is_set() and not self._lost:
             try:
                 self.renew()
             except LeaseLost as error:
-                self._lost = str(error)
+                self._lose(error)
             except TokenRefused as error:
                 self._lost = str(error)
             except NetworkError as error:

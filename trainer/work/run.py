@@ -82,6 +82,7 @@ def execute(
         report("dataset", 0.15, aside)
     if champion is not None and (reason := _nothing_new(recipe, dataset)):
         return _unchanged(run, dataset, reason, None)
+    from trainer.gates.evaluate import too_few
     from trainer.release.lineage import known
     from trainer.training.plan import Compute
     from trainer.work.challenger import judge, train
@@ -90,6 +91,8 @@ def execute(
     inputs = known(recipe, dataset, champion=run.champion, seed=run.seed, processes=processes)
     if reason := _tried(run, inputs.inputs):
         return _unchanged(run, dataset, reason, inputs.inputs)
+    if champion is not None and (reason := too_few(recipe, dataset)):
+        return _undecided(run, dataset, reason, inputs.inputs)
     exported = train(
         run,
         recipe,
@@ -140,6 +143,17 @@ def _unchanged(run: RunFile, dataset: Dataset, reason: str, inputs: str | None) 
         state=RunState.UNCHANGED,
         reasons=(reason,),
         evaluation={"dataset": dataset.summary()},
+        inputs=inputs,
+    )
+
+
+def _undecided(run: RunFile, dataset: Dataset, reason: str, inputs: str | None) -> RunResult:
+    """No verdict could come of training: it is not begun."""
+    return RunResult(
+        fence=run.fence,
+        state=RunState.REFUSED,
+        reasons=(f"undecided, and nothing was trained: {reason}",),
+        evaluation={"outcome": "undecided", "dataset": dataset.summary()},
         inputs=inputs,
     )
 

@@ -174,7 +174,10 @@ class Worker:
                 lease.tell_all()
                 lease.persist(lambda: self._client.result(run.run, result))
         except GivenUp as error:
-            log.warning("run %s was given up: %s", run.run, error)
+            if lease.cancelled:
+                log.info("run %s: %s", run.run, error)
+            else:
+                log.warning("run %s was given up: %s", run.run, error)
             self._hand_back(run, lease)
             return None
         finally:

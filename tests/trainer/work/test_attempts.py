@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -213,6 +214,22 @@ def test_a_cancelled_run_is_ended_at_its_workers_next_heartbeat(place: Place) ->
     place.until(lambda: gone(place.pids()[0]), "it goes on")
     assert place.runs.get(run)["state"] == "cancelled"
     assert process.poll() is None, "the worker goes on"
+
+
+def test_a_worker_says_why_its_run_was_cancelled_and_warns_of_nothing(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="trainer.work.worker")
+    run = place.ask(epochs=100, epoch_s=0.5)
+    one = worker(place.client, place.recipes, place.folder / "one")
+    thread = threading.Thread(target=one.once, args=(threading.Event(),))
+    thread.start()
+    place.until(lambda: bool(place.pids()), "it did not begin")
+    place.runs.cancel(run, "wrong labels (all)")
+    thread.join(60)
+    said = [record for record in caplog.records if record.name == "trainer.work.worker"]
+    assert said[-1].getMessage() == f"run {run}: cancelled: wrong labels (all)"
+    assert {record.levelno for record in said} == {logging.INFO}
 
 
 def test_a_graph_goes_through_worker_and_server_step_by_step(place: Place) -> None:

@@ -54,6 +54,21 @@ def test_a_night_on_which_nothing_has_changed_does_not_train_again(
     assert set(said) == {"dataset"}
 
 
+def test_where_no_challenger_could_be_judged_none_is_trained(
+    recipe: Recipe, champion: Package, lake_with: Callable[..., Path], tmp_path: Path
+) -> None:
+    lake = lake_with(*field_rows(recipe, champion, per_device=25, drifted=False))
+    said: list[str] = []
+    many = msgspec.structs.replace(recipe.file.dataset, current_rows=300)
+    strict = dataclasses.replace(recipe, file=msgspec.structs.replace(recipe.file, dataset=many))
+    run, work = run_file(lake, champion), tmp_path / "w"
+    result = execute(run, strict, work, champion=champion, version="2", report=lambda stage, *_: said.append(stage))
+    assert result.state is RunState.REFUSED
+    assert result.evaluation["outcome"] == "undecided"
+    assert "a comparison needs 300: more labels are needed" in result.reasons[0]
+    assert set(said) == {"dataset"}, "nothing was trained"
+
+
 @pytest.mark.parametrize("change", ["seed", "code"])
 def test_another_seed_or_other_code_is_another_run(
     recipe: Recipe, champion: Package, base_lake: Path, change: str
