@@ -22,6 +22,9 @@ from trainer.training.plan import LAUNCH, Compute, Plan, Progress
 from trainer.training.worker import DRIVER_ON_STDIN
 
 _LOG_FILE = "processes.log"
+# torchrun otherwise keeps one key-value store for all its attempts, in which a group that is started anew finds the
+# addresses of the processes that died, and waits for them (torch 2.13, DynamicRendezvousHandler.next_rendezvous).
+_OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 _LOOK_S = 0.1
 _STOP_WAIT_S = 10.0
 _LAST_LINES = 8
@@ -39,7 +42,7 @@ def run_local(folder: Path, plan: Plan, compute: Compute, progress: Progress, *,
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
     command += [f"--nproc-per-node={compute.processes}", f"--max-restarts={restarts}", "--monitor-interval=0.2"]
     command += ["-m", "trainer.training.worker", str(folder)]
-    environment = os.environ | {DRIVER_ON_STDIN: "1", "OMP_NUM_THREADS": str(plan.threads)}
+    environment = os.environ | _OWN_STORE | {DRIVER_ON_STDIN: "1", "OMP_NUM_THREADS": str(plan.threads)}
     _run(command, folder, progress, environment)
 
 
@@ -51,7 +54,7 @@ def run_launched(folder: Path, compute: Compute, progress: Progress) -> None:
         ShoalError: As :func:`run_local`.
     """
     command = [*shlex.split(compute.launch), str(folder)]
-    _run(command, folder, progress, dict(os.environ))
+    _run(command, folder, progress, os.environ | _OWN_STORE)
 
 
 def _run(command: list[str], folder: Path, progress: Progress, environment: dict[str, str]) -> None:
