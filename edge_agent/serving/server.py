@@ -99,11 +99,10 @@ class Server:
             with self._lock:
                 self._loop = loop
             asyncio.set_event_loop(loop)
-            with self._signals(loop):
-                try:
-                    loop.run_until_complete(self._serve(loop))
-                finally:
-                    _finish(loop)
+            try:
+                loop.run_until_complete(self._serve(loop))
+            finally:
+                _finish(loop)
         except BaseException as error:
             self._failure = None if self._began.is_set() else error
             raise
@@ -172,6 +171,12 @@ class Server:
             started.pop_all()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not before the loop runs: uvloop takes a signal that comes between and wakes up for the next one alone. Until
+        # here whoever called minds them.
+        with self._signals(loop):
+            await self._serve_until_told(loop)
+
+    async def _serve_until_told(self, loop: asyncio.AbstractEventLoop) -> None:
         wake = self._wake = asyncio.Event()
         if self._stop_requests:
             return

@@ -105,6 +105,29 @@ def test_the_grace_ends_with_its_time_or_a_second_signal(tmp_path: Path, *, agai
         assert "Traceback" not in errors
 
 
+_EARLY = """
+import os, signal, sys
+import uvloop
+from edge_agent.serving import server
+from edge_agent.serving.connections import Connections
+
+class Loop(uvloop.Loop):
+    def run_until_complete(self, future):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().run_until_complete(future)
+
+server._new_loop = Loop
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+server.Server([], Connections(10)).run()
+"""
+
+
+def test_a_signal_just_before_the_loop_runs_is_not_lost() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", _EARLY], env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 7, done.stderr
+
+
 def test_running_out_of_file_descriptors_ends_nothing_and_burns_nothing(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     with _start(path, 1, descriptors=40) as process:
