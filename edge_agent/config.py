@@ -160,6 +160,26 @@ class AcceleratorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     new_weights: Literal["refit", "rebuild"] = "refit"
 
 
+class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How new versions come.
+
+    Args:
+        mirrors: Base URLs that package files are asked for before the server itself, in this order; they need no trust,
+            and get no secret of this device's.
+        max_kib_per_s: Most that downloads may take of the network; 0 sets no limit.
+        window: When downloads may happen, local time, as ``22:00-05:00``; empty for always. What serves is watched and
+            rolled back at any time.
+        jitter_s: Longest wait, drawn by chance, before an update begins, so that a fleet does not ask at once.
+        deltas: Whether files are asked for as differences from what is here.
+    """
+
+    mirrors: tuple[Annotated[str, msgspec.Meta(pattern=r"^https?://")], ...] = ()
+    max_kib_per_s: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    window: Annotated[str, msgspec.Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?\Z")] = ""
+    jitter_s: Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)] = 0.0
+    deltas: bool = True
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of an agent.
 
@@ -172,6 +192,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     report: ReportSettings = ReportSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     accelerator: AcceleratorSettings = AcceleratorSettings()
+    updates: UpdateSettings = UpdateSettings()
 
 
 def read_config(path: Path | None) -> AgentConfig:

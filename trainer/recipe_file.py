@@ -10,7 +10,7 @@ import msgspec
 
 from edge_agent.contract.constraint import Encoding, ImageFormat, Policy, Rule, Sensitivity
 from edge_agent.contract.errors import ManifestError
-from edge_agent.contract.manifest import Batching, Objectives, Probation, Resources
+from edge_agent.contract.manifest import Batching, Objectives, Probation, Requirements, Resources, Shadow
 from edge_agent.contract.profile import Projection
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Signature
@@ -300,7 +300,9 @@ class RecipeFile(Table, frozen=True, kw_only=True):
     sampling: SamplingPolicy = SamplingPolicy()
     resources: Resources = Resources()
     objectives: Objectives = Objectives()
+    shadow: Shadow = Shadow()
     probation: Probation = Probation()
+    requires: Requirements = Requirements()
     batching: BatchingTable | None = None
     max_run_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 30.0
 

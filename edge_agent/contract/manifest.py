@@ -27,6 +27,7 @@ GOLDEN_FILE = "golden.npz"
 EVALUATION_FILE = "evaluation.json"
 CARD_FILE = "card.md"
 PARITY_FILE = "parity.json"
+TENSORS_FILE = "tensors.json"
 FULL_PRECISION = "fp32"
 INT8 = "int8"
 FORMAT_MAJOR = 1
@@ -105,6 +106,20 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: Count = 0
 
 
+class Requirements(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device must be for the model to run there; checked before the download. What is left out is not asked.
+
+    Args:
+        architectures: ``x86_64``, ``aarch64``: one of them.
+        accelerators: Kinds of accelerator, one of them; a device without any is ``cpu``.
+        runtimes: By runtime (``onnxruntime``, ``tensorrt``) the lowest version that can run it.
+    """
+
+    architectures: tuple[str, ...] = ()
+    accelerators: tuple[str, ...] = ()
+    runtimes: dict[str, str] = {}
+
+
 class Objectives(msgspec.Struct, frozen=True, kw_only=True):
     """The service level that the model's makers promise (SLO). Devices report latencies to hold against it.
 
@@ -115,16 +130,43 @@ class Objectives(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: Amount | None = None
 
 
-class Probation(msgspec.Struct, frozen=True, kw_only=True):
-    """How a device watches a new version before it commits to it.
+class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+    """How a candidate answers live traffic beside the model that serves, before it takes its place.
+
+    Its answers go to nobody. Limits that are None are not asked.
 
     Args:
-        seconds: How long it is watched after the swap.
+        seconds: Longest that it shadows; 0 leaves the step out. With too few rows by then it goes on to probation.
+        rows: Rows after which it is judged, if they come earlier.
+        min_agreement: Least share of rows on which both name the same class.
+        max_latency_ratio: Most that its median inference may take, in times of the other's on the same rows.
+        max_memory_ratio: Most memory that it may take, in times of the other's.
+    """
+
+    seconds: Amount = 0.0
+    rows: Annotated[int, msgspec.Meta(ge=1)] = 200
+    min_agreement: Share | None = None
+    max_latency_ratio: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    max_memory_ratio: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+
+
+class Probation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device watches a new version before it commits to it. Limits that are None are not asked.
+
+    Args:
+        seconds: How long it is watched after the swap, the agent's restarts left out.
         max_error_rate: Share of failed inferences above which the device rolls back by itself.
+        min_requests: Requests before which no rate, latency or shift is judged.
+        max_latency_ratio: Most that its median inference may take, in times of what the one before it took here.
+        max_prediction_shift: Most that the shares of the predicted classes may differ from those of the one before it
+            on this device: total variation distance, 0..1; judged only where it is significant.
     """
 
     seconds: Amount = 10.0
     max_error_rate: Share = 0.01
+    min_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_latency_ratio: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    max_prediction_shift: Share | None = None
 
 
 class Overflow(str, enum.Enum):
@@ -209,7 +251,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     slices: tuple[str, ...] = ()
     sampling: SamplingPolicy = SamplingPolicy()
     resources: Resources = Resources()
+    requires: Requirements = Requirements()
     objectives: Objectives = Objectives()
+    shadow: Shadow = Shadow()
     probation: Probation = Probation()
     batching: Batching | None = None
     pipeline: tuple[PipelineStep, ...] = ()

@@ -235,6 +235,7 @@ class UpdateStep(str, enum.Enum):
     VERIFIED = "verified"
     STAGED = "staged"
     SELF_TESTED = "self-tested"
+    SHADOW = "shadow"
     PROBATION = "probation"
     COMMITTED = "committed"
     FAILED = "failed"

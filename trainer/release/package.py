@@ -116,7 +116,9 @@ def _manifest(recipe: Recipe, identity: Identity, entries: dict[str, FileEntry])
         sampling=recipe.file.sampling,
         resources=recipe.file.resources,
         objectives=recipe.file.objectives,
+        shadow=recipe.file.shadow,
         probation=recipe.file.probation,
+        requires=recipe.file.requires,
         batching=recipe.file.batching,
         max_run_s=recipe.file.max_run_s,
     )
