@@ -61,7 +61,7 @@ from edge_agent.contract.messages import (
     UpdateStep,
 )
 from edge_agent.contract.profile import Feature, FeatureCounts, Projection, ReferenceProfile, encode_profile
-from edge_agent.contract.repository import Assignment
+from edge_agent.contract.repository import AssignedHardware, Assignment
 from edge_agent.contract.runs import RunFile, RunProgress, RunResult, RunState
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.signature import Signature, TensorSpec
@@ -384,7 +384,12 @@ CONSTRAINTS = Signature(
 # What travels as JSON, over HTTP or inside TUF metadata.
 JSON: dict[str, msgspec.Struct] = {
     "constraints.json": CONSTRAINTS,
-    "assignment.json": Assignment(device="crane-3", release=4, rollout="rollout-7"),
+    "assignment.json": Assignment(
+        device="crane-3",
+        release=4,
+        rollout="rollout-7",
+        hardware=AssignedHardware(architecture="aarch64", accelerator="Orin", runtimes={"onnxruntime": "1.23.2"}),
+    ),
     "enrolment-request.json": EnrolmentRequest(claim="one-time", device="crane-3", hardware=HARDWARE),
     "enrolment.json": ENROLMENT,
     "run-file.json": RUN_FILE,
