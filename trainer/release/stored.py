@@ -10,7 +10,7 @@ import onnx
 
 from edge_agent.contract.stored_tensors import StoredFile, StoredTensor, StoredTensors, StoredType
 
-_TYPES = {
+_TYPES: dict[int, StoredType] = {
     onnx.TensorProto.FLOAT: StoredType.FP32,
     onnx.TensorProto.FLOAT16: StoredType.FP16,
     onnx.TensorProto.BFLOAT16: StoredType.BF16,
