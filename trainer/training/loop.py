@@ -28,6 +28,7 @@ from trainer.recipe import Recipe
 from trainer.training.batches import Augment, Steps, TrainingBatches, ValidationBatches
 from trainer.training.callbacks import BestEpoch, Course, Saving, seed_batch
 from trainer.training.checkpoints import FINISHED, Checkpoints
+from trainer.training.lean import NoProfiler, OneProcess, SeveralProcesses, lighten, moves_batches
 from trainer.training.loggers import open_loggers
 from trainer.training.plan import Plan, Progress
 from trainer.training.rehearsal import blame
@@ -130,6 +131,7 @@ def learn(
     network = recipe.network(learning_rate=plan.learning_rate, epochs=plan.epochs)
     if job.start is not None:
         load_weights(network, job.start)
+    lighten(network)
     steps = Steps(rows=job.training, batch_size=plan.batch_size, world=place.world, device_rows=plan.device_rows)
     batches = TrainingBatches(steps, seed=plan.seed, rank=place.rank, augment=_augment(recipe))
     best = BestEpoch(plan.patience)
@@ -139,7 +141,7 @@ def learn(
         resume = _resume(checkpoints, place, progress)
         save = functools.partial(_save, checkpoints, steps.pieces)
         callbacks.append(Saving(save, every_s=plan.checkpoint_s, pieces=steps.pieces))
-    trainer = _trainer(plan, place, steps, callbacks, checkpoints)
+    trainer = _trainer(plan, place, steps, callbacks, checkpoints, moving=moves_batches(network))
     with _lightnings_advice_unheard(), watch.watching():
         try:
             trainer.fit(network, batches, ValidationBatches(job.validation, size=_EVALUATION_ROWS), ckpt_path=resume)
@@ -216,19 +218,15 @@ class _Ranks(ClusterEnvironment):
 
 
 def _trainer(
-    plan: Plan, place: Place, steps: Steps, callbacks: list[pl.Callback], checkpoints: Checkpoints | None
+    plan: Plan,
+    place: Place,
+    steps: Steps,
+    callbacks: list[pl.Callback],
+    checkpoints: Checkpoints | None,
+    *,
+    moving: bool,
 ) -> pl.Trainer:
     gpu = plan.accelerator == "gpu" or (plan.accelerator == "auto" and torch.cuda.is_available())
-    strategy: Any = "auto"
-    if place.world > 1:
-        limit_s = plan.step_timeout_s + _PEER_GRACE_S if plan.step_timeout_s else 24 * 3600.0
-        strategy = DDPStrategy(
-            cluster_environment=_Ranks(place),
-            process_group_backend="nccl" if gpu else "gloo",
-            timeout=dt.timedelta(seconds=limit_s),
-            # A recipe whose heads are not all in the loss trains with one process; so it does with several.
-            find_unused_parameters=True,
-        )
     if gpu:
         # Without it cuBLAS refuses to be deterministic (CUDA, "Reproducibility"); read when CUDA is initialised.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -236,7 +234,7 @@ def _trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=[place.device] if gpu else 1,
         num_nodes=place.world,
-        strategy=strategy,
+        strategy=_strategy(plan, place, gpu=gpu, moving=gpu or moving),
         precision=_precision(plan.precision, gpu=gpu),
         max_epochs=plan.epochs,
         accumulate_grad_batches=steps.pieces,
@@ -248,7 +246,21 @@ def _trainer(
         use_distributed_sampler=False,  # batches are shared out already
         deterministic=True,
         num_sanity_val_steps=0,
+        profiler=NoProfiler(),
         callbacks=callbacks,
+    )
+
+
+def _strategy(plan: Plan, place: Place, *, gpu: bool, moving: bool) -> Any:
+    if place.world == 1:
+        return "auto" if moving else OneProcess()
+    limit_s = plan.step_timeout_s + _PEER_GRACE_S if plan.step_timeout_s else 24 * 3600.0
+    return (DDPStrategy if moving else SeveralProcesses)(
+        cluster_environment=_Ranks(place),
+        process_group_backend="nccl" if gpu else "gloo",
+        timeout=dt.timedelta(seconds=limit_s),
+        # A recipe whose heads are not all in the loss trains with one process; so it does with several.
+        find_unused_parameters=True,
     )
 
 
