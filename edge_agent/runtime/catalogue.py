@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from edge_agent.contract.errors import UnknownModel
 from edge_agent.runtime.models_folder import Broken, ModelsFolder
 from edge_agent.runtime.package import Package
+from edge_agent.runtime.versions import natural_order
 
-__all__ = ["Broken", "Catalogue", "FleetPackages", "Known"]
+__all__ = ["Broken", "Catalogue", "FleetPackages", "Known", "highest", "is_pipeline"]
 
 
 class Known(NamedTuple):
@@ -78,3 +80,38 @@ class Catalogue:
     def packages(self) -> Iterable[Package]:
         """The packages that are known."""
         return [each.package for each in self.known.values()]
+
+    def find(self, model: str, version: str | None = None) -> Known:
+        """The package that a request to load means.
+
+        Raises:
+            UnknownModel: There is none.
+            PackageError, DigestMismatch: It is broken.
+        """
+        known = [each for each in self.known.values() if each.name == model]
+        for broken in self.broken:
+            # A folder that cannot be read may well have held what is asked for: better its error than an older version.
+            if broken.name == model and version in (None, broken.version):
+                raise broken.error
+        if version is not None:
+            known = [each for each in known if each.version == version]
+        if not known:
+            raise self.unknown(model, version)
+        wanted = [each for each in known if each.installed and each.active]
+        return wanted[0] if wanted else highest(known)
+
+    def unknown(self, model: str, version: str | None) -> UnknownModel:
+        """The error that says so."""
+        names = ", ".join(sorted({f"{name} {known}" for name, known in self.known})) or "none"
+        of = f" version '{version}'" if version is not None else ""
+        return UnknownModel(f"model '{model}'{of} is not on this device; there are: {names}")
+
+
+def highest(packages: Iterable[Known]) -> Known:
+    """The one with the highest version, of at least one."""
+    return max(packages, key=lambda known: natural_order(known.version))
+
+
+def is_pipeline(known: Known) -> bool:
+    """Whether it runs other models: to be loaded after them."""
+    return bool(known.package.manifest.pipeline)

@@ -30,7 +30,7 @@ from edge_agent.runtime.statistics import Statistics
 
 if TYPE_CHECKING:
     from edge_agent.runtime.optimised import OptimisedModels
-    from edge_agent.runtime.slots import Slots
+    from edge_agent.runtime.pipeline import ModelSource
 
 # Slower models go to a thread: a hand-over costs about 50 us, a blocked loop delays every other request.
 INLINE_LIMIT_US = 1000.0
@@ -160,7 +160,7 @@ def load(
     variant: str = FULL_PRECISION,
     threads: int = 1,
     cache: OptimisedModels | None = None,
-    slots: Slots | None = None,
+    slots: ModelSource | None = None,
     guard: RunGuard | None = None,
     runtime: OtherRuntime | None = None,
 ) -> LoadedModel:
@@ -229,7 +229,7 @@ def _coarse(package: Package, golden: Golden) -> Tolerance:
 
 
 def _backend(
-    package: Package, variant: str, threads: int, cache: OptimisedModels | None, slots: Slots | None
+    package: Package, variant: str, threads: int, cache: OptimisedModels | None, slots: ModelSource | None
 ) -> InferenceBackend:
     if not package.manifest.pipeline:
         return OnnxBackend(package, variant=variant, threads=threads, cache=cache)
@@ -243,7 +243,7 @@ def _backend(
     return PipelineBackend(package, slots)
 
 
-def _require_step(pipeline: str, slots: Slots, step: PipelineStep) -> None:
+def _require_step(pipeline: str, slots: ModelSource, step: PipelineStep) -> None:
     try:
         slots.get(step.model, step.version)
     except (UnknownModel, ModelUnavailable) as error:

@@ -88,6 +88,8 @@ class PipelineBackend:
         for index in range(len(self._steps)):
             self._plans.append(self._compile(index, self._found(index)))
         self._check_ends()
+        self._held: tuple[LoadedModel, ...] = ()
+        self._leases = contextlib.ExitStack()
         self._running: dict[int, InferenceBackend] = {}
         self._cancels = 0
 
@@ -110,6 +112,10 @@ class PipelineBackend:
         pool = dict(inputs)
         cancels = self._cancels
         for index, step in enumerate(self._steps):
+            held = self._held  # looked up anew for each step: they may be about to be replaced
+            if held:
+                self._run(index, held[index], pool, cancels)
+                continue
             try:
                 lease = self._models.lease(step.model, step.version)
             except (UnknownModel, ModelUnavailable) as error:
@@ -118,6 +124,18 @@ class PipelineBackend:
                 self._run(index, loaded, pool, cancels)
         return {name: pool[name] for name in self._outputs}
 
+    def hold(self) -> None:
+        """Run on the steps that serve now until it is closed: they and this pipeline are about to be replaced together.
+
+        A request that began on it so ends with the models that it began with. Where a step is not loaded it changes
+        nothing.
+        """
+        if self._held:
+            return
+        with contextlib.suppress(UnknownModel, ModelUnavailable), contextlib.ExitStack() as leases:
+            held = tuple(leases.enter_context(self._models.lease(step.model, step.version)) for step in self._steps)
+            self._leases, self._held = leases.pop_all(), held
+
     def cancel(self) -> None:
         """Break off the steps that run, and run none after them."""
         self._cancels += 1
@@ -125,7 +143,9 @@ class PipelineBackend:
             backend.cancel()
 
     def close(self) -> None:
-        """Nothing: the models belong to their slots."""
+        """Let go of the steps, where it holds them; the models belong to their slots."""
+        self._held = ()
+        self._leases.close()
 
     def _run(self, index: int, loaded: LoadedModel, pool: dict[str, NDArray[Any]], cancels: int) -> None:
         """One step, from the pool into the pool."""

@@ -14,13 +14,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
 from edge_agent.contract.manifest import FULL_PRECISION, PipelineStep
+from edge_agent.runtime.beside import swap_together
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget
-from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known
+from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known, highest, is_pipeline
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.idle import IdleUnloader
 from edge_agent.runtime.loaded import LoadedModel, OtherRuntime, load
@@ -30,11 +31,11 @@ from edge_agent.runtime.package import Package
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import IndexEntry, ModelState, Slots
 from edge_agent.runtime.variants import Precision, Variants
-from edge_agent.runtime.versions import natural_order
 
 if TYPE_CHECKING:
     from edge_agent.runtime.acceleration import Acceleration
     from edge_agent.runtime.backend import InferenceBackend
+    from edge_agent.runtime.pipeline import ModelSource
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Repository:
         with self._loading:
             self._refresh()
             wanted = [known for known in self._chosen() if not self._serves(known)]
-            for known in sorted(wanted, key=_pipelines_last):
+            for known in sorted(wanted, key=is_pipeline):
                 self._load_steps(known)
                 self._try(known)
             self._load_waiting()
@@ -129,7 +130,7 @@ class Repository:
         """
         with self._loading:
             self._refresh()
-            known = self._find(model, version)
+            known = self._catalogue.find(model, version)
             self._load_steps(known)
             loaded = self._load(known)
             if version is not None:
@@ -154,7 +155,7 @@ class Repository:
                 entry for entry in self._slots.index() if entry.name == model and version in (None, entry.version)
             ]
             if not entries:
-                raise UnknownModel(f"model '{model}'{_of(version)} is not on this device{self._names()}")
+                raise self._catalogue.unknown(model, version)
             for entry in entries:
                 self._wanted.discard((model, entry.version))
                 # What is broken goes on saying why; a pipeline that waits for its steps waits no longer.
@@ -181,12 +182,14 @@ class Repository:
             known = self._catalogue.known.get((model, wanted))
             if known is None:
                 self._refresh()
-                known = self._find(model, wanted)
+                known = self._catalogue.find(model, wanted)
             return self._load(known)
 
-    def prepare(self, package: Package) -> LoadedModel:
+    def prepare(self, package: Package, *, slots: ModelSource | None = None) -> LoadedModel:
         """Load and warm up a package that the installer will test and let serve, within the budgets.
 
+        Args:
+            slots: Where a pipeline finds its steps; None for those that serve.
         Raises:
             PackageError: The package lacks a part, or the runtime refuses it.
             BudgetExceeded, ModelUnavailable: This device cannot load it now; the package is not to blame.
@@ -197,19 +200,23 @@ class Repository:
             # Going back to the last known good package is refused for nothing: the one that serves is worse.
             is_refuge = known is not None and known.installed and not known.active
             earlier = self._slots.last_served(name)
-            loaded = self._prepare(package, earlier, is_refuge=is_refuge)
+            loaded = self._prepare(package, earlier, is_refuge=is_refuge, slots=slots)
         # Not under the lock: to refit an engine takes seconds.
         return loaded if self._acceleration is None else self._acceleration.as_earlier(loaded, earlier)
 
-    def serve(self, loaded: LoadedModel) -> LoadedModel | None:
-        """Let a model of the fleet serve, as :meth:`Slots.install` does, and load the pipelines that waited for it."""
-        replaced = self._slots.install(loaded)
-        self._consider(loaded)
+    def serve(self, *models: LoadedModel, again: Sequence[LoadedModel] = ()) -> None:
+        """Let models of the fleet serve, all at once, and load the pipelines that waited for them.
+
+        Args:
+            again: Pipelines that serve already, loaded once more with their new steps.
+        """
+        swap_together(self._slots, models, again)
+        for loaded in models:
+            self._consider(loaded)
         with self._loading:
             self._refresh()
             self._load_waiting()
             self._collect()
-        return replaced
 
     def load_on(self, package: Package, runtime: OtherRuntime | None, *, beside: LoadedModel) -> LoadedModel:
         """A package that serves, once more on another runtime, tested; the caller lets it serve, or closes it.
@@ -270,29 +277,11 @@ class Repository:
             return []
         everything = self._catalogue.known.values()
         folder = [known for known in everything if not known.installed]
-        waiting = [known for known in everything if known.installed and known.active and _pipelines_last(known)]
+        waiting = [known for known in everything if known.installed and known.active and is_pipeline(known)]
         if self._policy == "all":
             return [*folder, *waiting]
         names = {each.name for each in folder}
-        return [*(_highest(known for known in folder if known.name == name) for name in names), *waiting]
-
-    def _find(self, model: str, version: str | None) -> Known:
-        """The package that a request to load means."""
-        known = [each for each in self._catalogue.known.values() if each.name == model]
-        for broken in self._catalogue.broken:
-            # A folder that cannot be read may well have held what is asked for: better its error than an older version.
-            if broken.name == model and version in (None, broken.version):
-                raise broken.error
-        if version is not None:
-            known = [each for each in known if each.version == version]
-        if not known:
-            raise UnknownModel(f"model '{model}'{_of(version)} is not on this device{self._names()}")
-        wanted = [each for each in known if each.installed and each.active]
-        return wanted[0] if wanted else _highest(known)
-
-    def _names(self) -> str:
-        names = ", ".join(sorted({f"{name} {version}" for name, version in self._catalogue.known}))
-        return f"; there are: {names or 'none'}"
+        return [*(highest(known for known in folder if known.name == name) for name in names), *waiting]
 
     def _serves(self, known: Known) -> bool:
         try:
@@ -313,7 +302,7 @@ class Repository:
                 continue
             # What is wrong with a step is said by load(), which looks for it, and never blamed on the pipeline.
             with contextlib.suppress(ShoalError):
-                self._try(self._find(step.model, step.version))
+                self._try(self._catalogue.find(step.model, step.version))
 
     def _answers(self, step: PipelineStep) -> bool:
         """Whether a step is loaded, or would be by its next request."""
@@ -374,14 +363,21 @@ class Repository:
             raise
         return loaded
 
-    def _prepare(self, package: Package, replaces: LoadedModel | None, *, is_refuge: bool = False) -> LoadedModel:
+    def _prepare(
+        self,
+        package: Package,
+        replaces: LoadedModel | None,
+        *,
+        is_refuge: bool = False,
+        slots: ModelSource | None = None,
+    ) -> LoadedModel:
         if not is_refuge:
             self._memory.check(package, replaces=replaces)
         for step in package.manifest.pipeline:
             # What is wrong with a step is said by load(), which looks for it, and never blamed on this package.
             with contextlib.suppress(ShoalError):
                 self.wake(step.model, step.version)
-        loaded = self._as_before(package) or self._load_package(package)
+        loaded = self._as_before(package) or self._load_package(package, slots=slots)
         try:
             self._memory.hold(loaded, replaces=replaces, refuse=not is_refuge)
         except BudgetExceeded:
@@ -389,11 +385,13 @@ class Repository:
             raise
         return loaded
 
-    def _load_package(self, package: Package, runtime: OtherRuntime | None = None) -> LoadedModel:
+    def _load_package(
+        self, package: Package, runtime: OtherRuntime | None = None, *, slots: ModelSource | None = None
+    ) -> LoadedModel:
         def load_as(variant: str) -> LoadedModel:
-            threads, slots, guard = self._threads.per_model, self._slots, self._guard
+            threads, models, guard = self._threads.per_model, slots or self._slots, self._guard
             return load(
-                package, variant=variant, threads=threads, cache=self._cache, slots=slots, guard=guard, runtime=runtime
+                package, variant=variant, threads=threads, cache=self._cache, slots=models, guard=guard, runtime=runtime
             )
 
         return load_as(FULL_PRECISION) if runtime is not None else self._variants.load(package, load_as)
@@ -484,15 +482,3 @@ class Repository:
             if (loaded.name, loaded.version) in steps | self._catalogue.watched() or (loaded.name, None) in steps:
                 return False
             return self._slots.unload(loaded.name, loaded.version, reason=_IDLE, idle_since=idle_since) is not None
-
-
-def _highest(packages: Iterable[Known]) -> Known:
-    return max(packages, key=lambda known: natural_order(known.version))
-
-
-def _pipelines_last(known: Known) -> bool:
-    return bool(known.package.manifest.pipeline)
-
-
-def _of(version: str | None) -> str:
-    return f" version '{version}'" if version is not None else ""

@@ -14,6 +14,7 @@ import dataclasses
 import enum
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -135,6 +136,28 @@ class Slots:
         for old in replaced:
             self._retire(old)
         return replaced[-1] if replaced else None
+
+    def install_together(self, models: Sequence[LoadedModel], again: Sequence[LoadedModel] = ()) -> None:
+        """As :meth:`install`, of several at once: no request that begins finds some of them and not the others.
+
+        Args:
+            again: Packages that serve already, loaded once more: they keep their places.
+        Raises:
+            ModelLoadFailed: One was replaced before, and so closed; none is installed.
+        """
+        with self._lock:
+            for loaded in (*models, *again):
+                self._refuse_retired(loaded)
+            replaced = [old for loaded in models for old in self._install(loaded, default=True)]
+            for loaded in again:
+                replaced += self._install(loaded, default=self._installed.get(loaded.name) == loaded.version)
+        for old in replaced:
+            self._retire(old)
+
+    def leaving_for(self, loaded: LoadedModel, *, default: bool) -> list[LoadedModel]:
+        """What :meth:`install` of ``loaded`` would replace."""
+        with self._lock:
+            return self._leaving_for(loaded, default=default)
 
     def replace(self, old: LoadedModel | None, loaded: LoadedModel, *, default: bool) -> bool:
         """As :meth:`install`, but only where its version is still what it was when somebody began to load it.
@@ -305,10 +328,9 @@ class Slots:
     def _install(self, loaded: LoadedModel, *, default: bool) -> list[LoadedModel]:
         """What it replaces; the last of them in the same place."""
         name, version = loaded.name, loaded.version
-        if loaded.retired:
-            raise ModelLoadFailed(f"model '{name}' {version} is closed: load its package again")
+        self._refuse_retired(loaded)
+        replaced = self._leaving_for(loaded, default=default)
         slot = self._slots.setdefault(name, {}).setdefault(version, _Slot(loaded.digest))
-        replaced = [slot.loaded] if slot.loaded is not None and slot.loaded is not loaded else []
         earlier = slot.loaded or slot.earlier
         if earlier is not None and earlier is not loaded and earlier.digest == loaded.digest:
             loaded.go_on_from(earlier)
@@ -318,13 +340,23 @@ class Slots:
         if default:
             before = self._installed.get(name, version)
             if before != version:
-                old = self._slots[name].get(before)
-                if old is not None and old.loaded is not None:
-                    replaced.append(old.loaded)
                 self._forget(name, before)
             self._installed[name] = version
         self._settle(name)
         return replaced
+
+    def _refuse_retired(self, loaded: LoadedModel) -> None:
+        if loaded.retired:
+            raise ModelLoadFailed(f"model '{loaded.name}' {loaded.version} is closed: load its package again")
+
+    def _leaving_for(self, loaded: LoadedModel, *, default: bool) -> list[LoadedModel]:
+        """What it will replace; the last of them in the same place."""
+        versions = [loaded.version]
+        if default:
+            versions += {self._installed.get(loaded.name, loaded.version)} - {loaded.version}
+        slots = self._slots.get(loaded.name, {})
+        found = [slots[version].loaded for version in versions if version in slots]
+        return [old for old in found if old is not None and old is not loaded]
 
     def _forget(self, model: str, version: str) -> None:
         slots = self._slots.get(model, {})
