@@ -29,6 +29,8 @@ from trainer.recipe_file import RecipeFile, with_choices
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
+    from trainer.training.transform import Transformation
+
 _FILE = "model.toml"
 # A local variable, and the argument of sys.getrefcount.
 _OWN_REFERENCES = 2
@@ -113,6 +115,7 @@ class Recipe:
             raise RecipeError(f"{self.folder / 'model.py'}: needs a class Model derived from LightningModule")
         options, classes = self.file.training.options, len(self.file.labels)
         given = _Options(options)
+        before = self._transform(given)  # what it reads of the options is known, too
         more: dict[str, Any] = {}
         asked = inspect.signature(kind.__init__).parameters
         if "categories" in asked:
@@ -132,11 +135,40 @@ class Recipe:
                 f"{self.folder / 'model.py'}: Model(options=, classes=, learning_rate=, epochs=) failed: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        kept = sys.getrefcount(given) > _OWN_REFERENCES  # by the network: it may read more later
+        kept = sys.getrefcount(given) > _OWN_REFERENCES  # by one of them: it may read more later
+        del before
         if not kept and (unknown := sorted(options.keys() - given.read)):
             known = ", ".join(sorted(given.read)) or "none"
             raise RecipeError(f"{self.folder / _FILE}: unknown option {', '.join(unknown)}; Model reads: {known}")
         return network
+
+    def transform(self) -> Transformation | None:
+        """What the recipe does to inputs before its network, or None.
+
+        Raises:
+            RecipeError: ``Transform`` cannot be made, or is not what it should be.
+        """
+        return self._transform(self.file.training.options)
+
+    def released(self, network: LightningModule) -> LightningModule:
+        """The network as devices get it: with the recipe's transform, if there is one, before ``forward``."""
+        before = self.transform()
+        return network if before is None else before.before(network, tuple(spec.name for spec in self.signature.inputs))
+
+    def _transform(self, options: dict[str, Any]) -> Transformation | None:
+        kind = getattr(self.module("model"), "Transform", None)
+        if kind is None:
+            return None
+        from trainer.training.transform import Transformation
+
+        path = self.folder / "model.py"
+        try:
+            return Transformation.of(kind, options, str(path))
+        except RecipeError:
+            raise
+        except Exception as error:
+            # Whatever the recipe's author wrote may fail in whatever way.
+            raise RecipeError(f"{path}: Transform(options=) failed: {type(error).__name__}: {error}") from error
 
 
 class _Options(dict[str, Any]):

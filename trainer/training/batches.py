@@ -18,6 +18,8 @@ from trainer.front_end import FrontEnd
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
 # Of a batch: inputs by name, and a generator to draw from.
 Augment = Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]
+# Of a batch's inputs, what the network takes.
+Transform = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,21 @@ class TrainingBatches:
 
     Args:
         augment: The recipe's own change of each batch.
+        transform: What stands before the network on devices too; after ``augment``, which makes inputs that
+            applications might send.
     """
 
-    def __init__(self, steps: Steps, *, seed: int, rank: int = 0, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        *,
+        seed: int,
+        rank: int = 0,
+        augment: Augment | None = None,
+        transform: Transform | None = None,
+    ) -> None:
         self._steps, self._seed, self._rank, self._augment = steps, seed, rank, augment
+        self._transform = transform
         self._length = steps.steps * steps.pieces
         self.epoch = 0
         self._given = self._skip = 0
@@ -83,6 +96,8 @@ class TrainingBatches:
         if self._augment is not None:
             generator = torch.Generator().manual_seed(mixed(self._seed, self.epoch, at, self._rank))
             inputs = self._augment(inputs, generator)
+        if self._transform is not None:
+            inputs = self._transform(inputs)
         return inputs, targets, weights
 
     def state_dict(self) -> dict[str, int]:
@@ -119,15 +134,16 @@ class EncodedRows:
 class ValidationBatches:
     """What stops training: every process goes through all of it, so that each comes to the same number by itself."""
 
-    def __init__(self, rows: RowSource, *, size: int) -> None:
-        self._rows, self._size = rows, size
+    def __init__(self, rows: RowSource, *, size: int, transform: Transform | None = None) -> None:
+        self._rows, self._size, self._transform = rows, size, transform
 
     def __len__(self) -> int:
         return self._rows.steps(self._size)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._rows.batches(size=self._size, seed=None, epoch=0):
-            yield tensors(batch)
+            inputs, targets, weights = tensors(batch)
+            yield inputs if self._transform is None else self._transform(inputs), targets, weights
 
 
 def tensors(batch: Arrays) -> Batch:

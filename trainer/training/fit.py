@@ -44,7 +44,7 @@ class Fitted:
     """A trained network.
 
     Args:
-        network: In evaluation mode, with the weights of its best epoch.
+        network: In evaluation mode, with the weights of its best epoch and the recipe's transform before it.
         epochs: Epochs run.
         validation_loss: Of the best epoch.
         warm: Whether it started from the champion's weights.
@@ -105,7 +105,8 @@ def fit(
             learned = Learned.of(kept.finished())
     network = recipe.network(learning_rate=plan.learning_rate, epochs=plan.epochs)
     network.load_state_dict(learned.weights)
-    return Fitted(network=network.eval(), epochs=learned.epochs, validation_loss=learned.loss, warm=plan.warm)
+    network = recipe.released(network.eval())
+    return Fitted(network=network, epochs=learned.epochs, validation_loss=learned.loss, warm=plan.warm)
 
 
 def _alone(job: Job, checkpoints: Checkpoints | None, progress: Progress) -> Learned:

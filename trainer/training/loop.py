@@ -133,7 +133,9 @@ def learn(
         load_weights(network, job.start)
     lighten(network)
     steps = Steps(rows=job.training, batch_size=plan.batch_size, world=place.world, device_rows=plan.device_rows)
-    batches = TrainingBatches(steps, seed=plan.seed, rank=place.rank, augment=_augment(recipe))
+    transform = recipe.transform()
+    batches = TrainingBatches(steps, seed=plan.seed, rank=place.rank, augment=_augment(recipe), transform=transform)
+    judged = ValidationBatches(job.validation, size=_EVALUATION_ROWS, transform=transform)
     best = BestEpoch(plan.patience)
     callbacks: list[pl.Callback] = [best, Course(plan, batches, rank=place.rank, progress=progress, watch=watch)]
     resume = None
@@ -144,7 +146,7 @@ def learn(
     trainer = _trainer(plan, place, steps, callbacks, checkpoints, moving=moves_batches(network))
     with _lightnings_advice_unheard(), watch.watching():
         try:
-            trainer.fit(network, batches, ValidationBatches(job.validation, size=_EVALUATION_ROWS), ckpt_path=resume)
+            trainer.fit(network, batches, judged, ckpt_path=resume)
         except ShoalError:
             raise
         except Exception as error:

@@ -32,7 +32,11 @@ def rehearse(recipe: Recipe, network: LightningModule, inputs: Mapping[str, NDAr
     training = network.training
     try:
         with torch.no_grad():
-            found = network.eval()(*(torch.from_numpy(few[spec.name]) for spec in recipe.signature.inputs))
+            found = recipe.released(network.eval())(
+                *(torch.from_numpy(few[spec.name]) for spec in recipe.signature.inputs)
+            )
+    except RecipeError:
+        raise
     except Exception as error:
         # Whatever the recipe's author wrote may fail in whatever way.
         raise RecipeError(blame(recipe, "forward failed on real rows", error)) from error
