@@ -22,6 +22,7 @@
     |- NetworkError           the other side cannot be reached or does not answer as agreed
     |  |- MessageError            bytes that are no message of ours
     |  |  `- UnknownSchemaVersion     a major version newer than this code
+    |  |- DeltaUnusable           a delta that does not make the file wanted; the file itself is fetched
     |  `- ServerRefused           the fleet server answered with an error
     `- DeviceError            this machine cannot do what it is asked
        |- ConfigurationError      a setting is missing or wrong
@@ -180,6 +181,13 @@ class MessageError(NetworkError):
 
 class UnknownSchemaVersion(MessageError):
     """A message of a major version that this code does not know."""
+
+
+class DeltaUnusable(NetworkError):
+    """A delta that is damaged, or does not make the file that is wanted of the one that is here."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"delta: {detail}")
 
 
 class ServerRefused(NetworkError):

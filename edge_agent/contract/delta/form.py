@@ -1,0 +1,195 @@
+"""The head of a delta: which file it makes of which, and the segments of that file, in order."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import zstandard
+
+from edge_agent.contract.errors import DeltaUnusable
+from edge_agent.contract.stored_tensors import StoredType
+
+MAGIC = b"SHOALDLT"
+VERSION = 1
+# A chunk's temporaries stay within a few megabytes, and its planes within one block of zstd's.
+CHUNK_ELEMENTS = 1 << 16
+CHUNK_BYTES = 1 << 18
+DICTIONARY_BEFORE, DICTIONARY_AFTER = 3 << 17, 5 << 17
+# zstd's own memory follows the window: a dictionary and a chunk fit into it.
+WINDOW_BYTES = 2 << 20
+MAX_SEGMENTS = 1 << 16
+
+_HEAD = struct.Struct("<8sHHIQQ32s32sI")
+_SEGMENT = struct.Struct("<BBHfQQQ")
+
+
+class SegmentKind(enum.IntEnum):
+    """What the bytes of a segment are."""
+
+    BYTES = 0
+    TENSOR = 1
+    STEPS = 2
+
+
+class Method(enum.IntEnum):
+    """How a chunk is made."""
+
+    SAME = 0
+    SUBTRACT = 1
+    SUBTRACT_GROUPED = 2
+    XOR = 3
+    WHOLE = 4
+    CODES = 5
+    BYTES = 6
+
+
+class PlaneForm(enum.IntEnum):
+    """How a plane of bytes is written."""
+
+    CONSTANT = 0
+    RAW = 1
+    ZSTD = 2
+    PACKED_1 = 3
+    PACKED_2 = 4
+    PACKED_4 = 5
+
+
+ELEMENTS: tuple[StoredType, ...] = (
+    StoredType.UINT8, StoredType.INT8, StoredType.FP16, StoredType.BF16, StoredType.FP32, StoredType.INT32,
+    StoredType.INT64,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A run of bytes of the target; they follow one another.
+
+    Args:
+        length: Bytes of the target.
+        base_offset, base_length: Where the base has what they are made of; of a tensor as many bytes, or none: then it
+            travels whole.
+        step: Of ``STEPS`` alone: each element is ``base + fp32(step * code)``.
+    """
+
+    kind: SegmentKind
+    element: StoredType = StoredType.UINT8
+    length: int
+    base_offset: int = 0
+    base_length: int = 0
+    step: float = 0.0
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Most bytes of the target that one chunk makes."""
+        return CHUNK_BYTES if self.kind is SegmentKind.BYTES else CHUNK_ELEMENTS * self.element.size_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a delta says of itself; digests in lowercase hexadecimal."""
+
+    base_sha256: str
+    sha256: str
+    base_bytes: int
+    size_bytes: int
+    segments: tuple[Segment, ...]
+
+
+def dictionary_of(segment: Segment, at: int) -> tuple[int, int]:
+    """Where the base has what a chunk of bytes, ``at`` bytes into its segment, may repeat: offset and length."""
+    first = min(max(at - DICTIONARY_BEFORE, 0), segment.base_length)
+    last = min(at + DICTIONARY_AFTER, segment.base_length)
+    return segment.base_offset + first, max(last - first, 0)
+
+
+def write_head(out: BinaryIO, head: Head) -> None:
+    """Write the head; the chunks of all segments follow it."""
+    table = b"".join(
+        _SEGMENT.pack(
+            each.kind, ELEMENTS.index(each.element), 0, each.step, each.base_offset, each.length, each.base_length
+        )
+        for each in head.segments
+    )
+    packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(table)
+    digests = bytes.fromhex(head.base_sha256), bytes.fromhex(head.sha256)
+    out.write(
+        _HEAD.pack(MAGIC, VERSION, 0, len(head.segments), head.base_bytes, head.size_bytes, *digests, len(packed))
+    )
+    out.write(packed)
+
+
+def read_head(stream: BinaryIO) -> Head:
+    """The head at the beginning of a delta.
+
+    Raises:
+        DeltaUnusable: It is none, of a version that this code does not know, or does not fit together.
+    """
+    magic, version, zero, count, base_bytes, size_bytes, base, target, packed = _HEAD.unpack(
+        exactly(stream, _HEAD.size)
+    )
+    if magic != MAGIC or version != VERSION or zero:
+        raise DeltaUnusable(f"begins with {magic[:8]!r}, version {version}; this code reads {MAGIC!r}, {VERSION}")
+    if count > MAX_SEGMENTS or packed > count * _SEGMENT.size + 64:
+        raise DeltaUnusable(f"{count} segments in {packed} bytes; at most {MAX_SEGMENTS} are read")
+    table = inflate(exactly(stream, packed), count * _SEGMENT.size)
+    segments = tuple(_segment(each, base_bytes) for each in _SEGMENT.iter_unpack(table))
+    if sum(each.length for each in segments) != size_bytes:
+        raise DeltaUnusable(f"its segments do not add up to the {size_bytes} bytes of its target")
+    return Head(
+        base_sha256=base.hex(), sha256=target.hex(), base_bytes=base_bytes, size_bytes=size_bytes, segments=segments
+    )
+
+
+def exactly(stream: BinaryIO, size: int) -> bytes:
+    """The next ``size`` bytes of the delta.
+
+    Raises:
+        DeltaUnusable: It ends before.
+    """
+    data = stream.read(size)
+    if len(data) != size:
+        raise DeltaUnusable(f"ends {size - len(data)} bytes too early")
+    return data
+
+
+def inflate(data: bytes, size: int, dictionary: bytes = b"") -> bytes:
+    """One zstd frame of exactly ``size`` bytes.
+
+    Raises:
+        DeltaUnusable: It is none, of another size, or wants a larger window than is given to it.
+    """
+    try:
+        told = zstandard.get_frame_parameters(data)
+        if told.content_size not in (zstandard.CONTENTSIZE_UNKNOWN, size) or told.window_size > WINDOW_BYTES:
+            raise DeltaUnusable(f"a frame of {told.content_size} bytes where {size} belong")
+        raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        found = zstandard.ZstdDecompressor(dict_data=raw if dictionary else None, max_window_size=WINDOW_BYTES)
+        # A frame of nothing has no size of its own to be told by.
+        made = found.decompress(data, max_output_size=max(size, 1), allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise DeltaUnusable(f"a frame does not unpack: {error}") from error
+    if len(made) != size:
+        raise DeltaUnusable(f"a frame unpacks to {len(made)} bytes where {size} belong")
+    return made
+
+
+def _segment(fields: tuple[int, int, int, float, int, int, int], base_bytes: int) -> Segment:
+    kind, element, zero, step, base_offset, length, base_length = fields
+    if kind > max(SegmentKind) or element >= len(ELEMENTS) or zero:
+        raise DeltaUnusable(f"a segment of kind {kind} with elements of type {element}")
+    found = Segment(
+        kind=SegmentKind(kind), element=ELEMENTS[element], length=length, base_offset=base_offset,
+        base_length=base_length, step=step,
+    )  # fmt: skip
+    if base_offset + base_length > base_bytes:
+        raise DeltaUnusable(f"a segment of bytes {base_offset} to {base_offset + base_length} of {base_bytes}")
+    if found.kind is SegmentKind.BYTES:
+        return found
+    if length % found.element.size_bytes or base_length not in (0, length):
+        raise DeltaUnusable(f"a tensor of {length} bytes of {found.element.value}, {base_length} in the base")
+    if found.kind is SegmentKind.STEPS and (found.element is not StoredType.FP32 or not base_length):
+        raise DeltaUnusable("steps are about elements of fp32 that the base has")
+    return found

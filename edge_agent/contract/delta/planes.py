@@ -1,0 +1,110 @@
+"""One plane of bytes, written in the fewest: a constant, zstd's entropy coding, or several small values in a byte.
+
+Huffman codes spend at least one bit on a value. Where most values are 0 or 1, as in what an update leaves of 8-bit
+weights, packing eight, four or two of them into a byte first gets below that: 8.6 instead of 14.4 % (measured on a
+fine-tuned int8 network).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+import numpy as np
+import zstandard
+
+from edge_agent.contract.delta.form import PlaneForm, exactly, inflate
+from edge_agent.contract.delta.numbers import Plane
+from edge_agent.contract.errors import DeltaUnusable
+
+_LENGTH = struct.Struct("<I")
+_PACKED = {PlaneForm.PACKED_1: 1, PlaneForm.PACKED_2: 2, PlaneForm.PACKED_4: 4}
+# Values that do not fit follow one by one: with more of them packing gains nothing.
+_MOST_ESCAPES = 0.15
+_NOISE_BITS = 7.995
+
+
+def pack_plane(plane: Plane, *, level: int) -> bytes:
+    """The smallest form of a plane.
+
+    Args:
+        plane: uint8[N], N at least 1.
+        level: Of zstd.
+    """
+    counts = np.bincount(plane, minlength=256)
+    if counts.max() == len(plane):
+        return bytes([PlaneForm.CONSTANT, int(plane[0])])
+    best = bytes([PlaneForm.RAW]) + plane.tobytes()
+    if entropy_bits(counts) > _NOISE_BITS:
+        return best
+    best = min(best, _zstd(plane, level), key=len)
+    for form, bits in _PACKED.items():
+        if counts[(1 << bits) - 1 :].sum() <= _MOST_ESCAPES * len(plane):
+            best = min(best, _pack(plane, form, level), key=len)
+    return best
+
+
+def read_plane(stream: BinaryIO, count: int) -> Plane:
+    """The next plane, uint8[count].
+
+    Raises:
+        DeltaUnusable: It is damaged.
+    """
+    form = exactly(stream, 1)[0]
+    if form in (PlaneForm.CONSTANT, PlaneForm.RAW, PlaneForm.ZSTD):
+        return _read_plain(stream, count, form)
+    bits = _PACKED.get(PlaneForm(form)) if form <= max(PlaneForm) else None
+    if bits is None:
+        raise DeltaUnusable(f"a plane of form {form}, which this code does not know")
+    return _unpack(stream, count, bits)
+
+
+def entropy_bits(counts: np.ndarray) -> float:
+    """Bits per value of a plane with these counts of each value, values taken one by one."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def _zstd(plane: Plane, level: int) -> bytes:
+    frame = zstandard.ZstdCompressor(level=level, write_content_size=False).compress(plane.tobytes())
+    return bytes([PlaneForm.ZSTD]) + _LENGTH.pack(len(frame)) + frame
+
+
+def _pack(plane: Plane, form: PlaneForm, level: int) -> bytes:
+    """Values below the highest of so few bits, several to a byte; the highest stands for one that follows by itself."""
+    bits = _PACKED[form]
+    escape, each = (1 << bits) - 1, 8 // bits
+    small = np.minimum(plane, escape)
+    small = np.concatenate([small, np.zeros(-len(small) % each, np.uint8)]).reshape(-1, each)
+    packed = np.zeros(len(small), np.uint8)
+    for at in range(each):
+        packed |= small[:, at] << (bits * at)
+    escaped = plane[plane >= escape]
+    tail = min(_zstd(escaped, level), bytes([PlaneForm.RAW]) + escaped.tobytes(), key=len) if len(escaped) else b""
+    body = min(_zstd(packed, level), bytes([PlaneForm.RAW]) + packed.tobytes(), key=len)
+    return bytes([form]) + body + tail
+
+
+def _unpack(stream: BinaryIO, count: int, bits: int) -> Plane:
+    escape, each = (1 << bits) - 1, 8 // bits
+    packed = _read_plain(stream, -(-count // each))
+    small = np.empty((len(packed), each), np.uint8)
+    for at in range(each):
+        small[:, at] = (packed >> (bits * at)) & escape
+    plane = small.reshape(-1)[:count]
+    escaped = np.flatnonzero(plane == escape)
+    if len(escaped):
+        plane[escaped] = _read_plain(stream, len(escaped))
+    return plane
+
+
+def _read_plain(stream: BinaryIO, count: int, form: int | None = None) -> Plane:
+    form = exactly(stream, 1)[0] if form is None else form
+    if form == PlaneForm.CONSTANT:
+        return np.full(count, exactly(stream, 1)[0], np.uint8)
+    if form == PlaneForm.RAW:
+        return np.frombuffer(exactly(stream, count), np.uint8)
+    (length,) = _LENGTH.unpack(exactly(stream, _LENGTH.size))
+    if form != PlaneForm.ZSTD or length > count + _LENGTH.size:
+        raise DeltaUnusable(f"a plane of form {form} has {length} bytes for {count} values")
+    return np.frombuffer(inflate(exactly(stream, length), count), np.uint8)
