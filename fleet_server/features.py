@@ -35,8 +35,10 @@ from fleet_server.samples.lake_writer import LakeWriter
 from fleet_server.samples.service import SampleService
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
+from fleet_server.updates.deltas import Deltas
 from fleet_server.updates.director import Director, load_signer
 from fleet_server.updates.image_repository import ImageRepository
+from fleet_server.updates.image_verification import shown_targets
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,7 @@ class Features:
     rollouts: RolloutService
     director: Director
     images: ImageRepository
+    deltas: Deltas
     schedules: ScheduleService
     runs: RunService
     monitoring: MonitoringService
@@ -97,6 +100,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         rollouts=rollouts,
         director=director,
         images=images,
+        deltas=Deltas(folder.repository / "deltas", images.blobs, lambda: shown_targets(images.metadata)),
         schedules=schedules,
         run_pages=RunPages(runs, schedules, fleet=config.fleet),
         runs=runs,

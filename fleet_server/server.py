@@ -132,6 +132,7 @@ class Server:
         self._stack.append(("database", db.close))
         upgrade(db)
         features = build_features(config, folder, db, self._publish)
+        self._stack.append(("deltas", features.deltas.close))
         features.lake.prepare()
         features.images.announce()
         features.devices.forget_connections()
@@ -209,7 +210,11 @@ class Server:
             ),
             monitoring_routes.routes(features.monitoring, require_viewer=viewer),
             updates_routes.routes(
-                features.images, features.director, require_device=guard.require_download, require_publisher=trainer
+                features.images,
+                features.director,
+                require_device=guard.require_download,
+                require_publisher=trainer,
+                deltas=features.deltas,
             ),
             samples_routes.routes(features.samples, guard),
             labels_routes.routes(features.labels, guard),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from fastapi import APIRouter, Depends, Request, Response, status
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
+from fleet_server import http_errors
 from fleet_server.errors import Forbidden, NotFound
 from fleet_server.json_requests import decode, describe_body
+from fleet_server.updates.deltas import Deltas
 from fleet_server.updates.director import Director
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_repository import ImageRepository
@@ -20,6 +24,9 @@ from fleet_server.updates.image_repository import ImageRepository
 _METADATA_LIMIT_BYTES = 32 << 20
 # Signed and versioned, but what is newest must be asked for each time.
 _NO_CACHE = {"Cache-Control": "no-cache"}
+# A delta that is still being made is worth this wait; then the device is told when to ask again.
+_MAKING_S = 5.0
+_ASK_AGAIN_S = 2
 
 
 class MetadataUpload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,15 +41,19 @@ def routes(
     *,
     require_device: Callable[..., str],
     require_publisher: Callable[..., Any],
+    deltas: Deltas | None = None,
 ) -> APIRouter:
     """The routes of updates.
 
     Args:
+        deltas: None serves whole files alone.
         require_device: Dependency that gives the name of the device that asks, or refuses.
         require_publisher: Dependency that refuses who may not upload.
     """
     router = APIRouter(tags=["updates"])
     _for_devices(router, images, director, require_device)
+    if deltas is not None:
+        _deltas(router, deltas, require_device)
     _for_publishers(router, images, require_publisher)
     return router
 
@@ -66,6 +77,23 @@ def _for_devices(
     @router.get("/updates/targets/{sha256}", summary="A file of a package", dependencies=[asks])
     def blob(sha256: str) -> Response:
         return _file(images.blobs.released(sha256), sha256)
+
+
+def _deltas(router: APIRouter, deltas: Deltas, require_device: Callable[..., str]) -> None:
+    @router.get(
+        "/updates/deltas/{base}/{sha256}",
+        summary="What makes a file of a package of an older one; 503 while it is being made",
+        dependencies=[Depends(require_device)],
+    )
+    async def delta(base: str, sha256: str) -> Response:
+        found = await run_in_threadpool(deltas.find, base, sha256)
+        if isinstance(found, Future):  # waited for without a thread: a whole wave of devices asks at once
+            await asyncio.wait([asyncio.wrap_future(found)], timeout=_MAKING_S)
+            found = await run_in_threadpool(deltas.find, base, sha256) if found.done() else found
+        if isinstance(found, Future):
+            text = "the delta is being made; ask again, or for the whole file"
+            return http_errors.answer(status.HTTP_503_SERVICE_UNAVAILABLE, text, {"Retry-After": str(_ASK_AGAIN_S)})
+        return _file(found, f"{base}-{sha256}")
 
 
 def _for_publishers(router: APIRouter, images: ImageRepository, require_publisher: Callable[..., Any]) -> None:

@@ -23,8 +23,10 @@ from edge_agent.contract.repository import Assignment, target_name
 from edge_agent.runtime.package import Package
 from fleet_server import http_errors
 from fleet_server.errors import NotAuthenticated
+from fleet_server.updates.deltas import Deltas
 from fleet_server.updates.director import Director, load_signer
 from fleet_server.updates.image_repository import ImageRepository
+from fleet_server.updates.image_verification import shown_targets
 from fleet_server.updates.routes import routes
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import DIRECTOR, KeyFolder
@@ -124,10 +126,19 @@ class UpdateServer:
             signer=load_signer(self.keys.path(DIRECTOR)),
             utc_now=now,
         )
+        self.deltas = Deltas(
+            folder / "repository/deltas", self.images.blobs, lambda: shown_targets(self.images.metadata)
+        )
         app = FastAPI()
         http_errors.install(app)
         app.include_router(
-            routes(self.images, self.director, require_device=_require_device, require_publisher=_require_publisher)
+            routes(
+                self.images,
+                self.director,
+                require_device=_require_device,
+                require_publisher=_require_publisher,
+                deltas=self.deltas,
+            )
         )
         self.line = OnTheLine(app)
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -150,6 +161,7 @@ class UpdateServer:
         self._server.should_exit = True
         self._thread.join(20)
         self._socket.close()
+        self.deltas.close()
 
     def enrolment(self, device: str = "camera-1") -> Enrolment:
         return Enrolment(
