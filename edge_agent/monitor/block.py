@@ -21,6 +21,12 @@ Tensors = Mapping[str, NDArray[Any]]
 _COPIED_BYTES = 2048
 # What the columns of one package take in memory at most; long rows make a shorter block.
 _COLUMNS_BYTES = 256 * 1024
+#: Rows that are counted together: the fixed part of it (0.5 ms) is then a tenth of the whole, which holds others up.
+COUNTED_ROWS = 1024
+# A row's probabilities that are kept as they are until somebody asks for them: 10,000 rows are remembered.
+_KEPT_BYTES = 128
+
+_Columns = list[tuple[str, NDArray[Any]]]
 
 NO_DRAWS: Mapping[int, Draw] = {}
 
@@ -40,6 +46,23 @@ class Noted(NamedTuple):
     draws: Mapping[int, Draw]
 
 
+class Held(NamedTuple):
+    """Answered requests of one row each, noted when there are more of them.
+
+    Args:
+        inputs, outputs: Row by row theirs.
+        took: Microseconds of the only one, or how many fell into which of :mod:`edge_agent.contract.latency`'s buckets.
+        draws: By row, of those that were chosen.
+    """
+
+    request_ids: Sequence[str]
+    at_s: float
+    inputs: Tensors
+    outputs: Tensors
+    took: float | Mapping[int, int]
+    draws: Mapping[int, Draw] = NO_DRAWS
+
+
 class Block:
     """What is noted between two looks; not thread-safe.
 
@@ -52,7 +75,8 @@ class Block:
         latencies_us: Of those that were noted by themselves.
         sizes: Their rows; empty where the rows were copied, as those are requests of one row.
         bytes: Of the tensors that are held, counted ones alone.
-        capacity: Requests of one row that it takes.
+        capacity: Requests of one row that it takes where they are counted; ``uncounted_capacity``: where they are not.
+        is_all: Whether a request's tensors are hardly more than what is counted of them.
     """
 
     def __init__(self, signature: Signature, inputs: Sequence[str], outputs: Sequence[str], task: str) -> None:
@@ -60,13 +84,16 @@ class Block:
         specs = [spec for spec in signature.inputs if spec.name in inputs]
         given = [spec for spec in signature.outputs if spec.name in outputs or spec.name == task]
         self._alike = all(None not in spec.shape[1:] for spec in (*specs, *given))
-        numbers = all(spec.datatype is not Datatype.BYTES for spec in (*specs, *given))
-        row_bytes = sum(map(_row_bytes, (*specs, *given)))
-        small = self._alike and numbers and row_bytes <= _COPIED_BYTES
-        self.capacity = min(LARGEST_BLOCK, _COLUMNS_BYTES // max(1, row_bytes)) if small else LARGEST_BLOCK
+        row_bytes = _row_bytes(*specs, *given)
+        small = row_bytes <= _COPIED_BYTES
+        self.is_all = _row_bytes(*signature.inputs, *signature.outputs) <= _COPIED_BYTES
+        answer = [spec for spec in given if spec.name == task]
+        self.capacity = min(COUNTED_ROWS, _rows_in_columns(row_bytes)) if small else COUNTED_ROWS
+        self.uncounted_capacity = min(LARGEST_BLOCK, _rows_in_columns(_row_bytes(*answer))) if small else COUNTED_ROWS
         self._specs = (specs, given) if small else None
-        self._given: list[tuple[str, NDArray[Any]]] = []
-        self._found: list[tuple[str, NDArray[Any]]] = []
+        self._answer = answer
+        self._columns: tuple[_Columns, _Columns] = [], []
+        self._kept: NDArray[Any] | None = None
         self.counting = True
         self.ids: list[str] = []
         self.latencies_us: list[float] = []
@@ -81,6 +108,11 @@ class Block:
         """Whether rows are small enough to be copied: then there is no reason not to count them all."""
         return self._specs is not None
 
+    @property
+    def rows(self) -> int:
+        """Rows that have been noted."""
+        return sum(self.sizes) if self.sizes else len(self.ids)
+
     def fits(self, rows: int) -> bool:
         """Whether a request of so many rows may join: one that is held and those that were copied do not mix."""
         return not self.ids or ((rows == 1 or not self.copies) and (bool(self._held) != self.copies))
@@ -92,58 +124,63 @@ class Block:
             inputs: As the application sent them; None where this request is not to be counted.
             outputs: All of the model's.
         """
+        self.latencies_us.append(noted.latency_us)
+        if self.copies and noted.rows == 1 and inputs is not None:
+            self.copy((Held((noted.request_id,), noted.at_s, inputs, outputs, noted.latency_us, noted.draws),))
+            return
         if noted.draws:
             self._draws[len(self.ids)] = noted.draws
-        if self._specs is not None and noted.rows == 1 and inputs is not None:
-            if not self._found:
-                self._given, self._found = (
-                    [(spec.name, _column(spec, self.capacity)) for spec in side] for side in self._specs
-                )
-            self.copy(noted.request_id, noted.latency_us, noted.at_s, inputs, outputs)
-            return
         self._held.append((inputs, outputs))
         if inputs is not None:
             self.bytes += sum([array.nbytes for array in inputs.values()])
         self.ids.append(noted.request_id)
-        self.latencies_us.append(noted.latency_us)
         self.at_s.append(noted.at_s)
         self.sizes.append(noted.rows)
 
-    def copy(self, request_id: str, latency_us: float, now_s: float, inputs: Tensors, outputs: Tensors) -> None:
-        """Note a request of one row, where :attr:`copies_on` says so; what nearly every request comes to."""
-        # A slice, as the tensors have an axis for the rows: those with no other axis are no scalars for one row either.
-        row = slice(len(self.ids), len(self.ids) + 1)
-        if self.counting:
-            for name, column in self._given:
-                column[row] = inputs[name]
-        for name, column in self._found:
-            column[row] = outputs[name]
-        self.ids.append(request_id)
-        self.latencies_us.append(latency_us)
-        self.at_s.append(now_s)
+    def copy(self, held: Sequence[Held]) -> None:
+        """Note requests of one row each, where they are small; all of them, or none where it raises."""
+        begin = len(self.ids)
+        end = begin + sum([len(each.request_ids) for each in held])
+        if not self.counting:
+            if self._kept is None:
+                self._kept = self._new_kept()
+            np.concatenate([each.outputs[self._task] for each in held], out=self._kept[begin:end])
+        else:
+            if not self._columns[1]:
+                self._columns = self._new_columns()
+            given, found = self._columns
+            for name, column in given:
+                np.concatenate([each.inputs[name] for each in held], out=column[begin:end])
+            for name, column in found:
+                np.concatenate([each.outputs[name] for each in held], out=column[begin:end])
+        for each in held:
+            if each.draws:
+                self.drawn(len(self.ids), each.draws)
+            self.ids += each.request_ids
+            self.at_s += [each.at_s] * len(each.request_ids)
 
-    def copy_together(self, request_ids: Sequence[str], now_s: float, inputs: Tensors, outputs: Tensors) -> None:
-        """As :meth:`copy` for each of them, but for their latencies; the tensors are row by row theirs."""
-        row = len(self.ids)
-        end = row + len(request_ids)
-        if self.counting:
-            for name, column in self._given:
-                column[row:end] = inputs[name]
-        for name, column in self._found:
-            column[row:end] = outputs[name]
-        self.ids += request_ids
-        self.at_s += [now_s] * len(request_ids)
+    def drawn(self, first: int, draws: Mapping[int, Draw]) -> None:
+        """Note which of requests of one row each were chosen, by their place after the block's ``first``."""
+        for index, draw in draws.items():
+            self._draws[first + index] = {0: draw}
 
     @property
     def copies_on(self) -> bool:
         """Whether the block has rows that were copied, so that more of them may be."""
         return self.copies and bool(self.ids) and not self._held
 
+    @property
+    def lasts(self) -> bool:
+        """Whether :meth:`probabilities` may be kept as they are: they are small, and no part of anything larger."""
+        return self._kept is not None and self._kept[0].nbytes <= _KEPT_BYTES
+
     def probabilities(self) -> list[NDArray[Any]]:
         """Those of all rows, in order, in one or several float[N, classes]."""
         if self._held:
             return [outputs[self._task] for _, outputs in self._held]
-        return [column[: len(self.ids)] for name, column in self._found if name == self._task]
+        if self._kept is not None:
+            return [self._kept[: len(self.ids)]]
+        return [column[: len(self.ids)] for name, column in self._columns[1] if name == self._task]
 
     def batches(self) -> Iterator[tuple[Tensors, Tensors]]:
         """Inputs and outputs of the rows to count, those together that agree in all axes but the first."""
@@ -151,7 +188,7 @@ class Block:
             return
         if not self._held:
             rows = len(self.ids)
-            given, found = ({name: column[:rows] for name, column in side} for side in (self._given, self._found))
+            given, found = ({name: column[:rows] for name, column in side} for side in self._columns)
             yield given, found
             return
         counted = [(inputs, outputs) for inputs, outputs in self._held if inputs is not None]
@@ -170,7 +207,7 @@ class Block:
     def clear(self) -> None:
         """Begin anew; columns are used again."""
         self.ids, self.latencies_us, self.at_s, self.sizes = [], [], [], []
-        self._draws, self._held, self.bytes = {}, [], 0
+        self._draws, self._held, self._kept, self.bytes = {}, [], None, 0
 
     def asked(self) -> dict[int, float]:
         """By row: the probability with which each chosen row was asked for a label."""
@@ -183,9 +220,25 @@ class Block:
             for row, draw in draws.items()
         }
 
+    def _new_columns(self) -> tuple[_Columns, _Columns]:
+        given, found = self._specs or ([], [])
+        return [(spec.name, _column(spec, self.capacity)) for spec in given], [
+            (spec.name, _column(spec, self.capacity)) for spec in found
+        ]
 
-def _row_bytes(spec: TensorSpec) -> int:
-    return math.prod(axis or 1 for axis in spec.shape[1:]) * spec.datatype.numpy.itemsize
+    def _new_kept(self) -> NDArray[Any]:
+        return _column(self._answer[0], self.uncounted_capacity)
+
+
+def _rows_in_columns(row_bytes: float) -> int:
+    return int(_COLUMNS_BYTES // max(1, row_bytes))
+
+
+def _row_bytes(*specs: TensorSpec) -> float:
+    """Bytes of a row of these tensors; infinitely many where it is not known."""
+    if any(None in spec.shape[1:] or spec.datatype is Datatype.BYTES for spec in specs):
+        return math.inf
+    return sum(math.prod(axis or 1 for axis in spec.shape[1:]) * spec.datatype.numpy.itemsize for spec in specs)
 
 
 def _column(spec: TensorSpec, rows: int) -> NDArray[Any]:

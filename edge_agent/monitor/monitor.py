@@ -30,10 +30,9 @@ from edge_agent.contract.messages import (
 )
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor.block import NO_DRAWS, Noted
+from edge_agent.monitor.block import NO_DRAWS, Held, Noted
 from edge_agent.monitor.board.board import Board
 from edge_agent.monitor.machine import Machine
-from edge_agent.monitor.predictions import prediction, predictions
 from edge_agent.monitor.remembered import Remembered
 from edge_agent.monitor.sampler import Draw, Sampler
 from edge_agent.monitor.samples import ROOM_BYTES, counts_in_parts, encoded_bytes, parts
@@ -129,10 +128,9 @@ class Monitor:
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.task])
-            if rows == 1 and watched.copies and now < watched.ends_at and watched.sampler.pass_by(1):
+            if rows == 1 and watched.copies and now < watched.ends_at and watched.may_wait(1):
                 # At a fast pace nearly every request comes this way: the fewest steps.
-                watched.block.copy(request_id, latency_us, now, inputs, outputs)
-                watched.room = watched.copies = watched.copies - 1
+                watched.hold(Held((request_id,), now, inputs, outputs, latency_us))
                 return False
             if not rows:  # nothing to count, draw or label
                 watched.window.answered(1, 0, [latency_us])
@@ -142,8 +140,9 @@ class Monitor:
                 watched.begin(rows, now)
             draws: Mapping[int, Draw] = NO_DRAWS
             if not watched.sampler.pass_by(rows):
+                name = (lambda _: request_id) if rows == 1 else (lambda row: f"{request_id}/{row}")
                 chances = watched.sampler.chances(rows)
-                draws = self._choose(watched, request_id, inputs, outputs, chances, now=now, group=group)
+                draws = watched.choose(name, inputs, outputs, chances, at_s=now, now_s=now, group=group)
             watched.note(Noted(request_id, rows, latency_us, now, draws), inputs, outputs)
         return any(draw.label_wanted for draw in draws.values()) if draws else False
 
@@ -164,17 +163,15 @@ class Monitor:
         """
         now, count = self._steady(), len(request_ids)
         with self._lock:
-            watched = self._watched.get(loaded.digest)
-            if (
-                watched is not None
-                and watched.copies >= count
-                and now < watched.ends_at
-                and watched.sampler.pass_by(count)
-            ):
-                watched.block.copy_together(request_ids, now, inputs, outputs)
-                watched.room = watched.copies = watched.copies - count
-                watched.window.took(buckets)
-                return ()
+            watched = self._watched.get(loaded.digest) or self._watch(loaded)
+            if (watched.copies >= count and now < watched.ends_at) or self._begin_together(watched, count, now):
+                if watched.may_wait(count):
+                    watched.hold(Held(request_ids, now, inputs, outputs, buckets))
+                    return ()
+                chances = watched.sampler.chances(count)
+                draws = watched.choose(request_ids.__getitem__, inputs, outputs, chances, at_s=now, now_s=now, group="")
+                watched.hold(Held(request_ids, now, inputs, outputs, buckets, draws))
+                return [row for row, draw in draws.items() if draw.label_wanted]
         asked: set[int] = set()
         for index, (request_id, ns) in enumerate(zip(request_ids, latencies_ns, strict=True)):
             given, found = (
@@ -272,40 +269,19 @@ class Monitor:
         self._remembered.close()
         self._machine.close()
 
-    def _choose(
-        self,
-        watched: Watched,
-        request_id: str,
-        inputs: Mapping[str, NDArray[Any]],
-        outputs: Mapping[str, NDArray[Any]],
-        chances: Sequence[float],
-        *,
-        now: float,
-        group: str,
-    ) -> dict[int, Draw]:
-        """Draw among a request's rows by a random number for each, and keep those chosen as samples."""
-        probabilities, sampler, rows = outputs[watched.task], watched.sampler, len(chances)
-        together = predictions(probabilities) if rows > 1 else None
-        draws: dict[int, Draw] = {}
-        for row, chance in enumerate(chances):
-            if chance >= sampler.chance:
-                continue
-            found = prediction(probabilities) if together is None else together.row(row)
-            draw = sampler.decide(chance, found.margin, now)
-            if draw is None:
-                continue
-            draws[row] = draw
-            row_id = request_id if rows == 1 else f"{request_id}/{row}"
-            sample = watched.sample(
-                row_id, found, draw, inputs=inputs, outputs=outputs, row=row, group=group, now_ms=self._now_ms()
-            )
-            self._keep(watched.name, sample)
-        return draws
+    def _begin_together(self, watched: Watched, count: int, now: float) -> bool:
+        """Begin a block for requests of one row each; False where their rows are too large to be copied."""
+        if not watched.block.copies:
+            return False
+        self._settle(watched, now)
+        watched.begin(count, now)
+        watched.copies = watched.room
+        return True
 
     def _settle(self, watched: Watched, now: float) -> None:
         """Look at the rows of a block that is over."""
         try:
-            rows = watched.settle(now, self._now_ms())
+            rows = watched.settle(now)
         except Exception:
             # A model may give anything. What of it cannot be counted must not keep the rest from being reported.
             manifest = watched.manifest
@@ -325,7 +301,9 @@ class Monitor:
             sampler = self._samplers[loaded.name] = Sampler(policy, threshold=threshold, uniform=self._uniform)
         else:
             sampler.restart(policy, threshold)
-        watched = self._watched[loaded.digest] = Watched.begin_watch(loaded, sampler, policy)
+        watched = self._watched[loaded.digest] = Watched.begin_watch(
+            loaded, sampler, policy, keep=self._keep, now_ms=self._now_ms
+        )
         return watched
 
     def _keep(self, model: str, sample: Sample) -> None:

@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from edge_agent.monitor.predictions import Predictions, predictions_of
 from edge_agent.sqlite_file import DamagedDatabase, begin_anew, open_database, storage_errors, transaction
 
 _SCHEMA = """
@@ -58,7 +59,8 @@ class AnsweredRows:
         sizes: Each request's number of rows; empty where all have one.
         at_s: When each request was answered, on a steady clock.
         now: One moment in seconds on that clock, and in Unix time in milliseconds.
-        best: Index of each row's class, int[N]; ``confidence``: its probability, float[N].
+        rows: How many there are.
+        found: What was said of each; or the probabilities, which are looked at when somebody asks.
         asked: By row: the probability with which a chosen row was asked for a label; the others are absent.
     """
 
@@ -69,13 +71,13 @@ class AnsweredRows:
     sizes: list[int]
     at_s: list[float]
     now: tuple[float, int]
-    best: NDArray[Any]
-    confidence: NDArray[Any]
+    rows: int
+    found: Predictions | Sequence[NDArray[Any]]
     asked: dict[int, float]
     _places: dict[str, tuple[int, int]] | None = None
 
     def __len__(self) -> int:
-        return len(self.best)
+        return self.rows
 
     def find(self, row_id: str) -> Answered | None:
         """What is remembered of the row; of one id used twice the later one's."""
@@ -104,12 +106,14 @@ class AnsweredRows:
         return self._places
 
     def _answered(self, request: int, row: int) -> Answered:
+        if not isinstance(self.found, Predictions):
+            self.found = predictions_of(self.found)
         now_s, now_ms = self.now
         at_ms = now_ms - int((now_s - self.at_s[request]) * 1000)
         return Answered(
             package=self.package,
-            prediction=self.class_name(int(self.best[row])),
-            confidence=float(self.confidence[row]),
+            prediction=self.class_name(int(self.found.best[row])),
+            confidence=float(self.found.confidence[row]),
             inclusion_probability=self.asked.get(row, 0.0),
             at_ms=at_ms,
             expires_ms=at_ms + self.lifetime_ms,

@@ -45,10 +45,9 @@ _UNCERTAIN_SHARE = 0.2
 _THRESHOLD_STEP = 0.05
 _THRESHOLD_BOUNDS = (1e-4, 1.0)
 _FAST_PER_MINUTE = 12_000.0
-#: Seconds that a block takes, and rows that it may have: the fixed part of looking at one (0.5 ms) is then about a
-#: hundredth of a busy processor's time.
+#: Seconds that a block takes, and rows that it may have.
 BLOCK_S = 0.5
-LARGEST_BLOCK = 1024
+LARGEST_BLOCK = 4096
 _NEVER = 1 << 62
 
 
@@ -140,6 +139,7 @@ class Sampler:
         self.threshold = min(max(threshold, low), high)
         self._rows, self._uncertain, self._chosen = Rate(), Rate(), Rate()
         self._samples, self._labels = Bucket(policy.samples_per_minute), Bucket(policy.labels_per_minute)
+        self._share = 0.0  # of the rows that were looked at last, the uncertain ones
         self._p_uniform = 0.0
         #: Of being chosen at most, in this block: a row whose random number is not below it is not chosen.
         self.chance = 0.0
@@ -188,16 +188,19 @@ class Sampler:
         self._gap -= rows
         return True
 
-    def chances(self, rows: int) -> list[float]:
-        """A random number for each of the next rows of this block; 1.0 for one that is beyond :attr:`chance`."""
-        found: list[float] = []
-        for _ in range(rows):
-            if self.pass_by(1):
-                found.append(1.0)
-            else:
-                found.append(self._uniform() * self.chance)
-                self._gap = -1
-        return found
+    def chances(self, rows: int) -> list[tuple[int, float]]:
+        """Those of the next rows of this block that are to be looked at, each with its random number."""
+        found: list[tuple[int, float]] = []
+        row = -1
+        while True:
+            if self._gap < 0:
+                self._gap = self._draw_gap()
+            row += self._gap + 1
+            if row >= rows:
+                self._gap = row - rows
+                return found
+            found.append((row, self._uniform() * self.chance))
+            self._gap = -1
 
     def _draw_gap(self) -> int:
         if self.chance >= 1.0:
@@ -262,6 +265,14 @@ class Sampler:
             threshold = max(min(threshold * up ** (row - at), high) * down, low)
             at, begin = row + 1, begin + first + 1
         self.threshold = min(threshold * up ** (rows - at), high)
+        self._share = uncertain / rows if rows else self._share
+        self._note_rates(rows, uncertain, now_s)
+
+    def passed(self, rows: int, now_s: float) -> None:
+        """Learn the rates from a block that nobody looked at: as large a share of it was uncertain as of the last."""
+        self._note_rates(rows, rows * self._share, now_s)
+
+    def _note_rates(self, rows: int, uncertain: float, now_s: float) -> None:
         self._rows.add(rows, now_s)
         if uncertain:
             self._uncertain.add(uncertain, now_s)

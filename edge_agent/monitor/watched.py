@@ -7,8 +7,9 @@ together: one numpy call for hundreds of rows takes a tenth of the time that it 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,22 +19,29 @@ from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Sample
 from edge_agent.contract.profile import Feature
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.monitor.block import Block, Noted, Tensors
-from edge_agent.monitor.predictions import Prediction, predictions_of
+from edge_agent.monitor.block import COUNTED_ROWS, Block, Held, Noted, Tensors
+from edge_agent.monitor.predictions import Prediction, prediction, predictions, predictions_of
 from edge_agent.monitor.remembered import AnsweredRows
 from edge_agent.monitor.sampler import BLOCK_S, Draw, Rate, Sampler
 from edge_agent.monitor.samples import row_of, travelling
 from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
 
+log = logging.getLogger(__name__)
+
 # A block ends when its time is over or so much memory is held, whichever is first.
 _BLOCK_BYTES = 1024 * 1024
 # Counting takes about a nanosecond per byte and feature: beyond this pace (14 images of 600 KB a second, 170 of 48 KB)
 # rows are counted by chance, each with the same probability: watching large inputs must not slow down serving them.
 _COUNTED_BYTES_PER_MINUTE = 60.0 * 8 * 1024 * 1024
-# Of small rows all are counted up to this pace, and beyond it every second, third ... block of them: drift is seen in
-# thousands of rows as well as in millions, and two blocks a second are no moment's view.
+# Of small rows all are counted up to this pace, and beyond it a block of them now and then: drift is seen in thousands
+# of rows as well as in millions, and two blocks a second are no moment's view.
 _COUNTED_ROWS_PER_MINUTE = 60.0 * 2000
+# Hand-overs that wait to be copied together: done one by one, between requests, each finds the processor's caches full
+# of other things and takes five times as long. So few hold no memory to speak of.
+_PENDING = 16
+# Predictions of so many rows take as long one by one as together.
+_FEW_ROWS = 8
 
 
 @dataclasses.dataclass
@@ -44,7 +52,8 @@ class Watched:
         task: Name of the output with the probabilities.
         inputs, outputs: Names of the tensors whose values may leave the device.
         room: Rows that the current block still takes; ``ends_at``: when it ends at the latest.
-        copies: Of that room, what requests of one row may take with :meth:`copy`.
+        keep: Takes the model's name and a sample; ``now_ms``: gives the Unix time in milliseconds.
+        copies: Of that room, what requests of one row may take with :meth:`hold`.
     """
 
     digest: str
@@ -56,19 +65,34 @@ class Watched:
     block: Block
     sampler: Sampler
     lifetime_ms: int
+    keep: Callable[[str, Sample], None]
+    now_ms: Callable[[], int]
     uniform: Callable[[], float] = random.random
     window: Window = dataclasses.field(default_factory=Window)
     room: int = 0
     copies: int = 0
     ends_at: float = 0.0
+    _asks: bool = True
+    _most_pending: int = 1
+    _pending: list[Held] = dataclasses.field(default_factory=list)
     _byte_rate: Rate = dataclasses.field(default_factory=Rate)
     _count_share: float = 1.0
-    _due: float = dataclasses.field(default_factory=random.random)
+    _owed: float = COUNTED_ROWS  # rows that are still to be counted: to begin with so many, for a burst
+    _last_rows: int = 0
 
     @classmethod
-    def begin_watch(cls, loaded: LoadedModel, sampler: Sampler, policy: SamplingPolicy) -> Watched:
+    def begin_watch(
+        cls,
+        loaded: LoadedModel,
+        sampler: Sampler,
+        policy: SamplingPolicy,
+        *,
+        keep: Callable[[str, Sample], None],
+        now_ms: Callable[[], int],
+    ) -> Watched:
         """Watch a loaded model's package from now on."""
         signature, features, task = loaded.signature, loaded.reference.features, loaded.manifest.task.output
+        block = Block(signature, _tensors(features, "input"), _tensors(features, "output") or (task,), task)
         return cls(
             digest=loaded.digest,
             manifest=loaded.manifest,
@@ -76,9 +100,13 @@ class Watched:
             features=features,
             inputs=travelling(signature.inputs),
             outputs=travelling(signature.outputs),
-            block=Block(signature, _tensors(features, "input"), _tensors(features, "output") or (task,), task),
+            block=block,
             sampler=sampler,
             lifetime_ms=int(policy.label_lifetime_s * 1000),
+            keep=keep,
+            now_ms=now_ms,
+            # Where a request brings much that is not counted, none is held.
+            _most_pending=_PENDING if block.copies and block.is_all else 1,
         )
 
     @property
@@ -88,40 +116,140 @@ class Watched:
 
     def begin(self, rows: int, now_s: float) -> None:
         """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
+        block = self.block
         room = self.sampler.begin(rows, now_s)
-        self.block.counting = self._is_due(now_s)
-        self.room = min(room, max(rows, self.block.capacity))
+        block.counting = self._is_due(min(room, block.capacity), now_s)
+        self._asks = self.sampler.policy.labels_per_minute > 0
+        self.room = min(room, max(rows, block.capacity if block.counting else block.uncounted_capacity))
         self.ends_at = now_s + BLOCK_S
 
     def note(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
         """Note an answered request of the current block."""
+        self._absorb(noted.at_s)
         block = self.block
         counts = self._count_share >= 1.0 or self.uniform() < self._count_share
         block.add(noted, inputs if counts else None, outputs)
         self.room = self.room - noted.rows if block.bytes < _BLOCK_BYTES else 0
         self.copies = self.room if block.copies_on else 0
 
+    def may_wait(self, rows: int) -> bool:
+        """Whether nothing of the next rows of this block is to be known before their requests are answered.
+
+        Without a budget for labels nobody is asked for one, and what is chosen shows when the rows are looked at.
+        """
+        return not self._asks or self.sampler.pass_by(rows)
+
+    def hold(self, held: Held) -> None:
+        """Note requests of one row each, for which :attr:`copies` has room."""
+        self._pending.append(held)
+        self.room = self.copies = self.copies - len(held.request_ids)
+        if len(self._pending) >= self._most_pending:
+            self._absorb(held.at_s)
+
+    def choose(
+        self,
+        row_id: Callable[[int], str],
+        inputs: Tensors,
+        outputs: Tensors,
+        chances: Sequence[tuple[int, float]],
+        *,
+        at_s: float,
+        now_s: float,
+        group: str,
+    ) -> dict[int, Draw]:
+        """Draw among rows by their random numbers, and keep those chosen as samples.
+
+        Args:
+            at_s: When they were answered, on the steady clock; ``now_s``: the time now.
+        """
+        probabilities = outputs[self.task]
+        together = predictions(probabilities) if len(chances) > _FEW_ROWS else None
+        draws: dict[int, Draw] = {}
+        for row, chance in chances:
+            found = prediction(probabilities[row : row + 1]) if together is None else together.row(row)
+            draw = self.sampler.decide(chance, found.margin, now_s)
+            if draw is None:
+                continue
+            draws[row] = draw
+            at_ms = self.now_ms() - int((now_s - at_s) * 1000)
+            sample = self.sample(
+                row_id(row), found, draw, inputs=inputs, outputs=outputs, row=row, group=group, at_ms=at_ms
+            )
+            self.keep(self.name, sample)
+        return draws
+
     def is_over(self, rows: int, now_s: float) -> bool:
         """Whether the block ends before a request of so many rows."""
         return self.room < rows or now_s >= self.ends_at or not self.block.fits(rows)
 
-    def settle(self, now_s: float, now_ms: int) -> AnsweredRows | None:
+    def settle(self, now_s: float) -> AnsweredRows | None:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
+        self._absorb(now_s)
         self.room, self.copies, self.ends_at = 0, 0, 0.0
         if not self.block.ids:
             return None
         try:
-            return self._counted(self.block, now_s, now_ms)
+            return self._counted(self.block, now_s)
         finally:  # also where a model has given what cannot be counted: the next block is another
             self.block.clear()
 
-    def _counted(self, block: Block, now_s: float, now_ms: int) -> AnsweredRows:
-        found = predictions_of(block.probabilities())
-        self.sampler.settle(found.margin, now_s)
+    def _absorb(self, now_s: float) -> None:
+        """Draw among what is held, and copy it, so that its memory comes free."""
+        held, self._pending = self._pending, []
+        if not held:
+            return
+        block = self.block
+        first = len(block.ids)
+        try:
+            block.copy(held)
+        except Exception:
+            # A model may give anything. They were requests all the same, and others come with them.
+            if len(held) > 1:
+                for one in held:
+                    self._pending = [one]
+                    self._absorb(now_s)
+                return
+            log.exception("answers of model %s %s could not be noted", self.name, self.manifest.version)
+            self.window.answered(len(held[0].request_ids), 0, ())
+        else:
+            rows = len(block.ids) - first
+            if not self._asks and not self.sampler.pass_by(rows):
+                self._look(held, self.sampler.chances(rows), first, now_s)
+        for one in held:
+            if isinstance(one.took, float):
+                block.latencies_us.append(one.took)
+            else:
+                self.window.took(one.took)
+
+    def _look(self, held: Sequence[Held], chances: Sequence[tuple[int, float]], first: int, now_s: float) -> None:
+        """Draw among rows that were held.
+
+        Args:
+            chances: By row of all of them; ``first``: which request of the block the first one is.
+        """
+        begin = 0
+        for request_ids, at_s, inputs, outputs, _, _ in held:
+            end = begin + len(request_ids)
+            mine = [(row - begin, chance) for row, chance in chances if begin <= row < end]
+            if mine:
+                name = request_ids.__getitem__
+                draws = self.choose(name, inputs, outputs, mine, at_s=at_s, now_s=now_s, group="")
+                self.block.drawn(first + begin, draws)
+            begin = end
+
+    def _counted(self, block: Block, now_s: float) -> AnsweredRows:
+        probabilities, rows = block.probabilities(), block.rows
+        self._last_rows = rows
+        if block.counting or not block.lasts:
+            found = predictions_of(probabilities)
+            self.sampler.settle(found.margin, now_s)
+        else:
+            found = None
+            self.sampler.passed(rows, now_s)
         if not block.copies:
             per_minute = self._byte_rate.add(block.bytes * len(block.ids) / max(1, block.counted), now_s)
             self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
-        self.window.answered(len(block.ids), len(found.best), block.latencies_us)
+        self.window.answered(len(block.ids), rows, block.latencies_us)
         for inputs, outputs in block.batches():
             self.window.count(self.features, inputs, outputs)
         return AnsweredRows(
@@ -131,19 +259,23 @@ class Watched:
             ids=block.ids,
             sizes=block.sizes,
             at_s=block.at_s,
-            now=(now_s, now_ms),
-            best=found.best,
-            confidence=found.confidence,
+            now=(now_s, self.now_ms()),
+            rows=rows,
+            found=probabilities if found is None else found,
             asked=block.asked(),
         )
 
-    def _is_due(self, now_s: float) -> bool:
-        """Whether the rows of this block are counted; large ones are drawn by lot, one by one."""
-        if self.block.copies:
-            self._due += min(1.0, _COUNTED_ROWS_PER_MINUTE / self.sampler.rows_per_minute(now_s))
-            if self._due < 1.0:
-                return False
-            self._due -= 1.0
+    def _is_due(self, rows: int, now_s: float) -> bool:
+        """Whether a block of so many rows is to be counted; large ones are drawn by lot, one by one."""
+        if not self.block.copies:
+            return True
+        share = _COUNTED_ROWS_PER_MINUTE / self.sampler.rows_per_minute(now_s)
+        if share >= 1.0:
+            return True
+        self._owed += share * self._last_rows
+        if self._owed < rows:
+            return False
+        self._owed -= rows
         return True
 
     def class_name(self, index: int) -> str:
@@ -161,13 +293,13 @@ class Watched:
         outputs: Mapping[str, NDArray[Any]],
         row: int,
         group: str,
-        now_ms: int,
+        at_ms: int,
     ) -> Sample:
         """A chosen row as it goes home."""
         return Sample(
             request_id=row_id,
             package=self.digest,
-            at_ms=now_ms,
+            at_ms=at_ms,
             reason=draw.reason,
             inclusion_probability=draw.probability,
             prediction=self.class_name(prediction.best),

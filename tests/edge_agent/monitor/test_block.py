@@ -6,7 +6,7 @@ import numpy as np
 
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
-from edge_agent.monitor.block import NO_DRAWS, Block, Noted
+from edge_agent.monitor.block import NO_DRAWS, Block, Held, Noted
 
 
 def signature() -> Signature:
@@ -35,12 +35,8 @@ def test_a_row_whose_tensors_have_no_other_axis_is_noted_like_any_other() -> Non
             {name: array[one] for name, array in outputs.items()},
         )
     assert block.copies_on
-    block.copy_together(
-        ["r3", "r4"],
-        0.0,
-        {name: array[3:] for name, array in inputs.items()},
-        {name: array[3:] for name, array in outputs.items()},
-    )
+    last, answers = ({name: array[3:] for name, array in side.items()} for side in (inputs, outputs))
+    block.copy([Held(["r3", "r4"], 0.0, last, answers, {0: 2})])
     [(given, found)] = block.batches()
     assert block.ids == ["r0", "r1", "r2", "r3", "r4"]
     assert all(np.array_equal(given[name], array) for name, array in inputs.items())

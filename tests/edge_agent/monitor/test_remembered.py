@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edge_agent.contract.errors import DeviceError, StorageNotWritable
+from edge_agent.monitor.predictions import Predictions
 from edge_agent.monitor.remembered import AnsweredRows, Remembered
 
 LATER_MS = 1_000_000
@@ -25,8 +26,8 @@ def answered(request_id: str, prediction: int = 1, *, sampled: bool = True) -> A
         sizes=[],
         at_s=[0.0],
         now=(0.0, 1),
-        best=np.array([prediction]),
-        confidence=np.array([0.5]),
+        rows=1,
+        found=Predictions(np.array([prediction]), np.array([0.5]), np.array([0.5])),
         asked={0: 0.1} if sampled else {},
     )
 
