@@ -13,11 +13,12 @@ import msgspec
 import psutil
 
 from edge_agent import __version__
-from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state, read_identity
+from edge_agent.config import ADDRESS_FILE, AgentConfig, prepare_state
 from edge_agent.contract.errors import DeviceError
 from edge_agent.contract.messages import Desired, Event, EventKind, Reported
 from edge_agent.contract.topics import Stream
 from edge_agent.durable import write_durably
+from edge_agent.identity import read_identity
 from edge_agent.link.link import Link
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor

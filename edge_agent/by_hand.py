@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.config import read_identity
 from edge_agent.contract.errors import ConfigurationError, ModelUnavailable
 from edge_agent.contract.manifest import Manifest
+from edge_agent.identity import read_identity
 from edge_agent.runtime.loaded import load
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.slots import Slots

@@ -11,9 +11,10 @@ import click
 import msgspec
 
 from edge_agent import __version__
-from edge_agent.config import AgentConfig, prepare_state, read_config, read_identity
+from edge_agent.config import AgentConfig, prepare_state, read_config
 from edge_agent.contract.enrolment import EnrolmentRequest
 from edge_agent.contract.errors import ShoalError
+from edge_agent.identity import read_identity
 
 _state_option = click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="State folder.  [default: /var/lib/shoal]"

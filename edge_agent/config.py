@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from edge_agent.contract.enrolment import Enrolment
-from edge_agent.contract.errors import ConfigurationError, storage_error
+from edge_agent.contract.errors import ConfigurationError, StorageFull, storage_error
 from edge_agent.contract.quantities import Name
 from edge_agent.setting_errors import explained
 
@@ -18,8 +18,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-IDENTITY_FILE = "identity.json"
 ADDRESS_FILE = "agent.json"
+
+_log = logging.getLogger(__name__)
 
 
 class AppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -216,8 +217,10 @@ def read_config(path: Path | None) -> AgentConfig:
 def prepare_state(state: Path) -> None:
     """Make the state folder, readable by its owner alone, and prove that it can be written.
 
+    A full disk is said in the log and no more: what is on it can be served.
+
     Raises:
-        StorageNotWritable, StorageFull: It cannot be made or written.
+        StorageNotWritable, StorageFull: It cannot be made, or not written by this user.
         ConfigurationError: Something else is there.
     """
     probe = state / ".writable"
@@ -227,23 +230,9 @@ def prepare_state(state: Path) -> None:
         probe.unlink()
     except OSError as error:
         known = storage_error(error, str(state))
+        if isinstance(known, StorageFull) and state.is_dir():
+            _log.error("%s; models that are there are served, nothing can be kept", known)
+            return
         if known is not None:
             raise known from error
         raise ConfigurationError(f"{state}: cannot be the state folder: {error.strerror}") from error
-
-
-def read_identity(state: Path) -> Enrolment | None:
-    """Who this device is, or None where it has not enrolled yet.
-
-    Raises:
-        ConfigurationError: The file is there, but is not what enrolment wrote.
-    """
-    path = state / IDENTITY_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Enrolment)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}; enrol this device again") from error

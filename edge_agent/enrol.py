@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.config import IDENTITY_FILE, read_identity
 from edge_agent.contract.enrolment import Enrolment, EnrolmentRequest
 from edge_agent.contract.errors import (
     ConfigurationError,
@@ -20,7 +19,7 @@ from edge_agent.contract.errors import (
     storage_error,
 )
 from edge_agent.contract.names import is_name
-from edge_agent.durable import write_durably
+from edge_agent.identity import IDENTITY_FILE, keep_identity, read_identity
 
 _TIMEOUT_S = 30.0
 _MAX_REPLY_BYTES = 1 << 20
@@ -68,7 +67,7 @@ def enrol(
             raise TrustError(f"{server}: its {what} root is not the one in {path}; do not trust this server")
     identity = state / IDENTITY_FILE
     try:
-        write_durably(identity, msgspec.json.encode(enrolment), mode=0o600)
+        keep_identity(state, enrolment)
     except OSError as error:
         raise storage_error(error, str(identity)) or DeviceError(f"{identity}: {error.strerror}") from error
     return enrolment

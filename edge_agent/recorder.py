@@ -11,10 +11,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge_agent import __version__
-from edge_agent.config import ReportSettings, prepare_state, read_identity
+from edge_agent.config import ReportSettings, prepare_state
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import CallerError
 from edge_agent.contract.messages import Desired, Reported, ReportedModel, UpdateStep
+from edge_agent.identity import read_identity
 from edge_agent.link.link import Link
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor

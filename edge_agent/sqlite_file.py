@@ -25,18 +25,43 @@ class DamagedDatabase(DeviceError):
 def open_database(path: Path, schema: str, *, synchronous: str) -> tuple[sqlite3.Connection, Path | None]:
     """A database in autocommit mode, for any thread; made if absent, and begun anew where the file is damaged.
 
+    On a disk that is full or broken it is one in memory, which is lost at the end: a device serves its models whatever
+    its disk does. :func:`is_in_memory` tells.
+
     Args:
         schema: Statements that make what is not there yet.
         synchronous: ``FULL``: a commit is on the disk when it returns; ``NORMAL``: a power cut may take the last ones.
     Returns:
         The connection, and where a damaged file was moved to (None in ordinary life).
     Raises:
-        StorageFull, StorageNotWritable, DeviceError: It cannot be opened or made.
+        StorageNotWritable: This user may not open or make it.
     """
     try:
-        return _open(path, schema, synchronous), None
-    except DamagedDatabase as error:
-        return begin_anew(path, schema, synchronous=synchronous, error=error)
+        try:
+            return _open(path, schema, synchronous), None
+        except DamagedDatabase as error:
+            return begin_anew(path, schema, synchronous=synchronous, error=error)
+    except StorageNotWritable:
+        raise
+    except DeviceError as error:
+        return open_in_memory(schema, instead_of=error), None
+
+
+def open_in_memory(schema: str, *, instead_of: DeviceError) -> sqlite3.Connection:
+    """A database that is gone with this process.
+
+    Args:
+        instead_of: Why there is none on the disk; said in the log.
+    """
+    _log.error("%s; until the agent starts again, what would go there is kept in memory", instead_of)
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.executescript(schema)
+    return connection
+
+
+def is_in_memory(connection: sqlite3.Connection) -> bool:
+    """Whether a database has no file, and will be gone with this process."""
+    return not any(file for _, _, file in connection.execute("PRAGMA database_list"))
 
 
 def begin_anew(path: Path, schema: str, *, synchronous: str, error: DamagedDatabase) -> tuple[sqlite3.Connection, Path]:

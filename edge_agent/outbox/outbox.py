@@ -20,10 +20,18 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES, Envelope, Message, encode
-from edge_agent.contract.errors import DeviceError, MessageError
+from edge_agent.contract.errors import DeviceError, MessageError, StorageFull
 from edge_agent.contract.messages import Ack, Event, EventKind
 from edge_agent.contract.topics import Stream
-from edge_agent.sqlite_file import DamagedDatabase, begin_anew, open_database, storage_errors, transaction
+from edge_agent.sqlite_file import (
+    DamagedDatabase,
+    begin_anew,
+    is_in_memory,
+    open_database,
+    open_in_memory,
+    storage_errors,
+    transaction,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +51,7 @@ CREATE TABLE IF NOT EXISTS messages (
 ENVELOPE_BYTES = 512
 MAX_BODY_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
 DEFAULT_LIMIT_BYTES = 256 * 1024 * 1024
+_MEMORY_LIMIT_BYTES = 16 * 1024 * 1024  # where the disk refuses
 _ROW_BYTES = 64  # what SQLite keeps beside a body: its key in table and index
 
 
@@ -74,7 +83,7 @@ class Outbox:
         clock: Unix time in milliseconds.
         report_interval_s: Least time between two events about dropped messages.
     Raises:
-        StorageFull, StorageNotWritable: The file cannot be opened.
+        StorageNotWritable: This user may not open or make the file. On a full disk the outbox is one in memory.
     """
 
     def __init__(
@@ -103,8 +112,16 @@ class Outbox:
                 self._database.close()
                 self._database, damaged = begin_anew(path, _SCHEMA, synchronous="FULL", error=error)
                 self._epoch = self._load()
+            except StorageFull as error:  # a new one cannot even note its epoch
+                self._database.close()
+                self._database = open_in_memory(_SCHEMA, instead_of=error)
+                self._epoch = self._load()
             if damaged:
                 text = f"the outbox was damaged; what waited in it is in {damaged.name}"
+                self.append(Stream.EVENTS, Event(kind=EventKind.STORAGE, at_ms=self._clock(), reason=text))
+            if is_in_memory(self._database):
+                self._limit_bytes = min(limit_bytes, _MEMORY_LIMIT_BYTES)
+                text = f"{path} cannot be opened: reports wait in memory, and are lost with a restart"
                 self.append(Stream.EVENTS, Event(kind=EventKind.STORAGE, at_ms=self._clock(), reason=text))
         except DeviceError:
             self._database.close()

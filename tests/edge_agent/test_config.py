@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from edge_agent.config import AgentConfig, prepare_state, read_config, read_identity
-from edge_agent.contract.enrolment import BrokerAddress, Enrolment
+from edge_agent.config import AgentConfig, prepare_state, read_config
 from edge_agent.contract.errors import ConfigurationError
 
 
@@ -71,19 +69,3 @@ def test_a_file_in_the_place_of_the_state_folder_is_named(tmp_path: Path) -> Non
     (tmp_path / "state").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be the state folder"):
         prepare_state(tmp_path / "state")
-
-
-def test_a_damaged_identity_is_named_and_says_what_to_do(tmp_path: Path) -> None:
-    assert read_identity(tmp_path) is None
-    (tmp_path / "identity.json").write_bytes(b'{"fleet": ')
-    with pytest.raises(ConfigurationError, match=r"identity\.json.*enrol this device again"):
-        read_identity(tmp_path)
-
-
-def test_an_identity_is_read_as_it_was_written(tmp_path: Path) -> None:
-    mine = Enrolment(
-        fleet="f", device="d", secret="s", server="http://h", broker=BrokerAddress(host="h", port=1),
-        image_root="{}", director_root="{}",
-    )  # fmt: skip
-    (tmp_path / "identity.json").write_bytes(msgspec.json.encode(mine))
-    assert read_identity(tmp_path) == mine

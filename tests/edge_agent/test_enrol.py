@@ -11,11 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.config import prepare_state, read_identity
+from edge_agent.config import prepare_state
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
 from edge_agent.contract.errors import ConfigurationError, DeviceError, NetworkError, ServerRefused, TrustError
 from edge_agent.contract.messages import Hardware
 from edge_agent.enrol import enrol
+from edge_agent.identity import read_identity
 
 REQUEST = EnrolmentRequest(claim="token", device="press-7", hardware=Hardware(architecture="x86_64", system="Linux"))
 ENROLMENT = Enrolment(

@@ -15,6 +15,7 @@ from edge_agent.contract.errors import MessageError, StorageFull, StorageNotWrit
 from edge_agent.contract.messages import Ack, Event, EventKind, SampleBatch
 from edge_agent.contract.topics import Stream
 from edge_agent.outbox.outbox import MAX_BODY_BYTES, Outbox
+from tests.fakes.small_disk import run_on_full_disk
 
 Open = Callable[..., Outbox]
 
@@ -267,3 +268,26 @@ def test_the_waiting_messages_are_plain_sqlite_for_whoever_must_look(open_outbox
     with sqlite3.connect(f"file:{tmp_path / 'outbox.db'}?mode=ro", uri=True) as database:
         assert database.execute("SELECT stream, sequence FROM messages").fetchall() == [("events", 1)]
     database.close()
+
+
+_STARTS_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from edge_agent.config import prepare_state
+from edge_agent.contract.topics import Stream
+from edge_agent.outbox.outbox import Outbox
+state = Path(sys.argv[1])
+prepare_state(state)
+outbox = Outbox(state / "outbox.db", fleet="reef", device="d1")
+(first,) = outbox.pending(Stream.EVENTS, after=0, limit=9)
+assert b"reports wait in memory" in first.payload
+outbox.close()
+"""
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_an_outbox_in_memory_which_says_so(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    done = run_on_full_disk([sys.executable, "-c", _STARTS_ON_A_FULL_DISK, str(state)], state)
+    assert done.returncode == 0, done.stderr
+    assert "models that are there are served" in done.stderr
+    assert "kept in memory" in done.stderr

@@ -1,0 +1,81 @@
+"""Who this device is: kept twice, for a disk that loses a bit must not cost a device its fleet."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.contract.enrolment import Enrolment
+from edge_agent.contract.errors import ConfigurationError
+from edge_agent.durable import write_durably
+
+_log = logging.getLogger(__name__)
+
+IDENTITY_FILE = "identity.json"
+COPY_FILE = "identity.copy.json"
+
+
+class _Copy(msgspec.Struct, kw_only=True):
+    """The text of ``identity.json`` once more, with what tells whether it is whole."""
+
+    sha256: str
+    text: str
+
+    @property
+    def data(self) -> bytes:
+        return self.text.encode()
+
+
+def keep_identity(state: Path, enrolment: Enrolment) -> None:
+    """Write down who this device is, readable by its owner alone.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    data = msgspec.json.encode(enrolment)
+    write_durably(state / IDENTITY_FILE, data, mode=0o600)
+    copy = _Copy(sha256=hashlib.sha256(data).hexdigest(), text=data.decode())
+    write_durably(state / COPY_FILE, msgspec.json.encode(copy), mode=0o600)
+
+
+def read_identity(state: Path) -> Enrolment | None:
+    """Who this device is, or None where it has not enrolled yet. A damaged file is mended from its copy.
+
+    Raises:
+        ConfigurationError: The file is there, but is not what enrolment wrote, and no copy is whole.
+    """
+    path = state / IDENTITY_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    kept = _whole_copy(state / COPY_FILE)
+    if kept is not None and kept != data:
+        _log.error(
+            "%s is not what enrolment wrote: taken from %s. To change it by hand, remove %s first.",
+            path, COPY_FILE, COPY_FILE,
+        )  # fmt: skip
+        data = kept
+        with contextlib.suppress(OSError):  # a disk that refuses keeps nobody from serving; the next start comes again
+            write_durably(path, data, mode=0o600)
+    try:
+        return msgspec.json.decode(data, type=Enrolment)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}; enrol this device again") from error
+
+
+def _whole_copy(path: Path) -> bytes | None:
+    try:
+        copy = msgspec.json.decode(path.read_bytes(), type=_Copy)
+    except FileNotFoundError:
+        return None  # of a device that enrolled when there was none
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        _log.warning("%s: %s", path, error)
+        return None
+    return copy.data if hashlib.sha256(copy.data).hexdigest() == copy.sha256 else None

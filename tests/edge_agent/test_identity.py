@@ -1,0 +1,61 @@
+"""Who a device is survives a bit that its disk has lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment
+from edge_agent.contract.errors import ConfigurationError
+from edge_agent.identity import keep_identity, read_identity
+
+MINE = Enrolment(
+    fleet="f", device="d", secret="s", server="http://h", broker=BrokerAddress(host="h", port=1),
+    image_root="{}", director_root="{}",
+)  # fmt: skip
+
+
+def flip(path: Path, at: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(bytes(data))
+
+
+def test_an_identity_is_read_as_it_was_written_and_nobody_else_may_read_it(tmp_path: Path) -> None:
+    assert read_identity(tmp_path) is None
+    keep_identity(tmp_path, MINE)
+    assert read_identity(tmp_path) == MINE
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("name", ["identity.json", "identity.copy.json"])
+@pytest.mark.parametrize("bit", [0, 4])
+def test_any_flipped_bit_in_either_file_leaves_the_identity_as_it_was(tmp_path: Path, name: str, bit: int) -> None:
+    keep_identity(tmp_path, MINE)
+    path = tmp_path / name
+    written = path.read_bytes()
+    for at in range(len(written)):
+        flip(path, at, bit)
+        assert read_identity(tmp_path) == MINE, f"{name}, byte {at}"
+        path.write_bytes(written)
+
+
+def test_a_mended_file_is_on_the_disk_again(tmp_path: Path) -> None:
+    keep_identity(tmp_path, MINE)
+    flip(tmp_path / "identity.json", 12, 1)
+    read_identity(tmp_path)
+    (tmp_path / "identity.copy.json").unlink()
+    assert read_identity(tmp_path) == MINE
+
+
+def test_a_device_that_enrolled_before_there_were_copies_reads_its_file(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_bytes(msgspec.json.encode(MINE))
+    assert read_identity(tmp_path) == MINE
+
+
+def test_a_damaged_identity_without_a_copy_is_named_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_bytes(b'{"fleet": ')
+    with pytest.raises(ConfigurationError, match=r"identity\.json.*enrol this device again"):
+        read_identity(tmp_path)

@@ -1,0 +1,173 @@
+"""The fleet that power cuts are tried in: a real server, a device at version 1, and version 2 waiting for it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.contract.manifest import Probation
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.runtime.package import Package
+from tests.e2e.running_agent import shoal_agent, until
+from tests.fakes.packages import INPUT, OUTPUT, answer, make_package, model_weights, reference_images
+from tests.fleet_server.running_server import Running, prepared, server
+from tests.power_cut.power import Outlet, PoweredAgent
+from trainer.publish.image_signing import ImageSigning
+from trainer.publish.keys import KeyFolder
+from trainer.publish.repository import Publisher
+
+MODEL = "digits"
+OLD, NEW = "1", "2"
+_SETTINGS = "tick_s = 0.2\n[rollouts.gate]\nsoak_s = 0.2\n"
+_PROBATION = Probation(seconds=0.1, max_error_rate=0.01)
+_QUIET = SamplingPolicy(samples_per_minute=0.0, labels_per_minute=0.0)
+_IMAGES = reference_images(3, seed=7)
+
+
+class Fleet:
+    """A server, and devices that stand before an update.
+
+    Args:
+        folder: Where everything lies.
+    """
+
+    def __init__(self, folder: Path, running: Running, keys: Path, outlet: Outlet) -> None:
+        self.folder, self._running, self._keys, self._outlet = folder, running, keys, outlet
+        self.old, self.new = self._package(OLD), self._package(NEW)
+
+    def device(self, name: str) -> Path:
+        """The state folder of a new device that has committed to version 1 and is switched off."""
+        state = self.folder / name
+        config = write_config(state)
+        with self._running.client() as client:
+            claim = client.post("/api/v1/claims", json={"device": name}).json()["claim"]
+        done = shoal_agent(
+            "enrol", "--config", config, "--server", self._running.url, "--claim", claim, "--device", name
+        )
+        assert done.returncode == 0, done.stderr
+        return state
+
+    def bring_old(self, states: list[Path]) -> None:
+        """Bring version 1 to these devices, then switch them off."""
+        self._bring(states, self.old)
+
+    def offer_new(self, states: list[Path]) -> None:
+        """Release version 2 to the fleet: each device finds it announced whenever it is switched on."""
+        self._bring([copy_state(state, state.with_name(f"{state.name}-first")) for state in states], self.new)
+
+    def _bring(self, states: list[Path], package: Package) -> None:
+        agents = [self._outlet.start(state, write_config(state, report_s=0.5)) for state in states]
+        self._release(package)
+        with self._running.client() as client:
+            until(lambda: client.get("/api/v1/rollouts").json()[0]["state"] == "done", package.manifest.version)
+        for agent in agents:
+            assert agent.stop() == 0, agent.log.read_text()
+
+    def _package(self, version: str) -> Package:
+        return make_package(
+            self.folder / f"package-{version}", version=version, seed=int(version), external_data=True,
+            probation=_PROBATION, sampling=_QUIET, extra_files={"labels.txt": b"shared by both versions\n"},
+        )  # fmt: skip
+
+    def _release(self, package: Package) -> None:
+        with Publisher(self._keys, self._running.url, self._running.token) as publisher:
+            publisher.publish(package)
+        with self._running.client() as client:
+            order = {"model": MODEL, "package": package.digest, "waves": ["100%"]}
+            done = client.post("/api/v1/rollouts", json=order)
+            assert done.status_code == 201, done.text
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, outlet: Outlet) -> Iterator[Fleet]:
+    """A fleet with a running server."""
+    keys = folder / "keys"
+    ImageSigning(KeyFolder(keys)).create((MODEL,))
+    (folder / "server.toml").write_text(_SETTINGS)
+    data = prepared(folder / "data", keys)
+    with server(data, "--config", str(folder / "server.toml")) as running:
+        yield Fleet(folder, running, keys, outlet)
+
+
+def write_config(state: Path, *, report_s: float = 600.0) -> Path:
+    """The settings of a device beside its state folder; gives the file."""
+    config = state.with_suffix(".toml")
+    config.write_text(f'state = "{state}"\n[api]\nport = 0\n[report]\ninterval_s = {report_s}\n')
+    return config
+
+
+def copy_state(state: Path, copy: Path) -> Path:
+    """A copy of a state folder."""
+    shutil.copytree(state, copy, symlinks=True)
+    return copy
+
+
+def slots(state: Path) -> dict[str, Any]:
+    """What slots.json says of the model."""
+    try:
+        return dict(json.loads((state / "slots.json").read_text())["models"].get(MODEL, {}))
+    except FileNotFoundError:
+        return {}
+
+
+def has_committed(state: Path, package: Package) -> bool:
+    """Whether the device has committed to a package, and has cleaned up after it."""
+    record = slots(state)
+    if record.get("last_known_good") != package.digest or record.get("step", "committed") != "committed":
+        return False
+    return [path.name for path in (state / "packages").iterdir()] == [package.digest]
+
+
+def listens(agent: PoweredAgent) -> bool:
+    """Whether its API can be asked."""
+    return (agent.state / "agent.json").exists()
+
+
+def ask(state: Path) -> NDArray[np.float32]:
+    """What the device's API answers to the images, over HTTP.
+
+    Raises:
+        OSError, ValueError: It answers nothing, or an error.
+    """
+    netloc = urlsplit(json.loads((state / "agent.json").read_text())["api"]).netloc
+    tensor = {"name": INPUT, "shape": list(_IMAGES.shape), "datatype": "FP32", "data": _IMAGES.ravel().tolist()}
+    connection = http.client.HTTPConnection(netloc, timeout=30)
+    try:
+        connection.request("POST", f"/v2/models/{MODEL}/infer", json.dumps({"inputs": [tensor]}))
+        answered = connection.getresponse()
+        body = answered.read()
+    finally:
+        connection.close()
+    if answered.status != 200:
+        raise ValueError(f"{answered.status}: {body[:300]!r}")
+    outputs = {output["name"]: output for output in json.loads(body)["outputs"]}
+    return np.array(outputs[OUTPUT]["data"], np.float32).reshape(outputs[OUTPUT]["shape"])
+
+
+def version_that_answers(state: Path) -> str | None:
+    """Which version's weights give the answers that the device gives; None where neither's do."""
+    found = ask(state)
+    for version in (OLD, NEW):
+        if np.allclose(found, answer(*model_weights(int(version)), _IMAGES), atol=1e-5):
+            return version
+    return None
+
+
+def wait_for(what: Any, seconds: float) -> bool:
+    """Wait until ``what()`` is true, for so long; gives whether it became so."""
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        if what():
+            return True
+        time.sleep(0.01)
+    return bool(what())
