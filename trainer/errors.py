@@ -57,6 +57,10 @@ class QuantisationFailed(TrainerError):
     """The model cannot be brought into 8 bits; it is released in full precision."""
 
 
+class UpdateNotQuantisable(TrainerError):
+    """The weights are no difference from the parent package's that could be rounded; they are released as trained."""
+
+
 class NotReproduced(TrainerError):
     """Training again did not give the same weights; its text says what differs."""
 

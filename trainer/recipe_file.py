@@ -24,6 +24,7 @@ _CHOICES = {
     r"\.slices": ("device", "class"),
     r"\.task\.kind`": ("classification",),
     r"\.gates\.int8`": ("auto", "off"),
+    r"\.release\.update`": ("quantised", "exact"),
     r"\.class_weights`": ("none", "sqrt", "balanced"),
     r"\.precision`": ("auto", "32", "bf16-mixed", "16-mixed"),
     r"\.accelerator`": ("auto", "cpu", "gpu"),
@@ -239,6 +240,27 @@ class Gates(Table, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be above 0, got {limit}")
 
 
+class Release(Table, frozen=True, kw_only=True):
+    """``[release]``: how a new version's weights travel to devices that have the one it was trained from.
+
+    Args:
+        update: ``quantised``: what changed is rounded as coarsely as the limits below allow, so that it takes a few
+            bits per weight; ``exact``: weights are released as they were trained.
+        update_budget: How much the rounded weights may lose against the exact ones on held-out rows.
+        update_distance: How far their answers may be from the exact ones' on average: of probabilities the total
+            variation (0..1), of other numbers the difference in standard deviations.
+    """
+
+    update: Literal["quantised", "exact"] = "quantised"
+    update_budget: float = 0.005
+    update_distance: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("update_budget", "update_distance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
+
 class WatchedFeature(Table, frozen=True, kw_only=True):
     """``[[monitoring.features]]``: a number per row that devices count.
 
@@ -297,6 +319,7 @@ class RecipeFile(Table, frozen=True, kw_only=True):
     dataset: Dataset = Dataset()
     replay: tuple[Replay, ...] = ()
     gates: Gates = Gates()
+    release: Release = Release()
     sampling: SamplingPolicy = SamplingPolicy()
     resources: Resources = Resources()
     objectives: Objectives = Objectives()

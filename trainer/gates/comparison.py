@@ -66,11 +66,41 @@ def predict(backend: InferenceBackend, inputs: Mapping[str, NDArray[Any]]) -> di
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def right_rows(rows: Rows, judged: NDArray[np.bool_], probabilities: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows are answered rightly, bool[N]; False where they were not asked.
+
+    Args:
+        judged: Which were asked, bool[N].
+        probabilities: Of these, [rows of judged, classes].
+    """
+    right = np.zeros(len(rows), dtype=bool)
+    right[judged] = probabilities.argmax(axis=1) == rows.targets[judged]
+    return right
+
+
 class Judge:
-    """Both models' answers on the rows that judge, compared on any part of these."""
+    """Which rows two models answer rightly, compared on any part of the rows that judge.
+
+    Args:
+        challenger, champion: Whether each row is answered rightly, bool[N]; without a champion nothing is compared.
+        seed: Of the bootstrap.
+    """
 
     def __init__(
         self,
+        recipe: Recipe,
+        rows: Rows,
+        challenger: NDArray[np.bool_],
+        champion: NDArray[np.bool_] | None,
+        *,
+        seed: int,
+    ) -> None:
+        self._recipe, self._rows, self._seed = recipe, rows, seed
+        self._challenger, self._champion = challenger, champion
+
+    @classmethod
+    def of_models(
+        cls,
         recipe: Recipe,
         rows: Rows,
         challenger: InferenceBackend,
@@ -78,10 +108,14 @@ class Judge:
         *,
         judged: NDArray[np.bool_],
         seed: int,
-    ) -> None:
-        self._recipe, self._rows, self._judged, self._seed = recipe, rows, judged, seed
-        self._challenger = self._correct(challenger)
-        self._champion = None if champion is None else self._correct(champion)
+    ) -> Judge:
+        """Both models asked about the rows of ``judged``, bool[N]; no others may be compared."""
+        inputs = rows.take(judged).inputs
+
+        def right(backend: InferenceBackend) -> NDArray[np.bool_]:
+            return right_rows(rows, judged, predict(backend, inputs)[recipe.task.output])
+
+        return cls(recipe, rows, right(challenger), None if champion is None else right(champion), seed=seed)
 
     def compare(self, mask: NDArray[np.bool_]) -> Comparison:
         """The comparison on some rows, at least one."""
@@ -115,10 +149,3 @@ class Judge:
         labels = np.array(self._recipe.file.labels, dtype=object)
         keys = self._rows.devices if name == "device" else labels[self._rows.targets]
         return {str(key): self.compare(mask & (keys == key)) for key in sorted(set(keys[mask]))}
-
-    def _correct(self, backend: InferenceBackend) -> NDArray[np.bool_]:
-        inputs = self._rows.take(self._judged).inputs
-        answers = predict(backend, inputs)[self._recipe.task.output].argmax(axis=1)
-        correct = np.zeros(len(self._rows), dtype=bool)
-        correct[self._judged] = answers == self._rows.targets[self._judged]
-        return correct

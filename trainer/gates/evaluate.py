@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.runtime.backend import InferenceBackend
 from trainer.data.dataset import Dataset
@@ -73,8 +74,7 @@ def evaluate(
     """
     gates, rows = recipe.file.gates, dataset.rows
     replayed = {name: mask for name, mask in dataset.replay.items() if mask.any()}
-    judged = np.any([dataset.holdout, *replayed.values()], axis=0)
-    judge = Judge(recipe, rows, challenger, champion, judged=judged, seed=seed)
+    judge = Judge.of_models(recipe, rows, challenger, champion, judged=judged_rows(dataset), seed=seed)
     recent = dataset.holdout & dataset.current
     base = dataset.holdout & ~dataset.field
     today = recent if champion is not None and recent.any() else dataset.holdout
@@ -108,22 +108,42 @@ def compare_forms(
     Returns:
         The comparison on the held-out rows, and in words why the smaller form loses too much; empty where it does not.
     """
+    judged = judged_rows(dataset)
+    judge = Judge.of_models(recipe, dataset.rows, small, full, judged=judged, seed=seed)
+    return losses(judge, recipe, dataset, budget=recipe.file.gates.int8_budget, beside="full precision")
+
+
+def judged_rows(dataset: Dataset) -> NDArray[np.bool_]:
+    """The held-out and the replayed rows, bool[N]."""
+    return np.asarray(np.any([dataset.holdout, *dataset.replay.values()], axis=0))
+
+
+def losses(
+    judge: Judge, recipe: Recipe, dataset: Dataset, *, budget: float, beside: str
+) -> tuple[Comparison, list[str]]:
+    """What a form of a model loses against the model itself.
+
+    Args:
+        judge: The form as the challenger, the model as the champion.
+        budget: What it may lose on the held-out rows.
+        beside: What the model itself is called.
+    Returns:
+        The comparison on the held-out rows, and in words why it loses too much; empty where it does not.
+    """
     gates = recipe.file.gates
-    replayed = {name: mask for name, mask in dataset.replay.items() if mask.any()}
-    judged = np.any([dataset.holdout, *replayed.values()], axis=0)
-    judge = Judge(recipe, dataset.rows, small, full, judged=judged, seed=seed)
     overall = judge.compare(dataset.holdout)
     assert overall.difference is not None  # noqa: S101 - there are two
     assert overall.high is not None  # noqa: S101
     faults = []
-    if overall.difference < -gates.int8_budget:
+    if overall.difference < -budget:
         faults.append(
-            f"it is right on {overall.challenger:.1%} of {overall.rows} held-out rows, full precision on "
-            f"{overall.champion:.1%}; at most {100 * gates.int8_budget:.1f} points may be lost"
+            f"it is right on {overall.challenger:.1%} of {overall.rows} held-out rows, {beside} on "
+            f"{overall.champion:.1%}; at most {100 * budget:.1f} points may be lost"
         )
     elif overall.high < 0:
-        faults.append(f"it loses {-100 * overall.difference:.1f} points against full precision, and not by chance")
+        faults.append(f"it loses {-100 * overall.difference:.1f} points against {beside}, and not by chance")
     faults += _lost_slices({name: judge.slices(name, dataset.holdout) for name in recipe.file.slices}, gates)
+    replayed = {name: mask for name, mask in dataset.replay.items() if mask.any()}
     faults += _lost_replays({name: judge.compare(mask) for name, mask in replayed.items()}, gates)
     return overall, faults
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DRAWS = 2_000
+CALIBRATION_BINS = 10
 
 
 def bootstrap_interval(
@@ -50,6 +51,15 @@ def mcnemar(gained: int, lost: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+
+
+def calibration_error(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> float:
+    """Expected calibration error over ten bins of equal width (Guo et al., ICML 2017)."""
+    at = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    rows = np.bincount(at, minlength=CALIBRATION_BINS)
+    sure = np.bincount(at, weights=confidence, minlength=CALIBRATION_BINS)
+    gap = sure - np.bincount(at, weights=correct, minlength=CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / max(1, rows.sum()))
 
 
 def wilson_interval(share: float, rows: float, *, confidence: float) -> tuple[float, float]:

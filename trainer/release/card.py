@@ -14,6 +14,7 @@ from edge_agent.runtime.backend import InferenceBackend
 from trainer.data.dataset import Dataset
 from trainer.gates.comparison import Comparison, predict
 from trainer.gates.evaluate import Evaluation
+from trainer.gates.statistics import calibration_error
 from trainer.recipe import Recipe
 from trainer.release import plots
 from trainer.release.forms import Forms, Int8
@@ -44,7 +45,7 @@ def reports(
     probabilities = predict(backend, heldout.inputs)[recipe.task.output]
     answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     right = np.asarray(answers == heldout.targets, dtype=bool)
-    judged["calibration_error"] = round(plots.calibration_error(sure, right), 4)
+    judged["calibration_error"] = round(calibration_error(sure, right), 4)
     return {
         REFERENCE_FILE: encode_profile(reference.profile),
         EVALUATION_FILE: _json(judged),

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edge_agent.contract.constraint import AxisLimit
+from edge_agent.contract.manifest import TENSORS_FILE
 from edge_agent.contract.signature import Signature, TensorSpec
+from edge_agent.contract.stored_tensors import encode_stored_tensors
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.package import Package
 from trainer.errors import ExportFailed
 from trainer.front_end import FrontEnd, encoded_name
 from trainer.release.graph import strip_notes
+from trainer.release.stored import stored_tensors
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
@@ -42,8 +45,8 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
         signature: Names, datatypes and shapes; axes that it leaves open stay open in the model.
         folder: An empty folder.
     Returns:
-        The files by name; ``state.npz`` is among them where the graph does not hold all of the network's weights
-        under their own names.
+        The files by name, with the weights' layout in ``tensors.json``; ``state.npz`` is among them where the graph
+        does not hold all of the network's weights under their own names.
     Raises:
         ExportFailed: The network cannot be traced, or its outputs are not those of the signature.
     """
@@ -75,6 +78,7 @@ def export(network: LightningModule, signature: Signature, folder: Path) -> dict
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportFailed(f"{type(network).__name__} cannot be exported to ONNX: {error}") from error
     strip_notes(path)
+    (folder / TENSORS_FILE).write_bytes(encode_stored_tensors(stored_tensors(path)))
     files = {path.name: path for path in sorted(folder.iterdir())}
     if missing := _not_held(network, path):
         np.savez(folder / STATE_FILE, allow_pickle=False, **missing)

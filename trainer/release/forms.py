@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import ShoalError
-from edge_agent.contract.manifest import FULL_PRECISION, GOLDEN_FILE, INT8, golden_file
+from edge_agent.contract.manifest import FULL_PRECISION, GOLDEN_FILE, INT8, TENSORS_FILE, golden_file
+from edge_agent.contract.stored_tensors import encode_stored_tensors
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.package import Golden, Package, encode_golden
@@ -27,6 +28,7 @@ from trainer.recipe import Recipe
 from trainer.release.export import MODEL_FILE
 from trainer.release.package import Identity, write_candidate
 from trainer.release.quantise import calibration_rows, quantise
+from trainer.release.stored import joined, layout_of, stored_tensors
 
 INT8_FILE = f"{INT8}/{MODEL_FILE}"
 _GOLDEN_ROWS = 16
@@ -127,9 +129,10 @@ def make_forms(
         return Forms(plain, Int8(False, "gates.int8 is off"), {FULL_PRECISION: full}, measure(plain))
     try:
         model = quantise_candidate(candidate, work / INT8 / MODEL_FILE, recipe, dataset)
-        both = write_candidate(work / "both", recipe, identity, files | {INT8_FILE: model})
+        files |= {INT8_FILE: model, TENSORS_FILE: tensors_with_int8(candidate, model)}
+        both = write_candidate(work / "both", recipe, identity, files)
         small = OnnxBackend(both, variant=INT8)
-        files |= {INT8_FILE: model, golden_file(INT8): encode_golden(Golden(dict(rows.sent), small.infer(rows.inputs)))}
+        files[golden_file(INT8)] = encode_golden(Golden(dict(rows.sent), small.infer(rows.inputs)))
         both = write_candidate(work / "forms", recipe, identity, files)
         parity = {FULL_PRECISION: full, INT8: matrix.hold(small, exact=False)}
     except QuantisationFailed as error:
@@ -162,6 +165,11 @@ def quantise_candidate(candidate: Package, target: Path, recipe: Recipe, dataset
     rows = dataset.rows.take(dataset.train)
     model = candidate.path(candidate.manifest.variants[FULL_PRECISION].model)
     return quantise(model, target, recipe.signature, rows.take(calibration_rows(rows.targets)).inputs)
+
+
+def tensors_with_int8(candidate: Package, model: Path) -> bytes:
+    """``tensors.json`` of a candidate with its int8 form beside it."""
+    return encode_stored_tensors(joined(layout_of(candidate), stored_tensors(model, prefix=f"{INT8}/")))
 
 
 def parity_slices(recipe: Recipe, dataset: Dataset, mask: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.gates.comparison import Comparison
-from trainer.gates.statistics import wilson_interval
+from trainer.gates.statistics import CALIBRATION_BINS, calibration_error, wilson_interval
 
-_BINS = 10
 # In tags alone: what is between them is read.
 _TAG, _MANY_DIGITS = re.compile(rb"<[^>]*>"), re.compile(rb"(\d\.\d)\d+")
 _METADATA = re.compile(rb" <metadata>.*?</metadata>\n", re.DOTALL)
@@ -37,9 +36,9 @@ def reliability(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> bytes:
     """
     figure = _figure(4.2, 4.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    at = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    at = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     upper.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1)
-    for index in range(_BINS):
+    for index in range(CALIBRATION_BINS):
         own = at == index
         if not own.any():
             continue
@@ -51,17 +50,9 @@ def reliability(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> bytes:
         )
     error = calibration_error(confidence, correct)
     upper.set(ylabel="right", ylim=(0, 1.03), title=f"Calibration: {len(correct)} held-out rows, error {error:.3f}")
-    lower.hist(confidence, bins=np.linspace(0, 1, _BINS + 1), color=_OURS, edgecolor="white")
+    lower.hist(confidence, bins=np.linspace(0, 1, CALIBRATION_BINS + 1), color=_OURS, edgecolor="white")
     lower.set(xlabel="confidence", ylabel="rows", xlim=(0, 1.01))
     return _svg(figure)
-
-
-def calibration_error(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error over ten bins of equal width (Guo et al., ICML 2017)."""
-    at = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    rows = np.bincount(at, minlength=_BINS)
-    gap = np.bincount(at, weights=confidence, minlength=_BINS) - np.bincount(at, weights=correct, minlength=_BINS)
-    return float(np.abs(gap).sum() / max(1, rows.sum()))
 
 
 def confusion(targets: NDArray[np.int64], answers: NDArray[np.int64], labels: Sequence[str]) -> bytes:

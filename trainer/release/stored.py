@@ -8,7 +8,15 @@ from pathlib import Path
 
 import onnx
 
-from edge_agent.contract.stored_tensors import StoredFile, StoredTensor, StoredTensors, StoredType
+from edge_agent.contract.manifest import FULL_PRECISION, TENSORS_FILE
+from edge_agent.contract.stored_tensors import (
+    StoredFile,
+    StoredTensor,
+    StoredTensors,
+    StoredType,
+    decode_stored_tensors,
+)
+from edge_agent.runtime.package import Package
 
 _TYPES: dict[int, StoredType] = {
     onnx.TensorProto.FLOAT: StoredType.FP32,
@@ -49,6 +57,18 @@ def stored_tensors(model: Path, *, prefix: str = "") -> StoredTensors:
     return StoredTensors(
         files={prefix + name: StoredFile(tensors=_apart(tensors)) for name, tensors in sorted(found.items())}
     )
+
+
+def joined(*layouts: StoredTensors) -> StoredTensors:
+    """The layouts of several models of one package."""
+    return StoredTensors(files={name: file for layout in layouts for name, file in layout.files.items()})
+
+
+def layout_of(package: Package) -> StoredTensors:
+    """What a package's ``tensors.json`` says; of one without, where the weights of its full precision lie."""
+    if TENSORS_FILE in package.manifest.files:
+        return decode_stored_tensors(package.path(TENSORS_FILE).read_bytes())
+    return stored_tensors(package.path(package.manifest.variants[FULL_PRECISION].model))
 
 
 def _tensor(name: str, kind: StoredType, offset: int, length: int) -> StoredTensor:
