@@ -19,12 +19,12 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 # The fast ones first, so that a broken part is seen within seconds.
-TEST_ORDER := edge_agent docs clients fleet_server trainer packaging integration gpu e2e
+TEST_ORDER := edge_agent docs clients conformance fleet_server trainer packaging integration power_cut gpu e2e
 TEST_FOLDERS = $(wildcard $(addprefix tests/,$(TEST_ORDER)))
 BENCHMARKS = $(sort $(wildcard benchmarks/*.py))
 TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*.py benchmarks/*.py)))
 
-.PHONY: help setup demo test check format bench protobuf soak real-parts gpu-parts clients clean
+.PHONY: help setup demo test check format bench power-cut protobuf soak real-parts gpu-parts clients clean
 
 help:  ## show this list
 	@echo "Shoal: machine-learning models on fleets of edge devices, kept right."
@@ -88,6 +88,9 @@ bench-serving: $(DEV_STAMP)  ## serving beside other servers (ARGS='--quick --on
 
 bench-batch: $(DEV_STAMP)  ## batch inference beside a bare loop (ARGS='--rows 1000000 --flat 10000000 --ray')
 	@$(BIN)/python -m benchmarks.batch $(ARGS)
+
+power-cut: $(DEV_STAMP)  ## cut the power at every operation of an update (ARGS='--share 0.1'); needs a C compiler
+	@$(BIN)/python -m tests.power_cut.campaign $(ARGS)
 
 # By the oldest compiler whose messages the extra `grpc` allows; needs the network, and is not a part of `make setup`.
 protobuf:  ## write the gRPC messages again, after a change of their description
