@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-from securesystemslib.signer import Signer
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (
-    DelegatedRole,
-    Delegations,
-    Metadata,
-    MetaFile,
-    Root,
-    Signed,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
+from securesystemslib.signer import Key
+from tuf.api.metadata import DelegatedRole, Delegations, Signed, TargetFile, Targets
 
 from edge_agent.contract.manifest import MANIFEST_FILE
-from edge_agent.durable import write_durably
+from trainer.publish import change as changes
+from trainer.publish.change import KeyChange
 from trainer.publish.errors import PublishRefused, SigningKeyError
+from trainer.publish.first_keys import make_keys
+from trainer.publish.hash_bins import model_of, role_names, targets_of, version_of
 from trainer.publish.keys import (
-    DIRECTOR,
-    DIRECTOR_ROOT,
-    IMAGE_ROOT,
-    IMAGE_TARGETS,
-    SNAPSHOT,
-    TIMESTAMP,
     KeyFolder,
+    approver_key,
     model_key,
     utc_now,
 )
+from trainer.publish.metadata_folder import (
+    DIRECTOR_REPOSITORY,
+    IMAGE,
+    Lifetimes,
+    MetadataFolder,
+    name_of,
+    named,
+    until,
+)
+from trainer.publish.pending import PendingChange, read_pending
+from trainer.publish.proposals import RENEWAL, Proposal
+from trainer.publish.releases import Releases
 
-_LIFETIMES_FILE = "lifetimes.json"
-_R = TypeVar("_R", Root, Snapshot, Targets, Timestamp)
-
-
-class Lifetimes(msgspec.Struct, frozen=True, kw_only=True):
-    """For how many days signatures may be believed.
-
-    Args:
-        targets: Also that of each model's role.
-        snapshot: Also that of the timestamp: how old news an attacker who holds the network may pass off as new.
-    """
-
-    root: float = 365.0
-    targets: float = 90.0
-    snapshot: float = 7.0
+__all__ = ["ImageSigning", "Lifetimes"]
 
 
 class ImageSigning:
@@ -67,226 +48,241 @@ class ImageSigning:
     def __init__(
         self, keys: KeyFolder, *, lifetimes: Lifetimes | None = None, now: Callable[[], dt.datetime] = utc_now
     ) -> None:
-        self._keys, self._now = keys, now
-        self._image, self._director = keys.folder / "image", keys.folder / "director"
-        self._lifetimes = lifetimes or self._lifetimes_made_with()
+        self._keys, self._now, self.store = keys, now, MetadataFolder(keys.folder)
+        self._lifetimes = lifetimes or self.store.lifetimes()
+        self.releases = Releases(keys, self.store, self._lifetimes, now)
 
-    def create(self, models: tuple[str, ...], *, kind: str = "ed25519") -> None:
+    def create(
+        self, models: Sequence[str], *, kind: str = "ed25519", persons: Sequence[str] = ("",), threshold: int = 1
+    ) -> None:
         """Make all keys, both roots and an image repository without packages.
 
+        Args:
+            persons: Who shares the power of the offline keys; one without a name holds them alone.
+            threshold: So many of them must sign roots and targets.
         Raises:
             SigningKeyError: There are keys already, or a model cannot be called so.
         """
-        names = [model_key(model) for model in models]
-        if self._keys.names():
-            raise SigningKeyError(f"{self._keys.folder}: there are keys already; choose an empty folder")
-        for name in (IMAGE_ROOT, IMAGE_TARGETS, DIRECTOR_ROOT, SNAPSHOT, TIMESTAMP, DIRECTOR, *names):
-            self._keys.make(name, kind=kind)
-        self._store(self._image / _LIFETIMES_FILE, msgspec.json.encode(self._lifetimes))
-        self._create_roots()
-        targets = Targets(version=1, expires=self._until(self._lifetimes.targets))
-        self._write(self._image / "1.targets.json", targets, IMAGE_TARGETS)
-        self._sign_snapshot({"targets": targets})
+        for model in models:
+            model_key(model)
+        make_keys(self._keys, self.store, self._lifetimes, self._now(), kind=kind, persons=persons, threshold=threshold)
         for model in models:
             self.add_model(model, kind=kind)
 
-    def add_model(self, model: str, *, kind: str = "ed25519") -> None:
-        """Let a key of its own sign the packages of a model. Needs ``offline/image-targets.pem``.
+    def add_model(
+        self,
+        model: str,
+        *,
+        kind: str = "ed25519",
+        approvers: Mapping[str, Key | None] | None = None,
+        threshold: int | None = None,
+        may_wait: bool = False,
+    ) -> bool:
+        """Let a key of its own sign the packages of a model. Needs the keys of the targets role.
 
+        Args:
+            approvers: Persons of whom one, by default, must sign each release besides the publisher; with the public
+                key of each who made one, else one is made here.
+            threshold: So many signatures a release needs: 1, with approvers 2.
+            may_wait: Write the change down even where no key of the targets role is here.
+        Returns:
+            Whether it is in force; False where signatures of it are still missing.
         Raises:
             SigningKeyError: A key is missing, or the model is known already.
         """
-        name = model_key(model)
-        roles = self._roles()
-        targets = roles["targets"]
+        name, people = model_key(model), dict(approvers or {})
+        wanted = threshold if threshold is not None else 2 if people else 1
+        if not 1 <= wanted <= 1 + len(people):
+            raise SigningKeyError(f"{model}: {wanted} signatures of {1 + len(people)} keys cannot be had")
+        self.settle()
+        change = self.change(may_wait=may_wait)
+        targets = change.role(Targets.type)
         delegations = targets.delegations or Delegations(keys={}, roles={})
         known = delegations.roles if delegations.roles is not None else {}
         if model in known:
             raise SigningKeyError(f"{self._keys.folder}: the model {model!r} has its key already")
-        signer = self._keys.signer(name) if self._keys.path(name).exists() else self._keys.make(name, kind=kind)
-        pattern = f"{model}/*/{MANIFEST_FILE}"
-        known[model] = DelegatedRole(model, [], 1, terminating=True, paths=[pattern])
-        targets.delegations = Delegations(keys=delegations.keys, roles=known)
-        targets.add_key(signer.public_key, model)
-        self._sign_targets("targets", targets, IMAGE_TARGETS, roles)
-        role = Targets(version=1, expires=self._until(self._lifetimes.targets))
-        roles[model] = role
-        self._write(self._image / f"1.{model}.json", role, name)
-        self._sign_snapshot(roles)
+        public = [self._own_key(name, kind)]
+        public += [self._approver(person, key, delegations, kind) for person, key in people.items()]
+        rule = DelegatedRole(model, [], wanted, terminating=True, paths=[f"{model}/*/{MANIFEST_FILE}"])
+        targets.delegations = Delegations(keys=delegations.keys, roles={**known, model: rule})
+        for key in public:
+            targets.add_key(key, model)
+        change.role(model, Targets(version=1, expires=until(self._now(), self._lifetimes.targets)))
+        change.sign(f"add the model {model}")
+        change.save()
+        return self.settle() is not None
 
     def add_target(self, model: str, path: str, length: int, sha256: str) -> bool:
-        """Sign a package.
+        """Sign a package. Where the model asks for an approver too, it waits for that signature then (``releases``).
 
         Returns:
             False where it was signed already.
         Raises:
-            PublishRefused: The version is taken by another package, or the model has no key.
+            PublishRefused: The version is taken by another package, the model has no key, or its keys are changing.
             SigningKeyError: A key is missing.
         """
+        self.settle()
         roles = self._roles()
-        role = roles.get(model)
-        if role is None:
-            known = ", ".join(sorted(roles.keys() - {"targets"})) or "none"
-            raise PublishRefused(f"model {model!r} has no key here (known: {known}); `shoal keys add-model` makes one")
-        wanted = TargetFile(length, {"sha256": sha256}, path)
-        signed = role.targets.get(path)
-        if signed == wanted:
-            return False
-        if signed is not None:
+        if model not in roles:
+            raise PublishRefused(self._unknown_model(model, roles))
+        self._refuse_while_changing(model)
+        wanted, version = TargetFile(length, {"sha256": sha256}, path), version_of(path)
+        signed, waiting = targets_of(model, roles).get(path), self.releases.waiting.get(model, version)
+        if signed is not None and signed != wanted:
             raise PublishRefused(f"{path} is signed already with other contents; give the package a new version")
-        role.targets[path] = wanted
-        self._sign_targets(model, role, model_key(model), roles)
-        self._sign_snapshot(roles)
+        if waiting is not None and waiting.package != sha256:
+            raise PublishRefused(
+                f"{path} waits for approval with other contents; give the package a new version, or refuse that one: "
+                f"shoal models reject {model} {version}"
+            )
+        if signed is not None or waiting is not None:
+            return False
+        self.releases.sign(Proposal(model=model, version=version, roles={}, path=path, length=length, package=sha256))
         return True
 
     def refresh(self) -> bool:
-        """Sign anew what has lived half of its time, as far as the publisher's keys reach; gives whether any had."""
-        roles = self._roles()
-        stale = [
-            model for model, role in roles.items() if model != "targets" and self._old(role, self._lifetimes.targets)
-        ]
-        for model in stale:
-            self._sign_targets(model, roles[model], model_key(model), roles)
-        timestamp = self._timestamp()
-        if stale or (timestamp is not None and self._old(timestamp, self._lifetimes.snapshot)):
-            self._sign_snapshot(roles)
-            return True
-        return False
+        """Sign anew what has lived half of its time, as far as the publisher's keys reach; gives whether any had.
 
-    def renew(self) -> None:
-        """Sign roots and targets anew for a whole lifetime. Needs the keys in ``offline/``."""
-        for folder, key in ((self._director, DIRECTOR_ROOT), (self._image, IMAGE_ROOT)):
-            root = self._newest_root(folder)
-            root.version, root.expires = root.version + 1, self._until(self._lifetimes.root)
-            self._write(folder / f"{root.version}.root.json", root, key)
-        roles = self._roles()
-        self._sign_targets("targets", roles["targets"], IMAGE_TARGETS, roles)
-        self._sign_snapshot(roles)
+        A role that needs an approver's signature too is proposed for it.
+        """
+        settled = self.settle() is not None
+        roles, pending = self._roles(), read_pending(self._keys.folder)
+        changing = pending.models() if pending is not None else set()
+        stale = {model_of(name) for name in self._live(roles) if self._old(roles[name], self._lifetimes.targets)}
+        renewed = False
+        for model in sorted(stale - changing - {"targets"}):
+            if self.releases.waiting.get(model, RENEWAL) is None:
+                renewed |= self.releases.sign(Proposal(model=model, version=RENEWAL, roles={}))
+        timestamp = self.store.timestamp()
+        if not renewed and timestamp is not None and self._old(timestamp, self._lifetimes.snapshot):
+            self._sign_snapshot(self._roles())
+            return True
+        return renewed or settled
+
+    def renew(self, *, may_wait: bool = False) -> bool:
+        """Sign roots and targets anew for a whole lifetime. Needs the offline keys.
+
+        Returns:
+            Whether that is in force; False where signatures are still missing.
+        """
+        self.settle()
+        change = self.change(may_wait=may_wait)
+        change.root(DIRECTOR_REPOSITORY)
+        change.root(IMAGE)
+        change.role(Targets.type)
+        change.sign("sign the roots and targets for another lifetime")
+        change.save()
+        return self.settle() is not None
+
+    def change(self, *, may_wait: bool = False) -> KeyChange:
+        """A change of keys, begun or gone on with: draft it, ``sign`` and ``save`` it, then :meth:`settle`."""
+        return KeyChange(self._keys, self.store, self._lifetimes, self._now, may_wait=may_wait)
+
+    def settle(self) -> PendingChange | None:
+        """Put in force the change that waits, if it has all its signatures; finish what a crash left half done.
+
+        Returns:
+            What came into force now.
+        """
+        return changes.settle(self._keys, self.store, lambda: self._sign_snapshot(self._all_roles()))
 
     def files(self) -> dict[str, bytes]:
         """What the repository consists of now, by file name: what an upload sends."""
-        timestamp = self._timestamp()
+        timestamp = self.store.timestamp()
         if timestamp is None:
-            raise SigningKeyError(f"{self._image}: nothing was signed yet; begin with `shoal keys init`")
-        names = [f"{version}.root.json" for version in range(1, _root_version(self._image) + 1)]
+            raise SigningKeyError(f"{self.store.folder / IMAGE}: nothing was signed yet; begin with `shoal keys init`")
+        names = [f"{version}.root.json" for version in range(1, self.store.root_version(IMAGE) + 1)]
         names += [f"{role.version}.{name}.json" for name, role in self._roles().items()]
         names += [f"{timestamp.snapshot_meta.version}.snapshot.json", "timestamp.json"]
-        return {name: (self._image / name).read_bytes() for name in names}
+        return {name: self.store.data(f"{IMAGE}/{name}") for name in names}
 
     def models(self) -> dict[str, list[str]]:
         """The models with a key, each with the paths of its signed packages."""
-        return {name: sorted(role.targets) for name, role in self._roles().items() if name != "targets"}
+        roles = self._roles()
+        return {name: sorted(targets_of(name, roles)) for name in _models(roles)}
 
     def expiries(self) -> dict[str, dt.datetime]:
-        """When each role expires, by name; ``director-root`` too."""
-        found: dict[str, dt.datetime] = {name: role.expires for name, role in self._roles().items()}
-        timestamp = self._timestamp()
+        """When each role expires, by name; of a model with bins the first to expire; ``director-root`` too."""
+        roles, found = self._roles(), dict[str, dt.datetime]()
+        for name in self._live(roles):
+            known = found.get(model_of(name), roles[name].expires)
+            found[model_of(name)] = min(known, roles[name].expires)
+        timestamp = self.store.timestamp()
         if timestamp is not None:
             found |= {"snapshot": timestamp.expires, "timestamp": timestamp.expires}
-        for name, folder in (("root", self._image), ("director-root", self._director)):
-            found[name] = self._newest_root(folder).expires
+        for name, repository in (("root", IMAGE), ("director-root", DIRECTOR_REPOSITORY)):
+            found[name] = self.store.root(repository).expires
         return found
 
-    def _create_roots(self) -> None:
-        expires = self._until(self._lifetimes.root)
-        image = Root(version=1, expires=expires, consistent_snapshot=True)
-        director = Root(version=1, expires=expires, consistent_snapshot=True)
-        keys = {
-            Root.type: (IMAGE_ROOT, DIRECTOR_ROOT),
-            Targets.type: (IMAGE_TARGETS, DIRECTOR),
-            Snapshot.type: (SNAPSHOT, DIRECTOR),
-            Timestamp.type: (TIMESTAMP, DIRECTOR),
-        }
-        for role, (image_key, director_key) in keys.items():
-            image.add_key(self._keys.signer(image_key).public_key, role)
-            director.add_key(self._keys.signer(director_key).public_key, role)
-        self._write(self._director / "1.root.json", director, DIRECTOR_ROOT)
-        self._write(self._image / "1.root.json", image, IMAGE_ROOT)
+    def _own_key(self, name: str, kind: str) -> Key:
+        if not self._keys.path(name).exists():
+            self._keys.make(name, kind=kind)
+        return self._public(name)
 
-    def _newest_root(self, folder: Path) -> Root:
-        name = f"{_root_version(folder)}.root.json"
-        return self._read(Root, folder / name)
+    def _approver(self, person: str, key: Key | None, known: Delegations, kind: str) -> Key:
+        """The person's key: that given, that of another model, or a new one with the root that it judges by."""
+        name = approver_key(person)
+        if key is not None:
+            return named(key, name)
+        for one in known.keys.values():
+            if name_of(one, "") == name:
+                return one
+        found = self._own_key(name, kind)
+        root = self.store.data(f"{IMAGE}/{self.store.root_version(IMAGE)}.root.json")
+        self.store.write(f"approvers/{person}/root.json", root)
+        return found
+
+    def _public(self, name: str) -> Key:
+        return named(self._keys.signer(name).public_key, name)
+
+    def _refuse_while_changing(self, model: str) -> None:
+        pending = read_pending(self._keys.folder)
+        if pending is not None and model in pending.models():
+            raise PublishRefused(
+                f"the keys of {model} are being changed ({'; '.join(pending.what)}), and signatures of that are "
+                "missing: see `shoal keys status`"
+            )
+
+    def _unknown_model(self, model: str, roles: Mapping[str, Targets]) -> str:
+        pending = read_pending(self._keys.folder)
+        if pending is not None and model in pending.models():
+            return f"model {model!r} has no key in force yet: signatures are missing, see `shoal keys status`"
+        known = ", ".join(_models(roles)) or "none"
+        return f"model {model!r} has no key here (known: {known}); `shoal keys add-model` makes one"
 
     def _sign_targets(self, name: str, role: Targets, key: str, roles: dict[str, Targets]) -> None:
         role.version += 1
-        role.expires = self._until(self._lifetimes.targets)
-        self._write(self._image / f"{role.version}.{name}.json", role, key)
+        role.expires = until(self._now(), self._lifetimes.targets)
+        self._write(f"{IMAGE}/{role.version}.{name}.json", role, key)
         roles[name] = role
 
-    def _sign_snapshot(self, roles: dict[str, Targets]) -> None:
-        """Snapshot, then timestamp: until that is written, the versions before are the ones that count."""
-        before = self._timestamp()
-        version = before.version + 1 if before is not None else 1
-        expires = self._until(self._lifetimes.snapshot)
-        meta = {
-            f"{name}.json": MetaFile.from_data(
-                role.version, (self._image / f"{role.version}.{name}.json").read_bytes(), ["sha256"]
-            )
-            for name, role in roles.items()
-        }
-        snapshot = Snapshot(version=version, expires=expires, meta=meta)
-        data = self._write(self._image / f"{version}.snapshot.json", snapshot, SNAPSHOT)
-        timestamp = Timestamp(
-            version=version, expires=expires, snapshot_meta=MetaFile.from_data(version, data, ["sha256"])
-        )
-        self._write(self._image / "timestamp.json", timestamp, TIMESTAMP)
+    def _sign_snapshot(self, roles: Mapping[str, Targets]) -> None:
+        self._snapshot({name: role.version for name, role in roles.items()})
+
+    def _snapshot(self, versions: dict[str, int]) -> None:
+        changes.sign_snapshot(self._keys, self.store, versions, self._lifetimes, self._now())
 
     def _roles(self) -> dict[str, Targets]:
         """Targets and each model's role as they were signed last."""
-        timestamp = self._timestamp()
-        if timestamp is None:
-            raise SigningKeyError(f"{self._image}: nothing was signed yet; begin with `shoal keys init`")
-        snapshot = self._read(Snapshot, self._image / f"{timestamp.snapshot_meta.version}.snapshot.json")
-        names = sorted(snapshot.meta, key=lambda file: (file != "targets.json", file))
-        return {
-            file.removesuffix(".json"): self._read(Targets, self._image / f"{snapshot.meta[file].version}.{file}")
-            for file in names
-        }
+        return self.store.roles()
 
-    def _timestamp(self) -> Timestamp | None:
-        return (
-            self._read(Timestamp, self._image / "timestamp.json") if (self._image / "timestamp.json").exists() else None
-        )
+    def _all_roles(self) -> dict[str, Targets]:
+        """Those in force, and over them those of the change that comes into force now."""
+        return self.change().roles()
 
-    def _read(self, kind: type[_R], path: Path) -> _R:
-        try:
-            signed = Metadata[_R].from_bytes(path.read_bytes()).signed
-        except (OSError, RepositoryError) as error:
-            raise SigningKeyError(f"{path}: cannot be read: {error}; restore the folder from a backup") from error
-        if not isinstance(signed, kind):
-            raise SigningKeyError(f"{path}: holds {signed.type} metadata; restore the folder from a backup")
-        return signed
+    def _live(self, roles: Mapping[str, Targets]) -> list[str]:
+        """All roles but bins of an earlier number, which nobody reads any more."""
+        known = dict(roles)
+        return ["targets", *(name for model in _models(roles) for name in role_names(model, known))]
 
-    def _write(self, path: Path, role: _R, key: str) -> bytes:
-        signer: Signer = self._keys.signer(key)
-        metadata = Metadata(role)
-        metadata.sign(signer)
-        data = metadata.to_bytes()
-        self._store(path, data)
-        return data
-
-    def _store(self, path: Path, data: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, data)
-        except OSError as error:
-            raise SigningKeyError(f"{path}: {error.strerror}") from error
-
-    def _lifetimes_made_with(self) -> Lifetimes:
-        path = self._image / _LIFETIMES_FILE
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Lifetimes)
-        except FileNotFoundError:
-            return Lifetimes()
-        except (OSError, msgspec.DecodeError) as error:
-            raise SigningKeyError(f"{path}: cannot be read: {error}; restore the folder from a backup") from error
+    def _write(self, file: str, signed: Signed, *names: str) -> None:
+        self.store.write(file, changes.signed_bytes(signed, [self._keys.signer(name) for name in names]))
 
     def _old(self, role: Signed, lifetime_days: float) -> bool:
         return role.expires - self._now() < dt.timedelta(days=lifetime_days) / 2
 
-    def _until(self, days: float) -> dt.datetime:
-        return (self._now() + dt.timedelta(days=days)).replace(microsecond=0)
 
-
-def _root_version(folder: Path) -> int:
-    return max((int(path.name.split(".")[0]) for path in folder.glob("*.root.json")), default=0)
+def _models(roles: Mapping[str, Targets]) -> list[str]:
+    """The models in a set of roles: whatever the targets role delegates to."""
+    delegations = roles["targets"].delegations
+    return sorted(delegations.roles or {}) if delegations is not None else []

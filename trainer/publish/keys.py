@@ -2,11 +2,16 @@
 
 ::
 
-    offline/     image-root.pem image-targets.pem director-root.pem    a safe; needed to add a model and once a year
-    publisher/   MODEL.pem ... snapshot.pem timestamp.pem              beside the trainer
-    server/      director.pem                                          on the fleet server
-    image/       1.root.json ... timestamp.json                        public: the image repository as signed last
-    director/    1.root.json                                           public: the director's root
+    offline/       image-root.pem image-targets.pem director-root.pem    a safe; needed to add a model and once a year
+    offline/ANNA/  the same three, where several persons share the power  goes to that person
+    approvers/BEN/ approver.pem root.json                                 goes to that person
+    publisher/     MODEL.pem ... snapshot.pem timestamp.pem               beside the trainer
+    server/        director.pem                                           on the fleet server
+    image/         1.root.json ... timestamp.json                         public: the image repository as signed last
+    director/      1.root.json                                            public: the director's root
+    pending.json   a change that still lacks signatures (public), pending-keys/ the new private keys that it brings
+    waiting/       releases that still lack an approver's signature (public)
+    retired/       private keys that were replaced: destroy them
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import datetime as dt
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -37,7 +42,15 @@ from trainer.publish.errors import SigningKeyError
 PASSPHRASE_VARIABLE = "SHOAL_KEYS_PASSPHRASE"  # noqa: S105 - the name of a variable
 IMAGE_ROOT, IMAGE_TARGETS, DIRECTOR_ROOT = "offline/image-root", "offline/image-targets", "offline/director-root"
 SNAPSHOT, TIMESTAMP, DIRECTOR = "publisher/snapshot", "publisher/timestamp", "server/director"
+PENDING_KEYS, RETIRED = "pending-keys", "retired"
+# Whose keys belong to one person, who may keep them under a passphrase of their own.
+_PERSONS = ("offline/", "approvers/")
+_KEY_FOLDERS = ("offline", "approvers", "publisher", "server")
 _TOP_LEVEL_ROLES = frozenset({"root", "targets", "snapshot", "timestamp"})
+_BINS = "-bins-"
+
+# What a key's passphrase is, by the key's name; the flag says that the key is being made: "" leaves it to the others.
+Ask = Callable[[str, bool], str]
 
 
 def model_key(model: str) -> str:
@@ -47,9 +60,24 @@ def model_key(model: str) -> str:
         SigningKeyError: The model has the name of one of TUF's own roles.
         ManifestError: It is no model name.
     """
-    if check_name(model, "model") in _TOP_LEVEL_ROLES:
+    if check_name(model, "model") in _TOP_LEVEL_ROLES or model in {"director", "director-root"} or _BINS in model:
         raise SigningKeyError(f"a model cannot be called {model!r}: TUF has a role of that name; choose another")
     return f"publisher/{model}"
+
+
+def approver_key(person: str) -> str:
+    """The name of the key with which a person approves releases.
+
+    Raises:
+        ManifestError: It is no name.
+    """
+    return f"approvers/{check_name(person, 'approver')}/approver"
+
+
+def offline_key(name: str, person: str) -> str:
+    """The name of a person's part of an offline key: ``offline/anna/image-root``; without a person, the key itself."""
+    folder, _, key = name.partition("/")
+    return f"{folder}/{check_name(person, 'person')}/{key}" if person else name
 
 
 class KeyFolder:
@@ -57,16 +85,17 @@ class KeyFolder:
 
     Args:
         passphrase: Encrypts keys that are made, decrypts those that are read; None for keys in the clear.
+        ask: Gives the passphrases of persons' keys instead; a key that ``passphrase`` does not open is asked for too.
     """
 
-    def __init__(self, folder: Path, *, passphrase: str | None = None) -> None:
+    def __init__(self, folder: Path, *, passphrase: str | None = None, ask: Ask | None = None) -> None:
         self.folder = folder
-        self._passphrase = passphrase.encode() if passphrase else None
+        self._passphrase, self._ask = passphrase, ask
 
     @classmethod
-    def from_environment(cls, folder: Path) -> KeyFolder:
+    def from_environment(cls, folder: Path, *, ask: Ask | None = None) -> KeyFolder:
         """The folder, its passphrase taken from ``SHOAL_KEYS_PASSPHRASE`` where that is set."""
-        return cls(folder, passphrase=os.environ.get(PASSPHRASE_VARIABLE) or None)
+        return cls(folder, passphrase=os.environ.get(PASSPHRASE_VARIABLE) or None, ask=ask)
 
     def path(self, name: str) -> Path:
         """The file of a key: ``offline/image-root`` is ``offline/image-root.pem``."""
@@ -80,20 +109,26 @@ class KeyFolder:
         Raises:
             SigningKeyError: There is one of that name already, or the folder cannot be written.
         """
-        path = self.path(name)
+        signer = generate(kind)
+        self.store(name, signer)
+        return signer
+
+    def store(self, name: str, signer: CryptoSigner, *, folder: str = "") -> None:
+        """Keep a private key.
+
+        Args:
+            folder: Within this one, to keep it apart: ``pending-keys``.
+        Raises:
+            SigningKeyError: There is one of that name already, or the folder cannot be written.
+        """
+        path = self.path(f"{folder}/{name}" if folder else name)
         if path.exists():
             raise SigningKeyError(f"{path}: there is a key already; keep it, or choose another folder")
-        signer = CryptoSigner.generate_ed25519() if kind == "ed25519" else CryptoSigner.generate_ecdsa()
-        key = load_pem_private_key(signer.private_bytes, None)
-        encryption: KeySerializationEncryption = (
-            BestAvailableEncryption(self._passphrase) if self._passphrase else NoEncryption()
-        )
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_durably(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), mode=0o600)
+            write_durably(path, encoded(signer, self._new_passphrase(name)), mode=0o600)
         except OSError as error:
             raise SigningKeyError(f"{path}: {error.strerror}; choose a folder that you may write") from error
-        return signer
 
     def signer(self, name: str) -> CryptoSigner:
         """The key to sign with.
@@ -101,19 +136,34 @@ class KeyFolder:
         Raises:
             SigningKeyError: It is not here, others may read it, or the passphrase is wrong.
         """
-        path = self.path(name)
+        return self.read(self.path(name), name)
+
+    def read(self, path: Path, name: str) -> CryptoSigner:
+        """A key from any file.
+
+        Args:
+            name: What it is called where its passphrase is asked for.
+        Raises:
+            SigningKeyError: As :meth:`signer`.
+        """
         try:
             if stat.S_IMODE(path.stat().st_mode) & 0o077:
                 raise SigningKeyError(f"{path}: others than its owner may read it; chmod 600 {path}")
-            key: PrivateKeyTypes = load_pem_private_key(path.read_bytes(), self._passphrase)
-            return CryptoSigner(key)
+            data = path.read_bytes()
         except FileNotFoundError as error:
-            hint = "bring it from where it is kept" if name.startswith("offline/") else "see `shoal keys --help`"
+            hint = "bring it from where it is kept" if name.startswith(_PERSONS) else "see `shoal keys --help`"
             raise SigningKeyError(f"{path}: the key is not here; {hint}") from error
         except OSError as error:
             raise SigningKeyError(f"{path}: {error.strerror}") from error
+        try:
+            return _opened(data, self._passphrase)
         except (ValueError, TypeError) as error:
-            raise SigningKeyError(f"{path}: {error}; is {PASSPHRASE_VARIABLE} what it was made with?") from error
+            if self._ask is None or b"ENCRYPTED" not in data:
+                raise SigningKeyError(f"{path}: {error}; is {PASSPHRASE_VARIABLE} what it was made with?") from error
+        try:
+            return _opened(data, self._ask(name, False))
+        except (ValueError, TypeError) as error:
+            raise SigningKeyError(f"{path}: {error}; the passphrase is another") from error
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -132,8 +182,34 @@ class KeyFolder:
 
     def names(self) -> list[str]:
         """The keys that are here."""
-        found = (path.relative_to(self.folder).with_suffix("") for path in self.folder.glob("*/*.pem"))
-        return sorted(str(path) for path in found)
+        found = (path for name in _KEY_FOLDERS for path in (self.folder / name).rglob("*.pem"))
+        return sorted(str(path.relative_to(self.folder).with_suffix("")) for path in found)
+
+    def _new_passphrase(self, name: str) -> str | None:
+        if self._ask is not None and name.startswith(_PERSONS):
+            return self._ask(name, True) or self._passphrase
+        return self._passphrase
+
+
+def generate(kind: str = "ed25519") -> CryptoSigner:
+    """A new private key: ``ed25519`` or ``ecdsa`` (P-256)."""
+    return CryptoSigner.generate_ed25519() if kind == "ed25519" else CryptoSigner.generate_ecdsa()
+
+
+def encoded(signer: CryptoSigner, passphrase: str | None) -> bytes:
+    """A private key as PEM, encrypted where there is a passphrase."""
+    key = load_pem_private_key(signer.private_bytes, None)
+    encryption: KeySerializationEncryption = (
+        BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    )
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def _opened(data: bytes, passphrase: str | None) -> CryptoSigner:
+    # A key in the clear is read as it is: in one folder some keys may have a passphrase and some none.
+    secret = passphrase.encode() if passphrase and b"ENCRYPTED" in data else None
+    key: PrivateKeyTypes = load_pem_private_key(data, secret)
+    return CryptoSigner(key)
 
 
 def utc_now() -> dt.datetime:

@@ -16,6 +16,8 @@ from edge_agent.contract.repository import image_metadata_path, target_name
 from edge_agent.runtime.package import Package
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder, utc_now
+from trainer.publish.pending import read_pending
+from trainer.publish.proposals import signatures_of
 from trainer.server_client import refuse_token
 
 _CHUNK_BYTES = 1 << 20
@@ -80,6 +82,16 @@ class Publisher:
         with self._keys.alone():
             self._signing.refresh()
             self._upload_metadata()
+
+    def waiting(self) -> list[str]:
+        """What lacks signatures, a line each: changes of keys, and releases that nobody has approved yet."""
+        change = read_pending(self._keys.folder)
+        lines = [f"a change of keys waits: {'; '.join(change.what)}"] if change is not None else []
+        roles = self._signing.store.roles()
+        for proposal in self._signing.releases.waiting.all():
+            missing = max(one.missing for one in signatures_of(proposal, roles).values())
+            lines.append(f"{proposal.model} {proposal.version} waits for approval: {missing} signatures are missing")
+        return lines
 
     def close(self) -> None:
         """Close the connection."""

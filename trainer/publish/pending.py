@@ -1,0 +1,235 @@
+"""A change of keys that may still lack signatures: one file, ``pending.json``, that goes from person to person.
+
+It holds the new metadata with the signatures so far, and no private key. Nothing in it counts before every threshold
+holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from securesystemslib.signer import Key, Signature
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, Signed, Targets, VerificationResult
+
+from edge_agent.durable import sync_folder, write_durably
+from trainer.publish.errors import SigningKeyError
+from trainer.publish.hash_bins import model_of
+from trainer.publish.keys import DIRECTOR, DIRECTOR_ROOT, IMAGE_ROOT, IMAGE_TARGETS, SNAPSHOT, TIMESTAMP, model_key
+from trainer.publish.metadata_folder import DIRECTOR_REPOSITORY, IMAGE, MetadataFolder, name_of
+
+PENDING_FILE = "pending.json"
+
+
+class PendingChange(msgspec.Struct, kw_only=True):
+    """What ``pending.json`` holds.
+
+    Args:
+        what: What was asked for, in words.
+        begun: When, RFC 3339.
+        files: Signed metadata by its path in the key folder: ``image/2.root.json``.
+        keys: Names of the private keys that it brings; they lie in ``pending-keys/``.
+        retired: Names of the keys whose files go to ``retired/``.
+    """
+
+    what: list[str] = []
+    begun: str = ""
+    files: dict[str, str] = {}
+    keys: list[str] = []
+    retired: list[str] = []
+
+    def models(self) -> set[str]:
+        """The models whose roles are signed anew by it: meanwhile nothing of theirs is published."""
+        return {model_of(role_of(name)) for name in self.files} - {"root", "targets"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """So many signatures of these keys are needed on a file.
+
+    Args:
+        file: ``image/2.root.json``.
+        whose: Whose keys: those of ``root``, ``root until now``, ``targets``, ``digits``.
+        signed, unsigned: Names of the keys that have, and that may still.
+    """
+
+    file: str
+    whose: str
+    threshold: int
+    signed: tuple[str, ...]
+    unsigned: tuple[str, ...]
+
+    @property
+    def missing(self) -> int:
+        """Signatures that it still lacks."""
+        return max(0, self.threshold - len(self.signed))
+
+    def text(self) -> str:
+        """In a line, for a person."""
+        by = f"signed by {', '.join(self.signed)}" if self.signed else "signed by nobody"
+        line = f"{self.file}: {len(self.signed)} of {self.threshold} signatures by the keys of {self.whose} ({by})"
+        return line + (f"; {self.missing} missing of: {', '.join(self.unsigned)}" if self.missing else "")
+
+
+def role_of(file: str) -> str:
+    """The role of a metadata file: ``digits`` of ``image/3.digits.json``."""
+    return file.rpartition("/")[2].removesuffix(".json").partition(".")[2]
+
+
+def read_pending(folder: Path) -> PendingChange | None:
+    """The change that waits in a key folder, if one does.
+
+    Raises:
+        SigningKeyError: The file is damaged.
+    """
+    return read_pending_file(folder / PENDING_FILE)
+
+
+def read_pending_file(path: Path) -> PendingChange | None:
+    """The change in a file; None where there is none.
+
+    Raises:
+        SigningKeyError: The file is damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PendingChange)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise SigningKeyError(
+            f"{path}: cannot be read: {error}; take it from another person's copy, or `shoal keys discard`"
+        ) from error
+
+
+def write_pending(folder: Path, change: PendingChange) -> None:
+    """Keep a change; from here on it is finished or discarded, never half done."""
+    write_durably(folder / PENDING_FILE, msgspec.json.format(msgspec.json.encode(change), indent=1))
+
+
+def forget_pending(folder: Path) -> None:
+    """The change is in force, or discarded."""
+    (folder / PENDING_FILE).unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def metadata_in(change: PendingChange, file: str) -> Metadata[Any]:
+    """One file of a change.
+
+    Raises:
+        SigningKeyError: It is no metadata.
+    """
+    try:
+        return Metadata.from_bytes(change.files[file].encode())
+    except RepositoryError as error:
+        raise SigningKeyError(f"{PENDING_FILE}: {file}: {error}; take it from another person's copy") from error
+
+
+def requirements(change: PendingChange, store: MetadataFolder) -> list[Requirement]:
+    """All signatures that a change needs, with those that it has.
+
+    Raises:
+        SigningKeyError: A file of it is damaged, or belongs to no role.
+    """
+    found = []
+    for file in change.files:
+        metadata = metadata_in(change, file)
+        for whose, verify in delegators(change, store, file):
+            result = verify(metadata.signed_bytes, metadata.signatures)
+            found.append(requirement(file, whose, result, default=default_name(file)))
+    return found
+
+
+def requirement(file: str, whose: str, result: VerificationResult, *, default: str) -> Requirement:
+    """What python-tuf found, with the names of people instead of key identifiers."""
+
+    def names(keys: Mapping[str, Key]) -> tuple[str, ...]:
+        return tuple(sorted(name_of(key, default) for key in keys.values()))
+
+    return Requirement(
+        file=file,
+        whose=whose,
+        threshold=result.threshold,
+        signed=names(result.signed),
+        unsigned=names(result.unsigned),
+    )
+
+
+_Verify = Callable[[bytes, dict[str, Signature]], VerificationResult]
+
+
+def delegators(change: PendingChange, store: MetadataFolder, file: str) -> Iterator[tuple[str, _Verify]]:
+    """Who must sign a file: its role by the metadata that will count with it; a root by the one before it, too."""
+    repository, role = file.partition("/")[0], role_of(file)
+    if role == Root.type:
+        new = metadata_in(change, file).signed
+        if store.root_version(repository) > 0:
+            yield "root until now", _verifier(store.root(repository), Root.type)
+        yield "root", _verifier(new, Root.type)
+    elif role == Targets.type:
+        yield role, _verifier(_newest(change, store, Root.type, repository), role)
+    elif role == model_of(role):
+        yield role, _verifier(_newest(change, store, Targets.type), role)
+    else:
+        yield model_of(role), _verifier(_newest(change, store, model_of(role)), role)
+
+
+def _verifier(delegator: Signed, role: str) -> _Verify:
+    if not isinstance(delegator, (Root, Targets)):
+        raise SigningKeyError(f"{PENDING_FILE}: {delegator.type} names no keys; take it from another person's copy")
+
+    def verify(payload: bytes, signatures: dict[str, Signature]) -> VerificationResult:
+        try:
+            return delegator.get_verification_result(role, payload, signatures)
+        except ValueError as error:
+            raise SigningKeyError(f"{PENDING_FILE}: {error}; `shoal keys discard`, then begin anew") from error
+
+    return verify
+
+
+def _newest(change: PendingChange, store: MetadataFolder, role: str, repository: str = IMAGE) -> Signed:
+    for file in change.files:
+        if role_of(file) == role and file.startswith(f"{repository}/"):
+            signed: Signed = metadata_in(change, file).signed
+            return signed
+    return store.root(repository) if role == Root.type else store.roles()[role]
+
+
+def default_name(file: str) -> str:
+    """What the key of a role was called before keys had names in metadata."""
+    repository, role = file.partition("/")[0], role_of(file)
+    if repository == DIRECTOR_REPOSITORY:
+        return DIRECTOR_ROOT if role == Root.type else DIRECTOR
+    known = {
+        Root.type: IMAGE_ROOT, Targets.type: IMAGE_TARGETS, "snapshot": SNAPSHOT, "timestamp": TIMESTAMP,
+    }  # fmt: skip
+    return known.get(role) or model_key(model_of(role))
+
+
+def merge(change: PendingChange, other: PendingChange, store: MetadataFolder) -> int:
+    """Take the signatures of another copy of the same change; gives how many were new.
+
+    Raises:
+        SigningKeyError: It is another change.
+    """
+    taken = 0
+    for file in change.files:
+        mine = metadata_in(change, file)
+        if file not in other.files:
+            raise SigningKeyError(f"the other copy lacks {file}: it is of another change; begin from the same one")
+        theirs = metadata_in(other, file)
+        if theirs.signed_bytes != mine.signed_bytes:
+            raise SigningKeyError(
+                f"{file} differs in the other copy: it is of another change, or an earlier form of it"
+            )
+        for keyid, signature in theirs.signatures.items():
+            held = [verify for _, verify in delegators(change, store, file)]
+            good = any(keyid in verify(mine.signed_bytes, {keyid: signature}).signed for verify in held)
+            if good and keyid not in mine.signatures:
+                mine.signatures[keyid] = signature
+                taken += 1
+        change.files[file] = mine.to_bytes().decode()
+    return taken
