@@ -130,8 +130,8 @@ def storage_errors(path: Path) -> Iterator[None]:
 def _device_error(error: sqlite3.DatabaseError, path: Path) -> DeviceError:
     # By text: Python 3.10 does not carry SQLite's result code.
     text = str(error)
-    # In WAL mode a full disk may show as an I/O error: the index in shared memory cannot grow.
-    if "is full" in text or ("disk I/O error" in text and _is_almost_full(path)):
+    # In WAL mode a full disk may show otherwise: the log cannot be made, the index in shared memory cannot grow.
+    if "is full" in text or (("I/O error" in text or "unable to open" in text) and _is_almost_full(path)):
         return StorageFull(f"{path}: no space left on the device; free some, or point the state folder at another disk")
     if "readonly" in text or "unable to open" in text:
         return StorageNotWritable(f"{path}: not writable by this user; change its owner or mode, or choose another")

@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def run(library: Path, folder: Path, body: str, fate: int, at: int = 0, record: Path | None = None) -> int:
+def run(library: Path, folder: Path, body: str, fate: int, *, at: int = 0, record: Path | None = None) -> int:
     command = [sys.executable, "-c", _PROGRAM.format(body=body), str(folder), str(fate), str(at), str(record or "")]
     environment = {**os.environ, "LD_PRELOAD": str(library)}
     done = subprocess.run(command, cwd=_ROOT, env=environment, timeout=60, check=False, capture_output=True, text=True)
@@ -87,7 +87,7 @@ def test_names_links_and_folders_are_followed(library: Path, folder: Path, tmp_p
     assert sorted(path.name for path in folder.iterdir()) == ["b", "c"]
     records = read_record(tmp_path / "record", folder)
     kinds = [one.kind for one in records]
-    assert kinds == "mkdir create write link symlink unlink unlink rmdir truncate".split()
+    assert kinds == ["mkdir", "create", "write", "link", "symlink", "unlink", "unlink", "rmdir", "truncate"]
     assert [one.path for one in records if one.path] == ["in", "in/a", "b", "c", "state", "in/a", "in"]
 
 
@@ -95,23 +95,23 @@ def test_a_program_is_killed_at_each_of_its_operations_and_within_its_write(libr
     survived = []
     for at in range(10):
         (folder / "state").write_bytes(OLD)
-        if run(library, folder, CAREFUL, KILL, at) != KILLED:
+        if run(library, folder, CAREFUL, KILL, at=at) != KILLED:
             break
         survived.append((folder / "state").read_bytes())
     # made, written, synced, renamed; then the folder is synced.
     assert survived == [OLD, OLD, OLD, OLD, NEW]
     (folder / "state").write_bytes(OLD)
-    assert run(library, folder, CAREFUL, TEAR, 1) == KILLED
+    assert run(library, folder, CAREFUL, TEAR, at=1) == KILLED
     assert (folder / ".state.new").read_bytes() == NEW[: len(NEW) // 2]
 
 
 def test_a_full_disk_refuses_what_takes_room(library: Path, folder: Path) -> None:
     for at in (0, 1):
-        assert run(library, folder, CAREFUL, FULL, at) == 1
+        assert run(library, folder, CAREFUL, FULL, at=at) == 1
         assert [path.name for path in folder.iterdir()] == ["state"]
         assert (folder / "state").read_bytes() == OLD
     said = 'import shutil; assert shutil.disk_usage(folder).free > 0; write_durably(folder / "x", b"1")'
-    assert run(library, folder, said, FULL, 100) == 0
+    assert run(library, folder, said, FULL, at=100) == 0
 
 
 def test_the_library_is_not_in_this_process() -> None:
