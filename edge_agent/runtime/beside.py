@@ -51,7 +51,7 @@ class Beside:
         return found if found is not None and version in (None, found.version) else None
 
 
-def swap_together(slots: Slots, models: Sequence[LoadedModel], again: Sequence[LoadedModel] = ()) -> None:
+def swap_together(slots: Slots, *models: LoadedModel, again: Sequence[LoadedModel] = ()) -> None:
     """Let models serve that belong together, in one step; a pipeline that leaves ends its requests on its own steps.
 
     Args:

@@ -210,7 +210,7 @@ class Repository:
         Args:
             again: Pipelines that serve already, loaded once more with their new steps.
         """
-        swap_together(self._slots, models, again)
+        swap_together(self._slots, *models, again=again)
         for loaded in models:
             self._consider(loaded)
         with self._loading:

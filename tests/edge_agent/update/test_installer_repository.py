@@ -242,14 +242,14 @@ def test_an_update_that_cannot_be_written_down_gives_its_memory_back(
         if step is UpdateStep.STAGED:
             obstacle.mkdir()
 
-    device.installer._after_step = spoil
+    device.installer._journal._after_step = spoil
     desired = server.assign(second)
     for _ in range(2):
         assert not device.installer.apply(desired)
         obstacle.rmdir()
     assert memory.used_bytes == before
     assert device.slots.get("digits").version == "1"
-    device.installer._after_step = lambda _model, _step: None
+    device.installer._journal._after_step = lambda _model, _step: None
     device.update(desired)
     assert device.slots.get("digits").version == "2"
 

@@ -1,0 +1,200 @@
+"""Starting what is active, and going back to what is known to be good. Needs no network and no fresh metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
+from edge_agent.contract.messages import EventKind, UpdateStep
+from edge_agent.runtime.slots import LoadedModel, ModelState, Slots
+from edge_agent.update import transitions
+from edge_agent.update.candidates import CandidateLoader, Candidates, Loading
+from edge_agent.update.journal import Journal
+from edge_agent.update.outcome import MemberFailed
+from edge_agent.update.package_store import PackageStore
+from edge_agent.update.slots_file import SlotRecord
+
+_log = logging.getLogger(__name__)
+_NOTHING_EARLIER = "there is no earlier package to go back to"
+
+
+class Serving(Protocol):
+    """Lets models serve; :func:`edge_agent.runtime.beside.swap_together`, or a repository's ``serve``."""
+
+    def __call__(self, *models: LoadedModel, again: Sequence[LoadedModel] = ()) -> None:
+        """Let them serve from now on, all at once.
+
+        Args:
+            again: Pipelines that serve already, loaded once more.
+        """
+
+
+class GoingBack:
+    """Starts models, and rolls them back, those together that came together.
+
+    Args:
+        on_probation: Told of models that are on probation and serve now.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: PackageStore,
+        slots: Slots,
+        load: Loading,
+        serve: Serving,
+        *,
+        on_probation: Callable[[str], None],
+    ) -> None:
+        self._journal, self._store, self._slots, self._load, self._serve = journal, store, slots, load, serve
+        self._loader = CandidateLoader(store, slots, load)
+        self._on_probation = on_probation
+
+    def start(self) -> None:
+        """Load each model's active package, or its last known good one."""
+        self._journal.start()
+        for model, record in self._journal.models().items():
+            self._judge_deaths(model, record)
+        for model in sorted(self._journal.models(), key=self._is_pipeline):  # whose steps must be there before it
+            self._start(model)
+
+    def collect(self) -> None:
+        """Remove packages from the disk that nothing needs."""
+        if not self._journal.is_new:  # else they spare a download when the server names them again
+            self._store.collect(self._journal.packages())
+
+    def group(self, model: str) -> tuple[str, ...]:
+        """The models that came with this one and are where it is, itself included."""
+        record = self._journal.get(model)
+        return tuple(each for each in record.group if self._journal.get(each).step is record.step) or (model,)
+
+    def from_probation(self, model: str, reason: str, *, refuse: bool = True) -> None:
+        """Put back what served before ``model`` and those that came with it; where there is nothing, they serve on.
+
+        Args:
+            refuse: Whether they are to blame, so that these releases do not try them again.
+        """
+        group = self.group(model)
+        try:
+            earlier, why_not = self._earlier(group), _NOTHING_EARLIER
+        except MemberFailed as error:
+            earlier, why_not = None, f"nor can the earlier package serve: {error.cause}"
+        if earlier is None:  # answers that sometimes fail beat none
+            for each in group:
+                said = f"{_of(reason, each, model)}; {why_not}"
+                self._journal.fail(each, self._journal.get(each), EventKind.UPDATE_FAILED, said, refuse=refuse)
+            return
+        self._put_back(group, model, reason, earlier, refuse=refuse)
+
+    def can_go_back(self, model: str) -> bool:
+        """Whether one of the models that came with this one has something earlier to go back to."""
+        return bool(self._digests(self.group(model)))
+
+    def _judge_deaths(self, model: str, record: SlotRecord) -> None:
+        reason = transitions.blame(record)
+        if not reason or record.step not in transitions.RISKY:
+            return
+        if record.step is UpdateStep.PROBATION:
+            self._when_it_cannot_start(model, reason, refuse=True)
+            return
+        for each in self.group(model):
+            one = self._journal.get(each)
+            self._journal.fail(each, one, EventKind.UPDATE_FAILED, _of(reason, each, model), refuse=True)
+
+    def _start(self, model: str) -> None:
+        record = self._journal.get(model)
+        if not record.active or self._serves(model, record.active):
+            return
+        try:
+            package = self._store.open(record.active, verify=True)
+            try:
+                self._serve(self._load(package))
+            except (BudgetExceeded, ModelUnavailable) as error:
+                if record.step is UpdateStep.PROBATION:
+                    raise
+                # No package is to blame: a setting has changed, or a pipeline's steps are not there yet.
+                _log.warning("%s: package %s is not loaded: %s", model, record.active[:12], error)
+                version, unavailable = package.manifest.version, ModelState.UNAVAILABLE
+                self._slots.mark(model, version, record.active, unavailable, str(error), installed=True)
+                return
+        except Exception as error:  # noqa: BLE001 - see below
+            # Most likely the disk: the same package may be fetched again, and is refused then if it is to blame. And
+            # whatever else it is, an agent that serves an older model is better than one that does not start.
+            _log.warning("%s: package %s could not start", model, record.active[:12], exc_info=error)
+            self._when_it_cannot_start(model, f"could not start: {error}", refuse=False)
+        else:
+            self._on_probation(model)
+
+    def _when_it_cannot_start(self, model: str, reason: str, *, refuse: bool) -> None:
+        """Serve what was before ``model``, and those that came with it, or nothing where there is nothing."""
+        group = self.group(model) if self._journal.get(model).step is UpdateStep.PROBATION else (model,)
+        try:
+            earlier, why_not = self._earlier(group), _NOTHING_EARLIER
+        except MemberFailed as error:
+            earlier, why_not = None, f"nor can the earlier package serve: {error.cause}"
+        if earlier is None:
+            group, reason = (model,), f"{reason}; {why_not}"
+        self._put_back(group, model, reason, earlier, refuse=refuse)
+
+    def _put_back(
+        self, group: Sequence[str], model: str, reason: str, earlier: Candidates | None, *, refuse: bool
+    ) -> None:
+        """Write down that ``group`` is rolled back for the sake of ``model``, then do it."""
+        bad = {each: self._journal.get(each).active for each in group}
+        back = {
+            each: transitions.rolled_back(self._journal.get(each), _of(reason, each, model), refuse=refuse)
+            for each in group
+        }
+        served = earlier.models.keys() if earlier is not None else set[str]()
+        for each in back.keys() - served:
+            back[each] = msgspec.structs.replace(back[each], active="")
+        self._journal.note(back)
+        if earlier is not None:
+            self._serve(*earlier.models.values(), again=earlier.again)
+            earlier.beside.forget()
+        for each in back.keys() - served:
+            with contextlib.suppress(UnknownModel):
+                self._slots.remove(each)
+        for each, record in back.items():
+            to, release = record.active, record.release
+            self._journal.tell(EventKind.ROLLED_BACK, each, bad[each], record.reason, to=to, release=release)
+        self.collect()
+
+    def _earlier(self, group: Sequence[str]) -> Candidates | None:
+        """The last known good packages of a group, loaded; None where there is none.
+
+        Raises:
+            MemberFailed: One of them cannot be loaded.
+        """
+        digests = self._digests(group)
+        return self._loader.earlier(digests) if digests else None
+
+    def _digests(self, group: Sequence[str]) -> dict[str, str]:
+        records = {each: self._journal.get(each) for each in group}
+        return {
+            each: record.last_known_good
+            for each, record in records.items()
+            if record.last_known_good not in ("", record.active)
+        }
+
+    def _serves(self, model: str, digest: str) -> bool:
+        try:
+            return self._slots.get(model).digest == digest
+        except (UnknownModel, ModelUnavailable):
+            return False
+
+    def _is_pipeline(self, model: str) -> bool:
+        try:
+            return bool(self._store.open(self._journal.get(model).active, verify=False).manifest.pipeline)
+        except ShoalError:
+            return False  # its start says what is wrong with it
+
+
+def _of(reason: str, model: str, blamed: str) -> str:
+    """The reason as it is told of one of a group."""
+    return reason if model == blamed else f"came with '{blamed}': {reason}"

@@ -1,0 +1,223 @@
+"""The state machine of a model's update, pure: from which step to which, and what becomes of the record.
+
+::
+
+    RESOLVED -> DOWNLOADING -> VERIFIED -> STAGED -> SELF_TESTED [-> SHADOW] -> PROBATION -> COMMITTED
+        any step up to SHADOW --> RESOLVED: a newer release is wanted
+        any step up to SHADOW --> FAILED: the old model never stopped serving
+        PROBATION --> FAILED: rolled back to the last known good one
+
+A kill leaves the record at one of these steps. Up to SHADOW the old package is active, and the update goes on from what
+is on the disk; from PROBATION on the new one is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from edge_agent.contract.messages import UpdateStep
+from edge_agent.update.judgement import Seen
+from edge_agent.update.slots_file import SlotRecord
+
+# Once may be the power plug; twice is the package.
+MAX_CRASHES = 2
+# The whole machine went down: seldom the package's fault, but one that hangs the machine must not stay for ever.
+MAX_CUTS = 6
+
+# Up to here what served before serves.
+BEFORE_SWAP = frozenset(UpdateStep) - {UpdateStep.PROBATION, UpdateStep.COMMITTED, UpdateStep.FAILED}
+# In these the target runs, and may take the agent down with it.
+RISKY = frozenset({UpdateStep.STAGED, UpdateStep.SELF_TESTED, UpdateStep.SHADOW, UpdateStep.PROBATION})
+# Its package is whole on the disk, and was verified against signed metadata.
+HERE = frozenset({UpdateStep.STAGED, UpdateStep.SELF_TESTED, UpdateStep.SHADOW})
+
+ALLOWED: Mapping[UpdateStep, frozenset[UpdateStep]] = {
+    # A package that is on the disk already, to go back to, is neither downloaded nor staged again.
+    UpdateStep.RESOLVED: frozenset(
+        {UpdateStep.RESOLVED, UpdateStep.DOWNLOADING, UpdateStep.STAGED, UpdateStep.COMMITTED, UpdateStep.FAILED}
+    ),
+    UpdateStep.DOWNLOADING: frozenset({UpdateStep.RESOLVED, UpdateStep.VERIFIED, UpdateStep.FAILED}),
+    # Where the disk has spoilt what was there, it is fetched again.
+    UpdateStep.VERIFIED: frozenset({UpdateStep.RESOLVED, UpdateStep.DOWNLOADING, UpdateStep.STAGED, UpdateStep.FAILED}),
+    UpdateStep.STAGED: frozenset(
+        {UpdateStep.RESOLVED, UpdateStep.DOWNLOADING, UpdateStep.SELF_TESTED, UpdateStep.FAILED}
+    ),
+    UpdateStep.SELF_TESTED: frozenset(
+        {UpdateStep.RESOLVED, UpdateStep.DOWNLOADING, UpdateStep.SHADOW, UpdateStep.PROBATION, UpdateStep.FAILED}
+    ),
+    UpdateStep.SHADOW: frozenset(
+        {UpdateStep.RESOLVED, UpdateStep.DOWNLOADING, UpdateStep.PROBATION, UpdateStep.FAILED}
+    ),
+    # What is watched is judged before anything else is begun.
+    UpdateStep.PROBATION: frozenset({UpdateStep.COMMITTED, UpdateStep.FAILED}),
+    UpdateStep.COMMITTED: frozenset({UpdateStep.RESOLVED, UpdateStep.COMMITTED, UpdateStep.FAILED}),
+    UpdateStep.FAILED: frozenset({UpdateStep.RESOLVED, UpdateStep.COMMITTED, UpdateStep.FAILED}),
+}
+
+
+class IllegalStep(RuntimeError):
+    """A step that may not follow the one before: a fault of this program, never of a package or the server."""
+
+
+def _to(record: SlotRecord, step: UpdateStep) -> UpdateStep:
+    if step not in ALLOWED[record.step]:
+        raise IllegalStep(f"an update cannot go from {record.step.value} to {step.value}")
+    return step
+
+
+def begun(record: SlotRecord, target: str, *, release: int, rollout: str) -> SlotRecord:
+    """An update to ``target`` is agreed on by both repositories.
+
+    Raises:
+        IllegalStep: One is on probation.
+    """
+    same = record.target == target
+    return msgspec.structs.replace(
+        record, step=_to(record, UpdateStep.RESOLVED), target=target, release=release, rollout=rollout, reason="",
+        crashes=record.crashes if same else 0, cuts=record.cuts if same else 0, group=(), watched_s=0.0, before=None,
+    )  # fmt: skip
+
+
+def is_under_way(record: SlotRecord, target: str, release: int) -> bool:
+    """Whether this very update is begun and goes on from where it is."""
+    return record.step in BEFORE_SWAP and (record.target, record.release) == (target, release)
+
+
+def at(record: SlotRecord, step: UpdateStep) -> SlotRecord:
+    """The next step is about to begin.
+
+    Raises:
+        IllegalStep: It may not follow.
+    """
+    return msgspec.structs.replace(record, step=_to(record, step), reason="", watched_s=0.0)
+
+
+def comes_with(record: SlotRecord, group: tuple[str, ...]) -> SlotRecord:
+    """The update swaps together with those of other models."""
+    return msgspec.structs.replace(record, group=group if len(group) > 1 else ())
+
+
+def swapped(record: SlotRecord, before: Seen | None = None, group: tuple[str, ...] = ()) -> SlotRecord:
+    """The target is about to serve; until its probation is over, what serves now can be gone back to.
+
+    Args:
+        before: What that did here, to compare with.
+        group: All that swap together.
+    Raises:
+        IllegalStep: It was not tested.
+    """
+    return msgspec.structs.replace(
+        comes_with(record, group), step=_to(record, UpdateStep.PROBATION), active=record.target,
+        last_known_good=_good(record), crashes=0, cuts=0, reason="", watched_s=0.0, before=before,
+    )  # fmt: skip
+
+
+def watched(record: SlotRecord, seconds: float) -> SlotRecord:
+    """So many seconds of its shadow or probation are over."""
+    return msgspec.structs.replace(record, watched_s=seconds)
+
+
+def installed(record: SlotRecord, package: str) -> SlotRecord:
+    """A person has installed ``package``; what served before it is kept, to go back to."""
+    on_probation = record.step is UpdateStep.PROBATION or record.active == package
+    good = record.last_known_good if on_probation else _good(record)
+    after = _settled_on(msgspec.structs.replace(record, active=package))
+    return msgspec.structs.replace(after, last_known_good=good or package)
+
+
+def committed(record: SlotRecord) -> SlotRecord:
+    """What serves is good.
+
+    Raises:
+        IllegalStep: Something else is under way.
+    """
+    _to(record, UpdateStep.COMMITTED)
+    return _settled_on(record)
+
+
+def failed(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
+    """The update is off; what serves goes on.
+
+    Args:
+        refuse: Whether the package is to blame, so that this release does not try it again.
+    """
+    refused = {**record.refused, record.target: record.release} if refuse and record.target else record.refused
+    return msgspec.structs.replace(
+        record, step=_to(record, UpdateStep.FAILED), reason=reason, refused=refused, group=(), watched_s=0.0,
+        before=None,
+        # Judged: a newer release may try again from the beginning.
+        crashes=0 if refuse else record.crashes, cuts=0 if refuse else record.cuts,
+    )  # fmt: skip
+
+
+def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
+    """The last known good package serves again (or none, where there never was one).
+
+    Args:
+        refuse: Whether the package is to blame; a package that the disk has spoilt may come again.
+    """
+    bad = record.active or record.target
+    return msgspec.structs.replace(
+        record, step=_to(record, UpdateStep.FAILED),
+        active=record.last_known_good if record.last_known_good != bad else "",
+        target=bad, reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None,
+        refused={**record.refused, bad: record.release} if refuse else record.refused,
+    )  # fmt: skip
+
+
+def started(record: SlotRecord, boot: str) -> SlotRecord:
+    """The agent starts: if it died while the target was tested, shadowed or watched, that is counted.
+
+    Args:
+        boot: Which start of the machine this is; empty where it does not tell.
+    """
+    if record.orderly or record.step not in RISKY:
+        return msgspec.structs.replace(record, orderly=False)
+    if boot and record.boot and boot != record.boot:
+        return msgspec.structs.replace(record, cuts=record.cuts + 1, boot=boot)
+    return msgspec.structs.replace(record, crashes=record.crashes + 1, boot=boot)
+
+
+def stopped(record: SlotRecord, watched_s: float | None = None) -> SlotRecord:
+    """The agent stops in an orderly way, which is no crash of the package that it runs.
+
+    Args:
+        watched_s: Of its shadow or probation; None leaves what is written down.
+    """
+    if record.step not in RISKY:
+        return record
+    return msgspec.structs.replace(record, orderly=True, watched_s=record.watched_s if watched_s is None else watched_s)
+
+
+def blame(record: SlotRecord) -> str:
+    """Why a package that was not judged otherwise is to go; empty where it may stay."""
+    doing = "shadowed, tested or watched" if record.step is UpdateStep.SHADOW else "tested or watched"
+    if record.crashes >= MAX_CRASHES:
+        return f"the agent died {record.crashes} times while it was {doing}"
+    if record.cuts >= MAX_CUTS:
+        return f"the machine went down {record.cuts} times while it was {doing}"
+    return ""
+
+
+def is_settled(record: SlotRecord, package: str, release: int) -> bool:
+    """Whether a hint asks for nothing new: it is installed already, or failed here under that release."""
+    if release > record.release:
+        return False
+    if record.step is UpdateStep.FAILED:
+        return record.refused.get(package, -1) >= release
+    return record.step is UpdateStep.COMMITTED and record.active == package
+
+
+def _settled_on(record: SlotRecord) -> SlotRecord:
+    refused = {digest: release for digest, release in record.refused.items() if digest != record.active}
+    return msgspec.structs.replace(
+        record, step=UpdateStep.COMMITTED, target=record.active, last_known_good=record.active, reason="", crashes=0,
+        cuts=0, group=(), watched_s=0.0, before=None, refused=refused,
+    )  # fmt: skip
+
+
+def _good(record: SlotRecord) -> str:
+    """What serves, unless it failed on probation and serves on for want of another."""
+    return record.active if record.active and record.active not in record.refused else record.last_known_good

@@ -1,0 +1,267 @@
+"""One attempt at what the server wishes for: what is to be done now, for which models together, and how it ended."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from edge_agent.contract.errors import (
+    DeviceError,
+    DigestMismatch,
+    MetadataRefused,
+    NetworkError,
+    PackageError,
+    ShoalError,
+)
+from edge_agent.contract.manifest import Manifest
+from edge_agent.contract.messages import Desired, DesiredModel, EventKind, UpdateStep
+from edge_agent.runtime.slots import Slots
+from edge_agent.update import groups, transitions
+from edge_agent.update.candidates import CandidateLoader
+from edge_agent.update.going_back import GoingBack
+from edge_agent.update.journal import Journal
+from edge_agent.update.outcome import MemberFailed, NotYet, Unfit
+from edge_agent.update.preparing import Coming, Preparing, versions_here
+from edge_agent.update.shadow_step import ShadowStep
+from edge_agent.update.slots_file import SlotRecord
+from edge_agent.update.watching import Watching
+from edge_agent.update.window import Waits
+
+_log = logging.getLogger(__name__)
+
+
+class Stand(enum.Enum):
+    """Where a wish for a model stands."""
+
+    SETTLED = "settled"
+    GOES_ON = "goes on"  # by itself: it shadows, or is on probation
+    OPEN = "open"
+
+
+class Updating:
+    """Carries out what the server wishes for, as far as that goes now.
+
+    Args:
+        monotonic: Seconds that never go back.
+    Attributes:
+        fetching: Releases of the models that are brought to the disk right now.
+        waits_s: Seconds after which another attempt is worth it; None where nothing says so.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        slots: Slots,
+        *,
+        preparing: Preparing,
+        loader: CandidateLoader,
+        watching: Watching,
+        shadow: ShadowStep,
+        back: GoingBack,
+        waits: Waits,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._journal, self._slots = journal, slots
+        self._preparing, self._loader, self._watching = preparing, loader, watching
+        self._shadow, self._back, self._waits, self._monotonic = shadow, back, waits, monotonic
+        self._unfit: dict[str, DesiredModel] = {}
+        self.fetching: Mapping[str, int] = {}
+        self.waits_s: float | None = None
+
+    def attempt(self, desired: Desired) -> bool:
+        """One attempt; whether nothing is left to do."""
+        self.waits_s = None
+        self._drop_unwanted(desired)
+        stands = {model: self._stand(model, wanted) for model, wanted in desired.models.items()}
+        todo = {model: desired.models[model] for model, stand in stands.items() if stand is Stand.OPEN}
+        self._waits.announce({model: wanted.release for model, wanted in todo.items()})
+        settled = Stand.GOES_ON not in stands.values()
+        coming: dict[str, Coming] = {}
+        for model, wanted in todo.items():
+            try:
+                one = self._coming(model, wanted)
+            except (ShoalError, OSError) as error:
+                settled = self._ended(model, wanted, error) and settled
+                continue
+            if one is not None:
+                coming[model] = one
+            else:
+                settled = self._journal.get(model).step is not UpdateStep.PROBATION and settled
+        plan = groups.plan(*self._situation(coming))
+        for model, reason in plan.waiting.items():
+            settled = self._ended(model, desired.models[model], self._lacking(model, coming, reason)) and settled
+        for group in plan.groups:
+            settled = self._bring([coming[model] for model in group]) and settled
+        return settled
+
+    def _stand(self, model: str, wanted: DesiredModel) -> Stand:
+        record = self._journal.get(model)
+        if record.step is UpdateStep.PROBATION and wanted.release <= record.release:
+            return Stand.GOES_ON
+        if self._shadow.is_running(model) and wanted.release <= record.release:
+            return Stand.GOES_ON
+        if transitions.is_settled(record, wanted.package, wanted.release) or self._unfit.get(model) == wanted:
+            return Stand.SETTLED
+        return Stand.OPEN
+
+    def _drop_unwanted(self, desired: Desired) -> None:
+        """Break shadows off that the server wishes for no more."""
+        for model in [model for group in self._shadow.groups() for model in group]:
+            record = self._journal.get(model)
+            if model not in desired.models and record.step is UpdateStep.SHADOW:
+                self._shadow.break_off(model)
+                reason = "its shadow was broken off: the server does not name this model any more"
+                self._journal.fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=False)
+
+    def _coming(self, model: str, wanted: DesiredModel) -> Coming | None:
+        """What is to come in this model's place; None where nothing is, or what serves has to be judged first.
+
+        Raises:
+            NotYet: It has to wait.
+            ShoalError: Of whoever is to blame.
+        """
+        record = self._journal.get(model)
+        on_probation = record.step is UpdateStep.PROBATION
+        if not (on_probation and wanted.package == record.last_known_good):  # going back waits for nothing
+            self._waits.check()
+        if (staged := self._preparing.from_disk(model, wanted)) is not None:
+            return staged
+        target = self._preparing.target(model, wanted)
+        record = self._journal.get(model)
+        if on_probation and not self._leave_probation(model, target.digest, target.release, target.rollout):
+            return None
+        record = msgspec.structs.replace(self._journal.get(model), announced=wanted.release)
+        if record.refused.get(target.digest, -1) >= target.release:
+            self._journal.put({model: transitions.failed(record, record.reason, refuse=False)})
+            return None
+        if not transitions.is_under_way(record, target.digest, target.release):
+            self._shadow.break_off(model)
+        if target.digest == record.active:
+            begun = transitions.begun(record, target.digest, release=target.release, rollout=target.rollout)
+            self._journal.put({model: transitions.committed(begun)})
+            return None
+        return self._preparing.begin(model, wanted, target)
+
+    def _leave_probation(self, model: str, digest: str, release: int, rollout: str) -> bool:
+        """A newer release is signed while one is on probation: go back to what was before it, and then to the newer.
+
+        Returns:
+            Whether that was done; not where nothing was before, or the newer release is what is on probation.
+        """
+        record = self._journal.get(model)
+        if digest == record.active:
+            self._journal.put({model: msgspec.structs.replace(record, release=release, rollout=rollout)})
+            return False
+        if not self._back.can_go_back(model):
+            return False
+        self._back.from_probation(model, f"release {release} is wanted in its place", refuse=False)
+        return self._journal.get(model).step is not UpdateStep.PROBATION
+
+    def _situation(
+        self, coming: Mapping[str, Coming]
+    ) -> tuple[dict[str, Manifest], dict[str, Manifest], dict[str, set[str]]]:
+        """What :func:`groups.plan` is to know."""
+        pipelines = {one.name: one.manifest for one in self._slots.models() if one.manifest.pipeline}
+        changing = {model: one.manifest for model, one in coming.items()}
+        return changing, pipelines, versions_here(self._journal.models(), self._slots, changing.keys())
+
+    def _lacking(self, model: str, coming: Mapping[str, Coming], reason: str) -> ShoalError:
+        """What a model that cannot come alone waits for: its release, or for ever as that failed here."""
+        for step in coming[model].manifest.pipeline:
+            record = self._journal.get(step.model)
+            if step.version is not None and record.step is UpdateStep.FAILED and record.refused:
+                return DeviceError(f"{reason}; the last update of '{step.model}' failed: {record.reason}")
+        return NotYet(reason)
+
+    def _bring(self, group: Sequence[Coming]) -> bool:
+        """Take a group through all steps up to its shadow, or to its swap; whether the matter is closed."""
+        names = tuple(each.model for each in group)
+        try:
+            self.fetching = {each.model: each.wanted.release for each in group}
+            try:
+                self._preparing.fetch(group)
+            finally:
+                self.fetching = {}
+            self._waits.check_window()
+            self._test(names, {each.model: each.digest for each in group})
+        except MemberFailed as error:
+            cause = error.cause
+            if not isinstance(cause, (ShoalError, OSError)):  # a machine out of memory, or a fault of this program
+                _log.warning("%s: an unexpected error", error.model, exc_info=cause)
+                cause = DeviceError(f"{type(cause).__name__}: {cause}")
+            return self._ended_together(group, error.model, cause)
+        except (ShoalError, OSError) as error:
+            return self._ended_together(group, names[0], error)
+        return False
+
+    def _test(self, names: tuple[str, ...], digests: Mapping[str, str]) -> None:
+        """Load and test a group, then let it shadow, or serve."""
+        candidates = self._loader.tested(digests)
+        try:
+            tested = {
+                model: transitions.at(record, UpdateStep.SELF_TESTED)
+                for model, record in self._records(names).items()
+                if record.step is UpdateStep.STAGED  # else it goes on after a restart
+            }
+            if tested:
+                self._journal.step(tested)
+            champions = self._shadow.champions(candidates)
+            if champions:
+                shadowing = {
+                    model: transitions.comes_with(transitions.at(record, UpdateStep.SHADOW), names)
+                    for model, record in self._records(names).items()
+                    if record.step is UpdateStep.SELF_TESTED
+                }
+                if shadowing:
+                    self._journal.step(shadowing)
+                self._shadow.begin(names, candidates, champions, self._monotonic())
+        except BaseException:
+            candidates.close()
+            raise
+        if not champions:
+            self._watching.swap(names, candidates, self._monotonic())
+
+    def _records(self, names: Sequence[str]) -> dict[str, SlotRecord]:
+        return {model: self._journal.get(model) for model in names}
+
+    def _ended_together(self, group: Sequence[Coming], blamed: str, error: ShoalError | OSError) -> bool:
+        """Write down how an attempt at a group ended; whether the matter is closed for all."""
+        closed = True
+        for each in group:
+            own = error
+            if each.model != blamed and not isinstance(error, (NotYet, NetworkError)):
+                own = DeviceError(f"was to come with '{blamed}', which failed: {error}")
+            closed = self._ended(each.model, each.wanted, own) and closed
+        return closed
+
+    def _ended(self, model: str, wanted: DesiredModel, error: ShoalError | OSError) -> bool:
+        """Write down how an attempt ended; whether the matter is closed."""
+        record = msgspec.structs.replace(self._journal.get(model), announced=wanted.release)
+        failed = EventKind.UPDATE_FAILED
+        if isinstance(error, NotYet) and error.seconds is not None:
+            self.waits_s = error.seconds if self.waits_s is None else min(self.waits_s, error.seconds)
+        if isinstance(error, (NotYet, NetworkError)):
+            # Nothing was decided: not worth a write to flash.
+            self._journal.keep(model, msgspec.structs.replace(record, reason=str(error)))
+            _log.info("%s: update waits: %s", model, error)
+            return False
+        if record.step is UpdateStep.PROBATION or self._shadow.is_running(model):
+            # It is about a newer release; what is watched is watched on.
+            self._journal.keep(model, msgspec.structs.replace(record, reason=str(error)))
+            refused = isinstance(error, MetadataRefused)
+            self._journal.tell(EventKind.METADATA_REFUSED if refused else failed, model, wanted.package, str(error))
+            return False
+        if isinstance(error, MetadataRefused):
+            self._journal.fail(model, record, EventKind.METADATA_REFUSED, str(error), refuse=False)
+            return False
+        wrong = isinstance(error, (PackageError, DigestMismatch))
+        self._journal.fail(model, record, failed, str(error), refuse=wrong)
+        if isinstance(error, Unfit):
+            self._unfit[model] = wanted
+        if wrong or isinstance(error, Unfit):
+            self._back.collect()
+            return True
+        return False

@@ -1,0 +1,138 @@
+"""The swap, and the looks before and after it: at what shadows, and at what is on probation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from edge_agent.contract.errors import DeviceError
+from edge_agent.contract.messages import EventKind, UpdateStep
+from edge_agent.update import transitions
+from edge_agent.update.candidates import Candidates
+from edge_agent.update.going_back import GoingBack, Serving
+from edge_agent.update.journal import Journal
+from edge_agent.update.judgement import Bad, Good
+from edge_agent.update.outcome import NotYet
+from edge_agent.update.probation import Probations, Stopwatch, worst
+from edge_agent.update.shadow_step import Group, ShadowStep
+
+
+class Watching:
+    """Lets candidates serve, and judges models by what is seen of them.
+
+    Args:
+        may_swap: Raises NotYet where the fleet's updates have to wait.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        back: GoingBack,
+        serve: Serving,
+        *,
+        probations: Probations,
+        shadow: ShadowStep,
+        stopwatch: Stopwatch,
+        may_swap: Callable[[], None],
+    ) -> None:
+        self._journal, self._back, self._serve = journal, back, serve
+        self._probations, self._shadow, self._stopwatch = probations, shadow, stopwatch
+        self._may_swap = may_swap
+
+    def swap(self, group: Group, candidates: Candidates, now: float, reason: str = "") -> None:
+        """Let tested candidates serve, all at once, on probation; written down in one piece before.
+
+        Args:
+            reason: What speaks for them.
+        Raises:
+            StorageFull, StorageNotWritable, DeviceError: It cannot be written down: they are closed, and nothing has
+                changed.
+        """
+        swapped = {
+            model: transitions.swapped(self._journal.get(model), self._probations.before(model), group)
+            for model in group
+        }
+        try:
+            self._journal.step(swapped, reason)
+        except BaseException:  # a full disk: else each try would hold the memory of one more
+            candidates.close()
+            raise
+        for model in group:
+            self._probations.begin(model, now)
+        self._serve(*candidates.models.values(), again=candidates.again)
+        candidates.beside.forget()
+
+    def watch(self, now: float) -> None:
+        """One look at all.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        for model in self._journal.models():
+            if self._journal.get(model).step is UpdateStep.PROBATION:
+                self._watch_probation(self._back.group(model), now)
+        for group in self._shadow.groups():
+            self._watch_shadow(group, now)
+
+    def _watch_probation(self, group: Group, now: float) -> None:
+        records = {model: self._journal.get(model) for model in group}
+        verdicts = {model: self._probations.verdict(model, record, now) for model, record in records.items()}
+        model, verdict = worst(verdicts)
+        if isinstance(verdict, Bad):
+            self._back.from_probation(model, verdict.reason)
+        elif isinstance(verdict, Good):
+            reasons = {each: found.reason for each, found in verdicts.items()}
+            committed = {each: transitions.committed(record) for each, record in records.items()}
+            try:
+                self._journal.committed(committed, reasons)
+            except DeviceError as error:  # the next look tries again; until then both packages stay
+                self._journal.tell(EventKind.STORAGE, model, records[model].active, str(error))
+                return
+            self._back.collect()
+        else:
+            return
+        for each in group:
+            self._stopwatch.end(each)
+
+    def _watch_shadow(self, group: Group, now: float) -> None:
+        found = self._shadow.verdict(group, now)
+        if found is None:
+            self._shadow.take(group).close()
+            self._say(group, "its shadow was broken off: what it was compared with does not serve any more")
+            return
+        model, verdict = found
+        if isinstance(verdict, Bad):
+            self._shadow.take(group).close()
+            self._give_up(group, model, verdict.reason)
+        elif isinstance(verdict, Good) and self._may_go_on(group, verdict.reason):
+            try:
+                self.swap(group, self._shadow.take(group), now, verdict.reason)
+            except DeviceError as error:
+                for each in group:
+                    record = self._journal.get(each)
+                    self._journal.fail(each, record, EventKind.UPDATE_FAILED, str(error), refuse=False)
+
+    def _may_go_on(self, group: Group, verdict: str) -> bool:
+        """Whether the candidates may serve now; what they wait for is reported."""
+        newer = [model for model in group if self._journal.get(model).announced > self._journal.get(model).release]
+        try:
+            self._may_swap()
+        except NotYet as error:
+            self._say(group, f"{verdict}; {error}")
+            return False
+        if newer:
+            release = self._journal.get(newer[0]).announced
+            self._say(group, f"{verdict}; waits, as release {release} of '{newer[0]}' is announced")
+        return not newer
+
+    def _give_up(self, group: Group, model: str, reason: str) -> None:
+        for each in group:
+            refuse = each == model
+            said = reason if refuse else f"was to come with '{model}', which failed: {reason}"
+            self._journal.fail(each, self._journal.get(each), EventKind.UPDATE_FAILED, said, refuse=refuse)
+        self._back.collect()
+
+    def _say(self, group: Group, reason: str) -> None:
+        for each in group:
+            self._journal.keep(each, msgspec.structs.replace(self._journal.get(each), reason=reason))

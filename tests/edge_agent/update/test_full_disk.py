@@ -1,0 +1,68 @@
+"""A disk that is full, or refuses: it stops an update, and never what serves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from edge_agent.contract.messages import EventKind, UpdateStep
+from edge_agent.runtime.package import Package
+from tests.edge_agent.update.conftest import NewDevice
+from tests.fakes.update_server import UpdateServer
+from tests.fakes.updating_device import UpdatingDevice
+
+
+def test_a_full_disk_fails_the_update_with_its_reason_and_the_old_model_serves_on(
+    server: UpdateServer, device: UpdatingDevice, second: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desired = server.assign(second)
+    usage = shutil.disk_usage(device.state)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=100))
+        assert not device.apply(desired), "it is tried again later"
+        assert not device.apply(desired)
+    assert device.version == "1"
+    assert (device.reported().step, device.reported().release) == (UpdateStep.FAILED, 2)
+    assert "needs" in device.reported().reason
+    assert len(device.told(EventKind.UPDATE_FAILED)) == 1, "the same failure is told once"
+    device.update(desired)
+    assert device.version == "2"
+
+
+def test_a_state_folder_that_cannot_be_written_fails_the_update_and_the_old_model_serves_on(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    device.state.chmod(0o500)
+    try:
+        if os.access(device.state, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        assert not device.apply(desired)
+        assert device.version == "1"
+        assert device.reported().step is UpdateStep.FAILED
+        assert "not writable" in device.reported().reason
+    finally:
+        device.state.chmod(0o700)
+
+
+def test_a_journal_that_cannot_be_written_stops_the_update_but_neither_start_nor_serving(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    obstacle = device.state / ".slots.json.new"
+    obstacle.mkdir()
+    assert not device.apply(desired)
+    assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
+    assert device.told(EventKind.STORAGE)
+    obstacle.rmdir()
+    device.apply(desired)
+    obstacle.mkdir()
+    device.pass_probation()
+    assert device.reported().step is UpdateStep.PROBATION, "not committed before it is written down"
+    restarted = new_device()
+    assert restarted.version == "2"
+    obstacle.rmdir()
+    restarted.pass_probation()
+    assert restarted.reported().step is UpdateStep.COMMITTED

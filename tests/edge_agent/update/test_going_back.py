@@ -1,0 +1,205 @@
+"""Starting and rolling back: what serves when the disk, the package or the power spoils it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.contract.messages import EventKind, UpdateStep
+from edge_agent.runtime.package import Package
+from edge_agent.runtime.slots import LoadedModel, Slots, load
+from edge_agent.update.installer import Installer
+from tests.edge_agent.update.conftest import NewDevice
+from tests.fakes.update_server import UpdateServer, hint
+from tests.fakes.updating_device import UpdatingDevice
+
+
+def test_a_model_that_fails_on_probation_is_rolled_back_and_the_old_one_answers_as_before(
+    server: UpdateServer, device: UpdatingDevice, second: Package, first: Package
+) -> None:
+    before = device.infer()
+    desired = server.assign(second)
+    device.apply(desired)
+    loaded = device.slots.get("digits")
+    for _ in range(2):
+        loaded.statistics.answered(1, 1, 1, 1)
+    loaded.statistics.failed(1000)
+    device.installer.watch()
+    assert device.version == "1"
+    np.testing.assert_array_equal(device.infer(), before)
+    assert device.reported().step is UpdateStep.FAILED
+    assert "1 of 3 requests failed" in device.reported().reason
+    assert device.told(EventKind.ROLLED_BACK)[0].detail["to"] == first.digest
+    assert device.apply(desired), "the same release is not tried again"
+    assert device.version == "1"
+
+
+def test_after_a_roll_back_the_same_package_may_come_with_a_newer_release(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    device.slots.get("digits").statistics.failed(1000)
+    device.installer.watch()
+    assert device.version == "1"
+    device.update(server.assign(second, release=9))
+    assert (device.version, device.reported().step) == ("2", UpdateStep.COMMITTED)
+
+
+def test_a_restart_without_network_serves_what_was_active(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.update(server.assign(second))
+    answer = device.infer()
+    device.close()
+    server.stop()
+    restarted = new_device()
+    np.testing.assert_array_equal(restarted.infer(), answer)
+    assert restarted.version == "2"
+
+
+def test_a_start_needs_no_network_and_no_fresh_metadata_and_falls_back_when_the_active_package_is_damaged(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package, second: Package
+) -> None:
+    device.apply(server.assign(second))  # on probation: version 1 is the last known good one
+    device.close()
+    server.stop()
+    (device.state / "packages" / second.digest / "model.onnx").write_bytes(b"rotten")
+    shutil.rmtree(device.state / "trust")
+    restarted = new_device()
+    assert restarted.version == "1"
+    assert restarted.told(EventKind.ROLLED_BACK)[0].package == second.digest
+
+
+def test_a_package_that_kills_the_agent_twice_on_probation_is_rolled_back(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    assert new_device().version == "2", "once may be the power plug"
+    third_start = new_device()
+    assert third_start.version == "1"
+    assert "died 2 times" in third_start.told(EventKind.ROLLED_BACK)[0].reason
+
+
+def test_orderly_restarts_on_probation_are_no_crashes(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    device.installer.close()
+    for _ in range(4):
+        restarted = new_device()
+        assert restarted.version == "2"
+        restarted.installer.close()
+
+
+def test_a_committed_package_that_the_disk_spoilt_is_fetched_again(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package
+) -> None:
+    answer = device.infer()
+    device.close()
+    (device.state / "packages" / first.digest / "model.onnx").write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.slots.models() == []
+    assert "expected sha256" in restarted.reported().reason
+    restarted.update(hint(first, 1))
+    np.testing.assert_array_equal(restarted.infer(), answer)
+
+
+def test_a_first_model_that_fails_on_probation_goes_on_where_there_is_nothing_else(
+    server: UpdateServer, new_device: NewDevice, first: Package
+) -> None:
+    empty = new_device("camera-2")
+    empty.apply(server.assign(first, device="camera-2"))
+    empty.slots.get("digits").statistics.failed(1000)
+    empty.installer.watch()
+    assert empty.version == "1"
+    assert empty.reported().step is UpdateStep.FAILED
+    assert "no earlier package" in empty.reported().reason
+
+
+def test_a_model_that_fails_on_probation_serves_on_where_the_disk_has_spoilt_the_one_before(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    answer = device.infer()
+    (device.state / "packages" / first.digest / "model.onnx").unlink()
+    device.slots.get("digits").statistics.failed(1000)
+    device.installer.watch()
+    assert (device.version, device.reported().step) == ("2", UpdateStep.FAILED)
+    assert "requests failed on probation" in device.reported().reason
+    assert "nor can the earlier package serve" in device.reported().reason
+    device.close()
+    restarted = new_device()
+    np.testing.assert_array_equal(restarted.infer(), answer)
+
+
+def test_a_package_that_no_longer_loads_for_a_reason_nobody_foresaw_does_not_keep_the_agent_from_starting(
+    server: UpdateServer, device: UpdatingDevice, second: Package, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.apply(server.assign(second))
+    device.close()
+
+    def fussy(package: Package) -> LoadedModel:
+        if package.manifest.version == "2":
+            raise MemoryError("a machine with less memory than before")
+        return load(package)
+
+    slots = Slots()
+    installer = Installer(device.state, server.enrolment(), slots, lambda _event: None, fussy)
+    installer.start()
+    assert slots.get("digits").version == "1"
+    assert "less memory" in installer.reported()["digits"].reason
+    assert "less memory" in caplog.text
+    installer.close()
+    slots.close()
+
+
+def test_after_two_crashes_a_newer_release_of_the_package_is_not_blamed_for_the_first_power_cut(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    new_device()
+    crashed_twice = new_device()
+    assert crashed_twice.version == "1"
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(_model: str, step: UpdateStep) -> None:
+        if step is UpdateStep.STAGED:
+            raise PowerCut
+
+    again = new_device(after_step=cut)
+    newer = server.assign(second, release=9)
+    with pytest.raises(PowerCut):
+        again.apply(newer)
+    restarted = new_device()
+    restarted.update(newer)
+    assert restarted.version == "2"
+
+
+@pytest.mark.parametrize("damage", [b'{"models": 3}', b'{"models": {"\xff": {}}}', b""])
+def test_a_damaged_journal_is_set_aside_and_said(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "slots.json").write_bytes(damage)
+    events: list[EventKind] = []
+    installer = Installer(tmp_path, None, Slots(), lambda event: events.append(event.kind), load)
+    installer.start()
+    assert events == [EventKind.STORAGE]
+    assert (tmp_path / "slots.damaged").exists()
+
+
+def test_after_a_damaged_journal_the_packages_on_disk_spare_a_download(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package
+) -> None:
+    device.close()
+    (device.state / "slots.json").write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.slots.models() == []
+    server.line.requests.clear()
+    restarted.update(hint(first, 1))
+    assert restarted.version == "1"
+    asked = [path for _, path, _ in server.line.requests if path.startswith("/updates/targets/")]
+    assert asked == []
+    assert restarted.packages() == {first.digest}
