@@ -19,7 +19,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
 # The fast ones first, so that a broken part is seen within seconds.
-TEST_ORDER := edge_agent docs clients conformance fleet_server trainer packaging integration power_cut gpu e2e
+TEST_ORDER := edge_agent conformance docs clients conformance fleet_server trainer packaging integration power_cut gpu e2e
 TEST_FOLDERS = $(wildcard $(addprefix tests/,$(TEST_ORDER)))
 BENCHMARKS = $(sort $(wildcard benchmarks/*.py))
 TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*.py benchmarks/*.py)))

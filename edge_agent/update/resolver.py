@@ -13,8 +13,9 @@ from tuf.api.metadata import TargetFile, Targets
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import ManifestError, MetadataRefused, storage_error
 from edge_agent.contract.repository import Assignment, director_metadata_path, image_metadata_path, parse_target
+from edge_agent.update.clock_floor import ClockFloor
 from edge_agent.update.server_files import ServerFiles
-from edge_agent.update.tuf_client import ClockFloor, TrustedClient
+from edge_agent.update.tuf_client import TrustedClient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

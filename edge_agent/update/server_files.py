@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from edge_agent.contract.errors import NetworkError, ServerRefused
 
 if TYPE_CHECKING:
     import urllib3
+
+    from edge_agent.update.paced import Pace
 
 _CHUNK_BYTES = 64 * 1024
 _ERROR_TEXT_BYTES = 300
@@ -24,42 +25,59 @@ class ServerFiles:
         server: Base URL.
         secret: Bearer token of this device.
         stall_s: Longest wait for a connection, and for the next bytes on it.
+        while_waiting: Called about twice a second while bytes are awaited; what it raises ends the wait.
     """
 
-    def __init__(self, server: str, secret: str, *, stall_s: float = 20.0) -> None:
+    def __init__(
+        self, server: str, secret: str, *, stall_s: float = 20.0, while_waiting: Callable[[], None] | None = None
+    ) -> None:
         self._server = server.rstrip("/")
         self._headers = {
             "Authorization": f"Bearer {secret}",
             "User-Agent": "shoal-agent",
             "Accept-Encoding": "identity",
         }
-        self._stall_s = stall_s
+        self._stall_s, self._while_waiting = stall_s, while_waiting
+        self._pace: Pace | None = None
         self.bytes_down = 0
 
     @functools.cached_property
     def _pool(self) -> urllib3.PoolManager:
-        import urllib3  # 4 MB that a device which never updates does not spend
+        from edge_agent.update.paced import connections  # 4 MB that a device which never updates does not spend
 
-        timeout = urllib3.Timeout(connect=self._stall_s, read=self._stall_s)
-        return urllib3.PoolManager(num_pools=2, maxsize=1, timeout=timeout)
+        return connections(self._current_pace, stall_s=self._stall_s)
+
+    def _current_pace(self) -> Pace:
+        if self._pace is None:
+            raise RuntimeError("an answer is read that nobody asked for")
+        return self._pace
+
+    def _begin(self, url: str, deadline_s: float | None) -> None:
+        from edge_agent.update.paced import Pace
+
+        self._pace = Pace(url, stall_s=self._stall_s, deadline_s=deadline_s, while_waiting=self._while_waiting)
 
     def url(self, path: str) -> str:
         """The URL of a path that begins with a slash."""
         return self._server + path
 
     @contextlib.contextmanager
-    def get(self, url: str, *, offset: int = 0) -> Iterator[tuple[bool, Iterator[bytes]]]:
+    def get(
+        self, url: str, *, offset: int = 0, deadline_s: float | None = None
+    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
         """Begin a GET.
 
         Args:
             offset: First byte wanted.
+            deadline_s: Longest time spent waiting for the answer in all; None: as long as a least rate is kept.
         Yields:
             Whether the body begins at ``offset`` (else at 0), and the body in chunks.
         Raises:
             ServerRefused: A status other than 200 and 206.
-            NetworkError: No connection, a stall, or a body cut short; also while iterating.
+            NetworkError: No connection, a stall, bytes that drip, or a body cut short; also while iterating.
         """
         headers = {**self._headers, "Range": f"bytes={offset}-"} if offset else self._headers
+        self._begin(url, deadline_s)
         with _network_errors(url):
             response = self._pool.request(
                 "GET", url, headers=headers, preload_content=False, redirect=False, retries=False
@@ -81,7 +99,8 @@ class ServerFiles:
 
     def _chunks(self, url: str, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         with _network_errors(url):
-            for chunk in response.stream(_CHUNK_BYTES):
+            # As it comes: nothing was asked to be compressed, and a few bytes could unfold into gigabytes.
+            for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
                 self.bytes_down += len(chunk)
                 yield chunk
             response.release_conn()
@@ -94,16 +113,13 @@ class ServerFiles:
         Raises:
             ServerRefused, NetworkError: As :meth:`get`; also where it takes longer than ``deadline_s`` in all.
         """
-        until = time.monotonic() + deadline_s
         parts: list[bytes] = []
         size = 0
-        with self.get(url) as (_, chunks):
+        with self.get(url, deadline_s=deadline_s) as (_, chunks):
             for chunk in chunks:
                 size += len(chunk)
                 if size > limit_bytes:
                     return None
-                if time.monotonic() > until:
-                    raise NetworkError(f"{url}: {size} bytes in {deadline_s:.0f} s; the connection is too slow")
                 parts.append(chunk)
         return b"".join(parts)
 
