@@ -11,13 +11,13 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
 from numpy.typing import NDArray
 
-from edge_agent.contract.checking import InputCheck
+from edge_agent.contract.checking import Checked, InputCheck
 from edge_agent.contract.constraint import Constraint, DateFormat, Encoding, NumberFormat
 from edge_agent.contract.errors import (
     CallerError,
@@ -92,6 +92,7 @@ class PipelineBackend:
         self._leases = contextlib.ExitStack()
         self._running: dict[int, InferenceBackend] = {}
         self._cancels = 0
+        self._uncounted: set[int] = set()
 
     @property
     def is_as_made(self) -> bool:
@@ -142,6 +143,16 @@ class PipelineBackend:
         for backend in list(self._running.values()):
             backend.cancel()
 
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """For the length of a ``with`` block: runs in this thread are no live requests, and count for no step."""
+        thread = threading.get_ident()
+        self._uncounted.add(thread)
+        try:
+            yield
+        finally:
+            self._uncounted.discard(thread)
+
     def close(self) -> None:
         """Let go of the steps, where it holds them; the models belong to their slots."""
         self._held = ()
@@ -165,16 +176,27 @@ class PipelineBackend:
         except RunCancelled:
             raise
         except Exception as error:
-            loaded.statistics.failed(time.perf_counter_ns() - begin_ns)
+            self._count_failure(loaded, begin_ns)
             if isinstance(error, ShoalError) and not isinstance(error, ModelFailed):
                 raise
             raise ModelFailed(f"{self._step(index)} version '{loaded.version}' failed: {error}") from error
         end_ns = time.perf_counter_ns()
         for name, target in plan.outputs:
             pool[target] = outputs[name]
+        self._count(loaded, checked, (begin_ns, start_ns, end_ns))
+
+    def _count(self, loaded: LoadedModel, checked: Checked, times_ns: tuple[int, int, int]) -> None:
+        """Count a step's run; times are when its check began, when its run did, and when that ended."""
+        if self._uncounted and threading.get_ident() in self._uncounted:
+            return
+        begin_ns, start_ns, end_ns = times_ns
         loaded.statistics.answered(_rows(checked.inputs), start_ns - begin_ns, end_ns - start_ns, 0)
         if checked.violations:
             loaded.statistics.violated(checked.violations)
+
+    def _count_failure(self, loaded: LoadedModel, begin_ns: int) -> None:
+        if threading.get_ident() not in self._uncounted:
+            loaded.statistics.failed(time.perf_counter_ns() - begin_ns)
 
     def _infer(self, loaded: LoadedModel, inputs: Tensors, cancels: int) -> dict[str, NDArray[Any]]:
         thread = threading.get_ident()

@@ -50,7 +50,8 @@ class Together:
 
     Args:
         run: One run of a model, under the watchdog's eyes, which began at a time of ``perf_counter_ns``.
-        observer: Told of each request by itself where it takes them only so.
+        observer: Told of each request by itself where it takes them only so. Its methods are looked up for each call:
+            what shadows a model stands between only while it does.
         new_id: Makes a request's identifier.
     """
 
@@ -61,8 +62,8 @@ class Together:
         new_id: Callable[[], str],
     ) -> None:
         self._run, self._new_id = run, new_id
-        self._one = observer.observe
-        self._many = observer.observe_together if isinstance(observer, ManyObserver) else self._one_by_one
+        self._observer = observer
+        self._takes_many = isinstance(observer, ManyObserver)
 
     def answer(
         self, loaded: LoadedModel, like: InferenceRequest, inputs: Tensors, came_ns: Sequence[int]
@@ -97,8 +98,9 @@ class Together:
         if like.monitored:
             latencies_ns = [end_ns - came for came in came_ns]
             buckets = latency_buckets(latencies_ns)
+            many = self._observer.observe_together if self._takes_many else self._one_by_one
             try:
-                asked = self._many(loaded, request_ids, inputs, outputs, latencies_ns=latencies_ns, buckets=buckets)
+                asked = many(loaded, request_ids, inputs, outputs, latencies_ns=latencies_ns, buckets=buckets)
             except Exception:
                 # The applications have their answers coming, whatever is wrong with what is watched beside them.
                 log.exception("requests of model %s %s could not be observed", loaded.name, loaded.version)
@@ -127,6 +129,6 @@ class Together:
             given, found = (
                 {name: array[index : index + 1] for name, array in side.items()} for side in (inputs, outputs)
             )
-            if self._one(loaded, request_id, given, found, latency_us=ns / 1000, group=""):
+            if self._observer.observe(loaded, request_id, given, found, latency_us=ns / 1000, group=""):
                 asked.add(index)
         return asked

@@ -35,31 +35,39 @@ def make_hanging_package(
     folder: Path,
     *,
     name: str = "sleeper",
+    version: str = "1",
     batching: Batching | None = None,
     max_run_s: float = 30.0,
     golden_hangs: bool = False,
+    turns: float = 1.0,
 ) -> Package:
     """Make a package in ``folder``.
 
     It answers as ``make_package``'s does, after so many turns of a loop as pixel 0 says, the largest of all rows: whole
     turns, so that golden samples, which are below 1, take none.
+
+    Args:
+        turns: For each 1.0 of pixel 0, which golden samples have at 0 where this is another number.
     """
     weights, bias = model_weights()
     images = images_of_rows(64)
     outputs = answer(weights, bias, images)
     golden = images[:8].copy()
+    if turns != 1.0:
+        golden[:, 0] = 0.0
+        outputs = answer(weights, bias, golden)
     if golden_hangs:
         golden[:, 0] = FOREVER
     files: dict[str, bytes | Path] = {
-        "model.onnx": _graph(),
-        REFERENCE_FILE: encode_profile(make_profile(images, outputs)),
+        "model.onnx": _graph(turns),
+        REFERENCE_FILE: encode_profile(make_profile(images, answer(weights, bias, images))),
         GOLDEN_FILE: encode_golden(Golden(inputs={INPUT: golden}, outputs={OUTPUT: outputs[:8]})),
     }
 
     def manifest(entries: dict[str, FileEntry]) -> Manifest:
         return Manifest(
             name=name,
-            version="1",
+            version=version,
             lineage=Lineage(
                 dataset="0" * 64,
                 code_sha256="1" * 64,
@@ -82,7 +90,7 @@ def make_hanging_package(
     return write_package(folder, files=files, manifest=manifest)
 
 
-def _graph() -> bytes:
+def _graph(turns: float) -> bytes:
     """Loop(turns, count += 1), whose count enters the answer times zero, so that nothing can optimise it away."""
     weights, bias = model_weights()
     boolean, integer = TensorProto.BOOL, TensorProto.INT64
@@ -106,7 +114,8 @@ def _graph() -> bytes:
     nodes: list[Any] = [
         helper.make_node("Slice", [INPUT, "zeros", "ones", "axis"], ["asked"]),
         helper.make_node("ReduceMax", ["asked"], ["most"], keepdims=0),
-        helper.make_node("Cast", ["most"], ["turns"], to=integer),
+        helper.make_node("Mul", ["most", "factor"], ["asked_turns"]),
+        helper.make_node("Cast", ["asked_turns"], ["turns"], to=integer),
         helper.make_node("Loop", ["turns", "yes", "zero"], ["total"], body=body),
         helper.make_node("Mul", ["total", "zero"], ["nothing"]),
         helper.make_node("MatMul", [INPUT, "weights"], ["product"]),
@@ -127,6 +136,7 @@ def _graph() -> bytes:
             numpy_helper.from_array(np.array([1], np.int64), "axis"),
             numpy_helper.from_array(np.array(True), "yes"),
             numpy_helper.from_array(np.array(0, np.float32), "zero"),
+            numpy_helper.from_array(np.array(turns, np.float32), "factor"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
