@@ -5,18 +5,36 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from edge_agent.config import UpdateSettings
 from edge_agent.contract.errors import DeviceError, DigestMismatch, PackageError, StorageFull, storage_error
 from edge_agent.contract.manifest import MANIFEST_FILE, FileEntry, Manifest, decode_manifest
 from edge_agent.durable import sync_folder, sync_tree
 from edge_agent.runtime.package import Package, file_digest
+from edge_agent.update.bandwidth import Bandwidth
+from edge_agent.update.delta_download import DeltaDownload
 from edge_agent.update.download import Download
 from edge_agent.update.server_files import ServerFiles
+from edge_agent.update.sources import Progress, Sources
 
 # Left free for slots.json, metadata and the outbox's own housekeeping.
 _RESERVE_BYTES = 4 << 20
+# Of smaller files a delta saves less than it costs to ask for; one nearly as long as its file is not worth the work.
+_LEAST_DELTA_BYTES = 4096
+_DELTA_SHARE = 0.95
+# The parent, and one more: asking is cheap, but a wave of devices asks for each.
+_MOST_BASES = 2
+
+
+class _Missing(NamedTuple):
+    """A file of a manifest that is not here."""
+
+    name: str
+    place: Path
+    entry: FileEntry
 
 
 class PackageStore:
@@ -24,11 +42,25 @@ class PackageStore:
 
     Args:
         folder: Made where it is missing.
+        files: The fleet server.
+        settings: Mirrors, bandwidth, and whether files come as differences.
     """
 
-    def __init__(self, folder: Path, files: ServerFiles) -> None:
-        self._folder, self._files = folder, files
+    def __init__(
+        self,
+        folder: Path,
+        files: ServerFiles,
+        settings: UpdateSettings = UpdateSettings(),  # noqa: B008 - frozen
+    ) -> None:
+        self._folder = folder
         self._parts = folder / ".parts"
+        self._sources = Sources(files, settings.mirrors, bandwidth=Bandwidth(settings.max_kib_per_s))
+        self._with_deltas = settings.deltas
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the files of the update under way have come; None where none is. Safe from any thread."""
+        return self._sources.progress
 
     def open(self, digest: str, *, verify: bool) -> Package:
         """A package that is here.
@@ -54,23 +86,39 @@ class PackageStore:
                 self._download(digest, length, place, between_chunks)
             return decode_manifest(place.read_bytes())
 
-    def fetch_files(self, digest: str, manifest: Manifest, *, between_chunks: Callable[[], None]) -> None:
-        """All files of the manifest, verified: linked from packages already here, the rest downloaded.
+    def fetch_files(
+        self,
+        digest: str,
+        manifest: Manifest,
+        *,
+        between_chunks: Callable[[], None],
+        bases: Mapping[str, Path] | None = None,
+    ) -> None:
+        """All files of the manifest, verified: linked from packages already here, made of them, or downloaded.
 
+        Args:
+            bases: By path in the package, files to be tried first as what a delta is of.
         Raises:
             DigestMismatch, NetworkError, StorageFull, StorageNotWritable: As they say.
         """
         gathering = self._gathering(digest)
         with self._storage_errors():
             known = self._known_files()
-            missing: list[tuple[Path, FileEntry]] = []
+            missing: list[_Missing] = []
             for name, entry in manifest.files.items():
                 place = gathering / name
                 if not self._is_here(place, entry) and not self._link(known.get(entry.sha256), place, entry):
-                    missing.append((place, entry))
+                    missing.append(_Missing(name, place, entry))
             self._check_room(missing, manifest)
-            for place, entry in missing:
-                self._download(entry.sha256, entry.size_bytes, place, between_chunks)
+            self._sources.begin(digest, sum(entry.size_bytes for _, _, entry in missing))
+            try:
+                for at, (_, place, entry) in enumerate(missing):
+                    same = next((each.place for each in missing[:at] if each.entry.sha256 == entry.sha256), None)
+                    if not self._link(same, place, entry):
+                        self._fetch(missing[at:], manifest, between_chunks, bases or {})
+                    self._sources.done(entry.size_bytes)
+            finally:
+                self._sources.end()
 
     def stage(self, digest: str) -> None:
         """Rename a gathered package to its place, durably.
@@ -146,20 +194,82 @@ class PackageStore:
                 os.fsync(file.fileno())
         return True
 
+    def _fetch(
+        self,
+        missing: list[_Missing],
+        manifest: Manifest,
+        between_chunks: Callable[[], None],
+        preferred: Mapping[str, Path],
+    ) -> None:
+        """Bring the first of the missing files, as a delta where that can be; the others must have room too."""
+        name, place, entry = missing[0]
+        for sha256, base in self._bases(name, manifest, preferred):
+            if self._from_delta(base, sha256, missing, between_chunks):
+                (self._parts / entry.sha256).unlink(missing_ok=True)
+                return
+        self._download(entry.sha256, entry.size_bytes, place, between_chunks)
+
+    def _bases(self, name: str, manifest: Manifest, preferred: Mapping[str, Path]) -> list[tuple[str, Path]]:
+        """Files by SHA-256 that this one may be a little different from, the likeliest first."""
+        if not self._with_deltas or manifest.files[name].size_bytes < _LEAST_DELTA_BYTES:
+            return []
+        found: dict[str, Path] = {}
+        if name in preferred and preferred[name].is_file():
+            found[file_digest(preferred[name])] = preferred[name]
+        for folder in sorted(self._packages(), key=lambda path: (path.name != manifest.parent, path.name)):
+            with contextlib.suppress(PackageError):  # half a package: its manifest has not come yet
+                held = Package.open(folder, verify=False).manifest
+                entry = held.files.get(name)
+                if held.name == manifest.name and entry is not None and (folder / name).is_file():
+                    found.setdefault(entry.sha256, folder / name)
+        found.pop(manifest.files[name].sha256, None)
+        return list(found.items())[:_MOST_BASES]
+
+    def _from_delta(
+        self, base: Path, base_sha256: str, missing: list[_Missing], between_chunks: Callable[[], None]
+    ) -> bool:
+        """Whether the first of the missing files could be made of a base."""
+        _, place, entry = missing[0]
+        if file_digest(base) != base_sha256:  # the disk has lost bits
+            return False
+        part = self._parts / entry.sha256
+        if part.exists() and part.stat().st_size > entry.size_bytes // 2:
+            return False  # most of the whole file is here already
+        spare = shutil.disk_usage(self._folder).free - self._wanted(missing) - _RESERVE_BYTES
+        return DeltaDownload(
+            sources=self._sources,
+            base=base,
+            base_sha256=base_sha256,
+            sha256=entry.sha256,
+            size_bytes=entry.size_bytes,
+            parts=self._parts,
+            most_bytes=min(int(_DELTA_SHARE * entry.size_bytes), spare),
+            between_chunks=between_chunks,
+        ).to(place)
+
     def _download(self, sha256: str, size_bytes: int, place: Path, between_chunks: Callable[[], None]) -> None:
         Download(
-            files=self._files,
+            files=self._sources,
             sha256=sha256,
             size_bytes=size_bytes,
             part=self._parts / sha256,
             between_chunks=between_chunks,
         ).to(place)
 
-    def _check_room(self, missing: list[tuple[Path, FileEntry]], manifest: Manifest) -> None:
-        wanted = sum(entry.size_bytes for _, entry in missing)
-        here = sum(path.stat().st_size for path in self._parts.glob("*"))
-        wanted = max(wanted - here, manifest.resources.disk_bytes) + _RESERVE_BYTES
+    def _wanted(self, missing: list[_Missing]) -> int:
+        """Bytes that are still to be written for these files, where they come whole."""
+        parts = {path.name: path.stat().st_size for path in self._parts.glob("*")}
+        return sum(max(0, each.entry.size_bytes - parts.get(each.entry.sha256, 0)) for each in missing)
+
+    def _check_room(self, missing: list[_Missing], manifest: Manifest) -> None:
+        for left in self._parts.glob("*.made"):  # of an attempt that was killed; it begins anew
+            left.unlink()
+        wanted = max(self._wanted(missing), manifest.resources.disk_bytes) + _RESERVE_BYTES
         free = shutil.disk_usage(self._folder).free
+        if missing and free < wanted:
+            for left in self._parts.glob("*.delta"):  # whole files need no room beside their own
+                left.unlink()
+            free = shutil.disk_usage(self._folder).free
         if missing and free < wanted:
             raise StorageFull(
                 f"{self._folder}: {manifest.name} {manifest.version} needs {wanted} bytes, {free} are free"

@@ -1,0 +1,200 @@
+"""One file of a package as a delta of one that is here. Whatever goes wrong, the whole file can still be fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_agent.contract.errors import DeltaUnusable, NetworkError, ServerRefused
+from edge_agent.contract.repository import delta_path
+from edge_agent.update.server_files import ServerFiles
+from edge_agent.update.sources import Sources
+
+_log = logging.getLogger(__name__)
+_BEING_MADE = 503
+_ASK_AGAIN_S = 2.0
+# A server makes about 10 MB a second; a device that waits longer than the whole file would take has gained nothing.
+_PATIENCE_S, _MADE_BYTES_PER_S = 20.0, 5_000_000
+_RANGE_NOT_SATISFIABLE = 416
+
+
+class _NoDelta(Exception):
+    """Here there is none; somebody else may have one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaDownload:
+    """A file to make of another one.
+
+    Args:
+        base: A file that is here, with SHA-256 ``base_sha256``, which the caller has checked.
+        parts: Folder where bytes gather: the delta, what it makes, and marks of those not to be tried again.
+        most_bytes: Longest delta that there is room for and that is worth it.
+        between_chunks: Called again and again meanwhile.
+    """
+
+    sources: Sources
+    base: Path
+    base_sha256: str
+    sha256: str
+    size_bytes: int
+    parts: Path
+    most_bytes: int
+    between_chunks: Callable[[], None]
+    sleep: Callable[[float], None] = time.sleep
+
+    def to(self, place: Path) -> bool:
+        """Make the file at ``place``, which appears verified and synced, or not at all.
+
+        Returns:
+            Whether it is there; else fetch it whole.
+        Raises:
+            NetworkError: The delta broke off half-way; what came is kept, and continued at the next attempt.
+        """
+        if self._mark.exists() or self.most_bytes <= 0:
+            return False
+        self.parts.mkdir(parents=True, exist_ok=True)
+        try:
+            made = any(self._from(source) for source in self.sources.each())
+        except (MemoryError, OSError) as error:
+            # Without the delta there may be room enough, on the disk and in memory.
+            self._give_up(error)
+            return False
+        if not made:
+            self._give_up(None)
+            return False
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self._made.replace(place)
+        self._delta.unlink(missing_ok=True)
+        return True
+
+    @property
+    def _name(self) -> str:
+        return f"{self.base_sha256[:32]}-{self.sha256[:32]}"
+
+    @property
+    def _delta(self) -> Path:
+        return self.parts / f"{self._name}.delta"
+
+    @property
+    def _made(self) -> Path:
+        return self.parts / f"{self._name}.made"
+
+    @property
+    def _mark(self) -> Path:
+        return self.parts / f"{self._name}.none"
+
+    def _give_up(self, error: BaseException | None) -> None:
+        """Leave nothing but the mark that this delta is not to be tried again."""
+        if error is not None:
+            _log.warning("delta for %s: %s; the whole file is fetched", self.sha256[:12], error)
+        with contextlib.suppress(OSError):
+            self._made.unlink(missing_ok=True)
+            self._delta.unlink(missing_ok=True)
+            self._mark.touch()
+
+    def _from(self, source: ServerFiles) -> bool:
+        """Whether the file could be made of what one source has."""
+        resumed = self._delta.exists()
+        try:
+            self._fetch(source)
+            try:
+                self._apply()
+            except DeltaUnusable:
+                # Holes of a power cut, or another source's bytes: only what came in one go is held against the source.
+                self._delta.unlink()
+                if not resumed:
+                    raise
+                self._fetch(source)
+                self._apply()
+        except _NoDelta as error:
+            _log.debug("%s has no delta for %s: %s", source.url(""), self.sha256[:12], error)
+            return False
+        except DeltaUnusable as error:
+            _log.warning("%s: %s", source.url(delta_path(self.base_sha256, self.sha256)), error)
+            self._delta.unlink(missing_ok=True)
+            if source is not self.sources.server:
+                self.sources.drop(source, error)
+            return False
+        return True
+
+    def _fetch(self, source: ServerFiles) -> None:
+        """Bring the delta here, from where an earlier attempt broke off.
+
+        Raises:
+            _NoDelta: The source has none, or is away.
+            NetworkError: The server's broke off half-way.
+            DeltaUnusable: It is longer than it may be.
+        """
+        until = time.monotonic() + _PATIENCE_S + self.size_bytes / _MADE_BYTES_PER_S
+        begun = self._size()
+        while not self._is_fetched(source, begun):
+            if time.monotonic() > until:
+                raise _NoDelta("it takes too long to be made")
+            self._wait()
+
+    def _is_fetched(self, source: ServerFiles, begun: int) -> bool:
+        """Whether the delta is here now, or must be asked for again."""
+        try:
+            self._receive(source)
+        except DeltaUnusable:
+            raise
+        except ServerRefused as error:
+            if error.status == _RANGE_NOT_SATISFIABLE:
+                return True  # all of it is here, or more than that: then it is found unusable
+            if error.status != _BEING_MADE or source is not self.sources.server:
+                raise _NoDelta(str(error)) from error
+            return False
+        except NetworkError as error:
+            self.between_chunks()  # which says it again, where it was this that broke off
+            if source is self.sources.server and self._size() > begun:
+                raise
+            raise _NoDelta(str(error)) from error
+        return True
+
+    def _receive(self, source: ServerFiles) -> None:
+        url = source.url(delta_path(self.base_sha256, self.sha256))
+        have = self._size()
+        with source.get(url, offset=have) as (resumed, chunks), self._delta.open("ab") as file:
+            if have and not resumed:
+                file.truncate(0)
+                have = 0
+            for chunk in chunks:
+                have += len(chunk)
+                if have > self.most_bytes:
+                    raise DeltaUnusable(f"longer than {self.most_bytes} bytes, for which there is room and reason")
+                file.write(chunk)
+                self.sources.received(source, len(chunk), self.between_chunks)
+
+    def _apply(self) -> None:
+        """Write what the delta makes of the base, and sync it.
+
+        Raises:
+            DeltaUnusable: That is not the file wanted; nothing of it is left.
+        """
+        from edge_agent.contract.delta.apply import apply_delta  # zstd's 1 MB is for devices that get deltas
+
+        try:
+            with self._delta.open("rb") as delta, self.base.open("rb") as base, self._made.open("wb") as made:
+                apply_delta(
+                    delta, base, made, base_sha256=self.base_sha256, sha256=self.sha256, size_bytes=self.size_bytes,
+                    between_chunks=self.between_chunks,
+                )  # fmt: skip
+                made.flush()
+                os.fsync(made.fileno())
+        except DeltaUnusable:
+            self._made.unlink(missing_ok=True)
+            raise
+
+    def _size(self) -> int:
+        return self._delta.stat().st_size if self._delta.exists() else 0
+
+    def _wait(self) -> None:
+        for _ in range(4):
+            self.sleep(_ASK_AGAIN_S / 4)
+            self.between_chunks()
