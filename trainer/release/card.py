@@ -20,6 +20,7 @@ from trainer.release import plots
 from trainer.release.forms import Forms, Int8
 from trainer.release.package import Identity
 from trainer.release.reference import Reference
+from trainer.release.update_search import Update
 
 _FOLDER = "card"
 _SLICES, _RELIABILITY, _CONFUSION = (f"{_FOLDER}/{name}.svg" for name in ("slices", "reliability", "confusion"))
@@ -75,7 +76,11 @@ def evaluation_json(
         "dataset": dataset.summary(),
     }
     if forms is not None:
-        found |= {"int8": forms.int8.as_json(), "footprint": forms.footprints_json()}
+        found |= {
+            "update": forms.update.as_json(),
+            "int8": forms.int8.as_json(),
+            "footprint": forms.footprints_json(),
+        }
     return found
 
 
@@ -124,6 +129,10 @@ def _card(recipe: Recipe, identity: Identity, judged: Mapping[str, Any], forms: 
         "",
         *_int8(forms.int8),
         "",
+        "### How it travels",
+        "",
+        *_update(forms.update),
+        "",
         f"### Parity with the trained network ([{PARITY_FILE}]({PARITY_FILE}))",
         "",
         *_parity(forms),
@@ -136,6 +145,20 @@ def _int8(int8: Int8) -> list[str]:
     if len(int8.faults) > 1:
         return ["int8: not kept:", "", *(f"- {fault}" for fault in int8.faults)]
     return [f"int8: {'kept: ' if int8.kept else 'not kept: '}{int8.reason}."]
+
+
+def _update(update: Update) -> Iterator[str]:
+    yield f"Weights: {update.reason}."
+    if update.rounded is None or update.nearness is None or update.parent is None:
+        return
+    exact, released = update.nearness.calibration
+    distances = ", ".join(f"{name} {value:.2g}" for name, value in update.nearness.distances.items())
+    yield ""
+    yield (
+        f"A device that has package {update.parent[:12]} needs the steps alone. These very weights are judged here; "
+        f"the exact ones are not kept. Beside them, {update.nearness.agreement:.1%} of the rows get the same class; "
+        f"mean distance of the answers: {distances}; calibration error {exact:.3f}, released {released:.3f}."
+    )
 
 
 def _origin(identity: Identity, dataset: Mapping[str, Any]) -> str:
@@ -174,6 +197,7 @@ def _footprints(footprints: Mapping[str, Any]) -> Iterator[str]:
 def _parity(forms: Forms) -> Iterator[str]:
     yield "| form | largest difference | same class | shapes tried |"
     yield "|---|---|---|---|"
-    for name, found in forms.parity.items():
+    rounded = {"fp32, before its update was rounded": forms.exact} if forms.update.rounded is not None else {}
+    for name, found in (rounded | forms.parity).items():
         everything = found.slices["all"]
         yield f"| {name} | {found.difference:.2g} | {everything.agreement:.1%} | {len(found.shapes)} |"

@@ -29,6 +29,7 @@ from trainer.release.export import MODEL_FILE
 from trainer.release.package import Identity, write_candidate
 from trainer.release.quantise import calibration_rows, quantise
 from trainer.release.stored import joined, layout_of, stored_tensors
+from trainer.release.update_search import Update
 
 INT8_FILE = f"{INT8}/{MODEL_FILE}"
 _GOLDEN_ROWS = 16
@@ -72,12 +73,16 @@ class Forms:
         package: The models and their golden samples; not yet what is said about them.
         parity: By form, beside the trained network; of an int8 form also where it was not kept.
         footprints: By form.
+        exact: Parity of the weights before the update was rounded.
+        update: How the weights travel.
     """
 
     package: Package
     int8: Int8
     parity: dict[str, FormParity]
     footprints: dict[str, Footprint]
+    exact: FormParity
+    update: Update
 
     @property
     def served(self) -> str:
@@ -86,7 +91,7 @@ class Forms:
 
     def parity_json(self) -> dict[str, Any]:
         """What ``parity.json`` says."""
-        return {"forms": {name: found.as_json() for name, found in self.parity.items()}}
+        return {"forms": {name: found.as_json() for name, found in self.parity.items()}, "exact": self.exact.as_json()}
 
     def footprints_json(self) -> dict[str, Any]:
         """What ``evaluation.json`` says of time and memory."""
@@ -112,12 +117,15 @@ def make_forms(
     dataset: Dataset,
     matrix: ParityMatrix,
     full: FormParity,
+    exact: FormParity,
+    update: Update,
 ) -> Forms:
     """Add golden samples to the candidate and, where it is worth it, an int8 form; measure what they take.
 
     Args:
         work: A folder for packages on the way.
         candidate: The model in full precision, on ``backend``; ``full``: how it stood in the parity matrix.
+        exact: How it stood there before the update was rounded; ``update``: how that was done.
     Raises:
         MeasurementFailed: The candidate could not be measured.
     """
@@ -125,8 +133,12 @@ def make_forms(
     files: dict[str, bytes | Path] = {name: candidate.path(name) for name in candidate.manifest.files}
     files[GOLDEN_FILE] = encode_golden(Golden(dict(rows.sent), backend.infer(rows.inputs)))
     plain = write_candidate(work / "plain", recipe, identity, files)
+
+    def without(reason: str) -> Forms:
+        return Forms(plain, Int8(False, reason), {FULL_PRECISION: full}, measure(plain), exact, update)
+
     if recipe.file.gates.int8 == "off":
-        return Forms(plain, Int8(False, "gates.int8 is off"), {FULL_PRECISION: full}, measure(plain))
+        return without("gates.int8 is off")
     try:
         model = quantise_candidate(candidate, work / INT8 / MODEL_FILE, recipe, dataset)
         files |= {INT8_FILE: model, TENSORS_FILE: tensors_with_int8(candidate, model)}
@@ -136,14 +148,14 @@ def make_forms(
         both = write_candidate(work / "forms", recipe, identity, files)
         parity = {FULL_PRECISION: full, INT8: matrix.hold(small, exact=False)}
     except QuantisationFailed as error:
-        return Forms(plain, Int8(False, str(error)), {FULL_PRECISION: full}, measure(plain))
+        return without(str(error))
     except ShoalError as error:
         # Whatever is wrong with it, the model in full precision is not.
-        return Forms(plain, Int8(False, f"it does not run: {error}"), {FULL_PRECISION: full}, measure(plain))
+        return without(f"it does not run: {error}")
     footprints = measure(both)
     verdict = _judge(recipe, dataset, small, backend, footprints, seed=identity.seed)
     small.close()
-    return Forms(both if verdict.kept else plain, verdict, parity, footprints)
+    return Forms(both if verdict.kept else plain, verdict, parity, footprints, exact, update)
 
 
 def golden_inputs(dataset: Dataset) -> Rows:

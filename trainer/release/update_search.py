@@ -7,6 +7,7 @@ other clothes: of many roundings one might pass by chance.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.contract.delta.make import make_delta
-from edge_agent.contract.manifest import FULL_PRECISION, TENSORS_FILE
+from edge_agent.contract.errors import ConfigurationError
+from edge_agent.contract.manifest import EVALUATION_FILE, FULL_PRECISION, TENSORS_FILE
 from edge_agent.contract.stored_tensors import StoredFile, StoredTensors, encode_stored_tensors
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.onnx import OnnxBackend
@@ -166,6 +168,21 @@ def difference_of(exact: Package, parent: Package) -> Difference:
         UpdateNotQuantisable: They cannot be compared.
     """
     return Difference(*(each.path(each.manifest.variants[FULL_PRECISION].model) for each in (exact, parent)))
+
+
+def factor_of(package: Package) -> float | None:
+    """The factor that a package says its update was rounded by; None where its weights are exact.
+
+    Raises:
+        ConfigurationError: Its ``evaluation.json`` cannot be read.
+    """
+    try:
+        said = json.loads(package.path(EVALUATION_FILE).read_bytes()).get("update") or {}
+        return float(said["factor"]) if said.get("kind") == QUANTISED else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{package.folder}: its {EVALUATION_FILE} does not say by which factor its update was rounded"
+        ) from error
 
 
 def sent_bytes(candidate: Package, parent: Package, layout: StoredFile) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_agent.contract.manifest import FULL_PRECISION
@@ -23,12 +23,13 @@ from trainer.release.export import export, state_from
 from trainer.release.forms import Forms, make_forms, parity_slices
 from trainer.release.package import Identity, Known, write_candidate, write_release
 from trainer.release.reference import build_reference
+from trainer.release.update_search import Released, Update, find_update
 from trainer.training.fit import Fitted, fit
 from trainer.training.plan import Compute
 from trainer.training.rehearsal import rehearse
 from trainer.work.reporting import Report
 
-_CANDIDATE_FOLDER, _EXPORT_FOLDER, _FORMS_FOLDER = "candidate", "export", "forms"
+_CANDIDATE_FOLDER, _EXPORT_FOLDER, _FORMS_FOLDER, _UPDATE_FOLDER = "candidate", "export", "forms", "update"
 # A batch that devices prefer is tried too; the parity gate needs none of thousands of rows.
 _MOST_BATCH_ROWS = 256
 
@@ -112,6 +113,8 @@ def judge(
 ) -> RunResult:
     """Hold the challenger against the trained network, against the champion and against the recipe's limits.
 
+    Where it may be released, its weights are rounded beside the champion's; from there on all is said of these.
+
     Args:
         folder: Where the package shall lie.
     Returns:
@@ -119,23 +122,37 @@ def judge(
     Raises:
         ParityFailed: It does not answer as the trained network does.
     """
-    backend, threads = exported.backend, recipe.file.training.threads
-    matrix, full = _parity(recipe, dataset, exported)
-    report("parity", 0.8, f"the exported model differs by at most {full.difference:.1g} from the trained one")
-    rival = None if champion is None else OnnxBackend(champion, threads=threads)
-    evaluation = evaluate(recipe, dataset, backend, rival, seed=run.seed)
+    matrix, exact = _parity(recipe, dataset, exported)
+    report("parity", 0.8, f"the exported model differs by at most {exact.difference:.1g} from the trained one")
+    rival = None if champion is None else OnnxBackend(champion, threads=recipe.file.training.threads)
+    evaluation = evaluate(recipe, dataset, exported.backend, rival, seed=run.seed)
     forms = None
     if evaluation.released:
+        report("update", 0.82, "how coarsely what changed can be rounded")
+        released = find_update(
+            folder.parent / _UPDATE_FOLDER,
+            recipe,
+            dataset,
+            exported.identity,
+            Released(Update("exact"), exported.candidate, exported.backend, evaluation),
+            parent=champion if exported.identity.parent is not None else None,
+            evaluate=lambda backend: evaluate(recipe, dataset, backend, rival, seed=run.seed),
+        )
+        report("update", 0.84, f"the update is {released.update.reason}")
+        exported = replace(exported, candidate=released.candidate, backend=released.backend)
+        evaluation = released.evaluation
         report("forms", 0.85, "measuring the model, and its int8 form")
         forms = make_forms(
             folder.parent / _FORMS_FOLDER,
             recipe,
             exported.identity,
             exported.candidate,
-            backend,
+            exported.backend,
             dataset=dataset,
             matrix=matrix,
-            full=full,
+            full=exact if released.update.rounded is None else matrix.hold(exported.backend, exact=False),
+            exact=exact,
+            update=released.update,
         )
         report("forms", 0.9, f"int8 is {'kept' if forms.int8.kept else 'not kept'}: {forms.int8.reason}")
         evaluation = evaluation.refused(_broken(recipe, forms))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edge_agent.contract.errors import ConfigurationError
-from edge_agent.contract.manifest import EVALUATION_FILE, FULL_PRECISION, INT8
+from edge_agent.contract.manifest import EVALUATION_FILE, FULL_PRECISION, INT8, TENSORS_FILE, digest_of
 from edge_agent.contract.runs import RunFile
 from edge_agent.runtime.package import Package, file_digest
 from trainer.data.dataset import read_dataset
 from trainer.data.records import DatasetRecord, find_record
+from trainer.errors import UpdateNotQuantisable
 from trainer.recipe import Recipe
 from trainer.release.export import STATE_FILE
-from trainer.release.forms import INT8_FILE, quantise_candidate
+from trainer.release.forms import INT8_FILE, quantise_candidate, tensors_with_int8
 from trainer.release.graph import differing_weights
 from trainer.release.lineage import differences, known
+from trainer.release.update_search import difference_of, factor_of, rounded_candidate
 from trainer.work.challenger import Exported, train
 from trainer.work.reporting import Report
 
@@ -120,6 +122,10 @@ def reproduce(
     )
     found = known(recipe, dataset, champion=champion, seed=lineage.seed, processes=lineage.processes)
     exported = train(run, recipe, dataset, work, champion=start, version=manifest.version, known=found, report=report)
+    factor = factor_of(package)
+    if factor is not None and start is not None:
+        report("update", 0.85, f"rounding what changed in steps of {factor:g} RMS, as it was released")
+        exported = _rounded(exported, recipe, start, work, factor)
     if INT8 in manifest.variants:
         quantise_candidate(exported.candidate, work / INT8_FILE, recipe, dataset)
     report("compare", 0.95, "comparing the models")
@@ -128,6 +134,24 @@ def reproduce(
         changed=tuple(differences(lineage, found, recipe, dataset=dataset.digest)),
         weights=tuple(_differing(package, exported)),
     )
+
+
+def _rounded(exported: Exported, recipe: Recipe, start: Package, work: Path, factor: float) -> Exported:
+    """The challenger with its update rounded as the package says; that the gate let it pass is not proved again.
+
+    Raises:
+        ConfigurationError: Nothing of what training gave could be rounded.
+    """
+    try:
+        difference = difference_of(exported.candidate, start)
+        candidate, _ = rounded_candidate(
+            work / "rounded", recipe, exported.identity, exported.candidate, difference, factor=factor
+        )
+    except UpdateNotQuantisable as error:
+        raise ConfigurationError(
+            f"the package says that its update was rounded, and what training gives now cannot be: {error}"
+        ) from error
+    return replace(exported, candidate=candidate)
 
 
 def _check_start(package: Package, start: Package | None) -> None:
@@ -167,6 +191,9 @@ def _proofs(package: Package, exported: Exported, work: Path) -> list[FileProof]
     if INT8 in package.manifest.variants:
         names.append(package.manifest.variants[INT8].model)
         made[INT8_FILE] = file_digest(work / INT8_FILE)
+        made[TENSORS_FILE] = digest_of(tensors_with_int8(candidate, work / INT8_FILE))
+    if TENSORS_FILE in files:
+        names.append(TENSORS_FILE)
     return [FileProof(name, files[name].sha256, made.get(name, "")) for name in names]
 
 

@@ -20,6 +20,7 @@ from trainer.recipe import Recipe
 from trainer.release.export import state_from
 from trainer.release.forms import INT8_FILE, Forms, make_forms, parity_slices
 from trainer.release.package import Identity, write_candidate
+from trainer.release.update_search import Update
 
 
 def with_gates(recipe: Recipe, **gates: Any) -> Recipe:
@@ -52,7 +53,18 @@ def forms_of(recipe: Recipe, champion: Package, dataset: Dataset, matrix: Parity
     identity = Identity(version="9", parent=None, dataset=dataset.digest, seed=1, run="r")
     candidate = write_candidate(work / "candidate", recipe, identity, files)
     full = matrix.hold(backend, exact=True)
-    return make_forms(work, recipe, identity, candidate, backend, dataset=dataset, matrix=matrix, full=full)
+    return make_forms(
+        work,
+        recipe,
+        identity,
+        candidate,
+        backend,
+        dataset=dataset,
+        matrix=matrix,
+        full=full,
+        exact=full,
+        update=Update("exact"),
+    )
 
 
 def test_an_int8_form_that_is_fast_and_good_enough_is_kept_and_a_device_can_serve_it(
