@@ -32,10 +32,12 @@ from edge_agent.runtime.memory import Tidying, give_back
 from edge_agent.runtime.optimised import OptimisedModels
 from edge_agent.runtime.package import Tolerance
 from edge_agent.runtime.repository import Repository
+from edge_agent.runtime.shadow import Shadows
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.local_api import LocalApi
 from edge_agent.state_lock import lock_state
 from edge_agent.update.installer import Installer
+from edge_agent.update.preparing import Device
 from edge_agent.update.update_thread import UpdateThread
 
 if TYPE_CHECKING:
@@ -68,21 +70,31 @@ class Agent:
         )
         self._slots = Slots()
         self._acceleration = _acceleration(config, self._slots, self._tell)
-        self._repository = _repository(config, self._slots, self._threads, self._acceleration)
+        memory = MemoryBudget(config.runtime.memory_mib << 20)
+        self._repository = _repository(config, self._slots, self._threads, memory, self._acceleration)
         identity = self._enrolment
         self._outbox = open_outbox(self._state, identity, config.report)
         self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
+        self._monitor = Monitor(self._outbox, self._state, traffic=self._traffic)
+        self._shadows = Shadows(self._monitor, self._slots)
         self._installer = Installer(
-            self._state, identity, self._slots, self._tell, self._repository.prepare, serve=self._repository.serve
+            self._state,
+            identity,
+            self._slots,
+            self._tell,
+            self._repository.prepare,
+            serve=self._repository.serve,
+            settings=config.updates,
+            shadows=self._shadows,
+            device=Device(hardware=self._hardware, memory=memory),
         )
         self._repository.follow(self._installer)
         self._updates = UpdateThread(self._installer)
-        self._monitor = Monitor(self._outbox, self._state, traffic=self._traffic)
         self._api = LocalApi(
             config.api,
             slots=self._slots,
             repository=self._repository,
-            watcher=self._monitor,
+            watcher=self._shadows,
             board=self._monitor.board,
             threads=self._threads.at_once,
             agent_version=__version__,
@@ -107,6 +119,7 @@ class Agent:
         if self._acceleration is not None:
             self._acceleration.close()  # before the updates, which may wait for an engine
         self._updates.stop()
+        self._shadows.close()
         self._tidying.stop()
         self._repository.close()
         self._reporter.stop()
@@ -183,7 +196,7 @@ class Agent:
 
 
 def _repository(
-    config: AgentConfig, slots: Slots, threads: ThreadBudget, acceleration: Acceleration | None
+    config: AgentConfig, slots: Slots, threads: ThreadBudget, memory: MemoryBudget, acceleration: Acceleration | None
 ) -> Repository:
     settings, state = config.runtime, Path(config.state)
     return Repository(
@@ -191,7 +204,7 @@ def _repository(
         Catalogue(Path(settings.models) if settings.models else None),
         policy=settings.load,
         threads=threads,
-        memory=MemoryBudget(settings.memory_mib << 20),
+        memory=memory,
         cache=OptimisedModels(state / "optimised", own=state),
         idle_unload_s=settings.idle_unload_s,
         acceleration=acceleration,

@@ -50,17 +50,6 @@ def memory_lacking(need_bytes: int, *, total_bytes: int, available_bytes: int) -
     return "", False
 
 
-def disk_lacking(need_bytes: int, *, reserve_bytes: int, free_bytes: int) -> str:
-    """Why a package would not fit on the disk beside what is there; empty where it would."""
-    lacks = need_bytes + reserve_bytes - free_bytes
-    if lacks <= 0:
-        return ""
-    return (
-        f"needs {_mib(need_bytes)} of disk for what is to be downloaded and put together, and {_mib(reserve_bytes)} "
-        f"are kept free; {_mib(free_bytes)} are: {_mib(lacks)} too little"
-    )
-
-
 def named(manifest: Manifest, reasons: Sequence[str]) -> str:
     """The reasons as one text that says which package they are about."""
     return f"{manifest.name} {manifest.version} {'; '.join(reasons)}"

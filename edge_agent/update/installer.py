@@ -98,7 +98,7 @@ class Installer:
         self._utc_now, self._monotonic = utc_now, monotonic
         self._serve: Serving = serve or functools.partial(swap_together, slots)
         self._files = ServerFiles(enrolment.server, enrolment.secret) if enrolment else ServerFiles("", "")
-        self._store = PackageStore(state / "packages", self._files)
+        self._store = PackageStore(state / "packages", self._files, settings)
         self._journal = Journal(
             state, events, utc_now=utc_now, after_step=after_step, boot=boot_id() if boot is None else boot
         )

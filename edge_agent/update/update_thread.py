@@ -38,6 +38,7 @@ class UpdateThread:
 
     def submit(self, desired: Desired) -> None:
         """What the device should be from now on; returns at once. Safe from any thread."""
+        self._installer.want(desired)
         with self._wake:
             self._wanted, self._fresh = desired, True
             self._wake.notify()
@@ -69,10 +70,15 @@ class UpdateThread:
                 self._installer.watch()
                 if desired is not None and pending and time.monotonic() >= next_try:
                     pending = not self._installer.apply(desired)
-                    next_try = time.monotonic() + wait_s * random.uniform(0.5, 1.0)
+                    next_try = time.monotonic() + self._pause_s(wait_s * random.uniform(0.5, 1.0))
                     wait_s = min(wait_s * 2, self._retry_s[1])
             except Exception:  # noqa: BLE001 - see below
                 # What serves must go on being watched and updated, whatever went wrong with one update.
                 _log.exception("an update ended in an unexpected error; it is tried again in %.0f s", wait_s)
                 next_try = time.monotonic() + wait_s
                 wait_s = min(wait_s * 2, self._retry_s[1])
+
+    def _pause_s(self, wait_s: float) -> float:
+        """Seconds until the next attempt: sooner where what it waits for (a window) is over before."""
+        known_s = self._installer.waits_s
+        return wait_s if known_s is None else min(wait_s, max(known_s, self._watch_s))
