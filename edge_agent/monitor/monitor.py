@@ -202,6 +202,19 @@ class Monitor:
                     self._settle(watched, self._steady())
                     watched.sampler.restart(policy, watched.sampler.threshold)
 
+    def predicted(self, package: str) -> dict[str, int]:
+        """Rows of a package by predicted class, the latest ones; of a fast model those that were looked at.
+
+        Args:
+            package: Its digest.
+        """
+        with self._lock:
+            watched = self._watched.get(package)
+            if watched is None:
+                return {}
+            self._settle(watched, self._steady())
+            return {watched.class_name(index): count for index, count in watched.predicted.counts().items()}
+
     def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
         """Keep a label for an earlier request; it is in the outbox when this returns.
 

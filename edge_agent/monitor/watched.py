@@ -20,6 +20,7 @@ from edge_agent.contract.messages import Sample
 from edge_agent.contract.profile import Feature
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.monitor.block import COUNTED_ROWS, Block, Held, Noted, Tensors
+from edge_agent.monitor.predicted import Predicted
 from edge_agent.monitor.predictions import Prediction, prediction, predictions, predictions_of
 from edge_agent.monitor.remembered import AnsweredRows
 from edge_agent.monitor.sampler import BLOCK_S, Draw, Rate, Sampler
@@ -51,6 +52,7 @@ class Watched:
     Args:
         task: Name of the output with the probabilities.
         inputs, outputs: Names of the tensors whose values may leave the device.
+        predicted: Classes of the rows that were looked at.
         room: Rows that the current block still takes; ``ends_at``: when it ends at the latest.
         keep: Takes the model's name and a sample; ``now_ms``: gives the Unix time in milliseconds.
         copies: Of that room, what requests of one row may take with :meth:`hold`.
@@ -69,6 +71,7 @@ class Watched:
     now_ms: Callable[[], int]
     uniform: Callable[[], float] = random.random
     window: Window = dataclasses.field(default_factory=Window)
+    predicted: Predicted = dataclasses.field(default_factory=Predicted)
     room: int = 0
     copies: int = 0
     ends_at: float = 0.0
@@ -243,6 +246,7 @@ class Watched:
         if block.counting or not block.lasts:
             found = predictions_of(probabilities)
             self.sampler.settle(found.margin, now_s)
+            self.predicted.add(found.best)
         else:
             found = None
             self.sampler.passed(rows, now_s)
