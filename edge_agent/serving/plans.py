@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.signature import Signature
 from edge_agent.serving.codec import decode_request
+from edge_agent.serving.json_request import read_head
 from edge_agent.serving.request import InferenceRequest
 from edge_agent.serving.shared_memory import Regions
 
@@ -26,11 +27,14 @@ _MOST: Final = 64
 
 
 class _Tensor(NamedTuple):
+    """Where a tensor lies: in the body, or at ``offset`` of a region of shared memory."""
+
     name: str
     dtype: np.dtype[Any]
     elements: int
     shape: tuple[int, ...]
     offset: int
+    region: str | None = None
 
 
 class Plan(NamedTuple):
@@ -48,8 +52,8 @@ class Plan(NamedTuple):
 
     @property
     def one_row(self) -> bool:
-        """Whether each of its inputs has one row."""
-        return all(tensor.shape[0] == 1 for tensor in self.tensors)
+        """Whether each of its inputs has one row, and lies in the body."""
+        return all(tensor.shape[0] == 1 and tensor.region is None for tensor in self.tensors)
 
     def fits(self, body: bytes) -> bool:
         """Whether this is how the body is read."""
@@ -58,7 +62,7 @@ class Plan(NamedTuple):
     def joined(self, bodies: Sequence[bytes]) -> dict[str, NDArray[Any]]:
         """The inputs of several bodies that fit, of one row each, as one batch; read-only."""
         inputs: dict[str, NDArray[Any]] = {}
-        for name, dtype, elements, shape, offset in self.tensors:
+        for name, dtype, elements, shape, offset, _ in self.tensors:
             end = offset + elements * dtype.itemsize
             data = b"".join([body[offset:end] for body in bodies])
             inputs[name] = np.frombuffer(data, dtype).reshape((len(bodies), *shape[1:]))
@@ -93,7 +97,11 @@ class Plans:
         if plan.size != len(body):
             return self._read(body, json_length)
         inputs: dict[str, NDArray[Any]] = {}
-        for name, dtype, elements, shape, offset in plan.tensors:
+        for name, dtype, elements, shape, offset, region in plan.tensors:
+            if region is not None and self._regions is not None:
+                data = self._regions.read(region, offset, elements * dtype.itemsize)
+                inputs[name] = np.frombuffer(data, dtype).reshape(shape)
+                continue
             flat = np.frombuffer(body, dtype, elements, offset)
             if not flat.flags.aligned:
                 flat = flat.copy()
@@ -125,16 +133,35 @@ class Plans:
             return
         if any(output.region is not None for output in request.outputs or ()):  # may be gone next time
             return
-        tensors: list[_Tensor] = []
-        at = len(head)
-        for name, array in request.inputs.items():
-            if array.dtype.kind in "Ob":  # text has lengths of its own, and truth is not a view
-                return
-            tensors.append(_Tensor(name, array.dtype, array.size, array.shape, at))
-            at += array.nbytes
-        # Every tensor takes a byte at least: what follows the JSON holds them all only where none is elsewhere.
-        if at != size:
+        # Text has lengths of its own, and truth is not a view.
+        if any(array.dtype.kind in "Ob" for array in request.inputs.values()):
+            return
+        tensors = self._in_regions(head, request) if size == len(head) else _behind(head, size, request)
+        if not tensors:
             return
         if len(self._plans) >= _MOST:
             self._plans.clear()
         self._plans[head] = Plan(head, size, tuple(tensors), dataclasses.replace(request, inputs={}))
+
+    def _in_regions(self, head: bytes, request: InferenceRequest) -> list[_Tensor]:
+        """Where the tensors lie in shared memory; empty where one does not."""
+        tensors: list[_Tensor] = []
+        for told in read_head(memoryview(head), self._signature).inputs:
+            region = told.parameters.shared_memory_region if told.parameters is not None else None
+            if told.parameters is None or region is None:
+                return []
+            array = request.inputs[told.name]
+            offset = told.parameters.shared_memory_offset
+            tensors.append(_Tensor(told.name, array.dtype, array.size, array.shape, offset, region))
+        return tensors
+
+
+def _behind(head: bytes, size: int, request: InferenceRequest) -> list[_Tensor]:
+    """Where the tensors lie behind the JSON; empty where one does not."""
+    tensors: list[_Tensor] = []
+    at = len(head)
+    for name, array in request.inputs.items():
+        tensors.append(_Tensor(name, array.dtype, array.size, array.shape, at))
+        at += array.nbytes
+    # Every tensor takes a byte at least: what follows the JSON holds them all only where none is elsewhere.
+    return tensors if at == size else []

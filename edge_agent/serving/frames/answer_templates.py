@@ -11,7 +11,7 @@ import numpy as np
 from edge_agent.contract.frames import Buffer
 from edge_agent.contract.tensors import Datatype
 from edge_agent.serving.frames.tensors import answer_parts
-from edge_agent.serving.request import InferenceAnswer, InferenceRequest
+from edge_agent.serving.request import InferenceAnswer, InferenceRequest, SharedRun
 from edge_agent.serving.shared_memory import Regions
 
 # Per model.
@@ -72,6 +72,28 @@ class FrameTemplates:
         for bytes_before, array in zip(after, outputs.values(), strict=True):
             pieces += (bytes_before, array.tobytes())
         return [b"".join(pieces)]
+
+    def encode_shared(self, numbers: Sequence[int], run: SharedRun) -> list[list[Buffer]]:
+        """The frames of the answers to the requests of one run, which want all outputs, as :meth:`encode` writes them.
+
+        Args:
+            numbers: The ``id`` of each request's frame.
+        """
+        forms = [(array.dtype, (1, *array.shape[1:])) for array in run.outputs.values()]
+        whole = [(data, len(data) // len(numbers)) for data in (array.tobytes() for array in run.outputs.values())]
+        found: list[list[Buffer]] = []
+        for index, (number, request_id) in enumerate(zip(numbers, run.request_ids, strict=True)):
+            named, numbered = _encode(request_id), _encode(number)
+            template = self._templates.get((len(named), len(numbered), False, *forms))
+            if index in run.asked or not isinstance(template, _Template):
+                found.append(self.encode(number, _ALL, run.answer(index)))
+                continue
+            before, between, after = template
+            pieces = [before, numbered, between, named]
+            for bytes_before, (data, size) in zip(after, whole, strict=True):
+                pieces += (bytes_before, data[index * size : index * size + size])
+            found.append([b"".join(pieces)])
+        return found
 
     def _remember(self, key: object, number: int, request: InferenceRequest, answer: InferenceAnswer) -> list[Buffer]:
         parts = answer_parts(number, request, answer, regions=self._regions)

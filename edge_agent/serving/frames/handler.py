@@ -27,6 +27,7 @@ from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.access import Access, App
 from edge_agent.serving.admission import Admission, HeldRoom
 from edge_agent.serving.frames.answer_templates import FrameTemplates
+from edge_agent.serving.frames.lane import FrameLanes, Reply
 from edge_agent.serving.frames.tensors import gives_much_text, has_much_text, inference_request
 from edge_agent.serving.inference import Inference, Waker
 from edge_agent.serving.labels import LabelSink, asked_model, keep_label
@@ -69,6 +70,10 @@ class FrameHandler:
         self._agent_version, self._max_rows = agent_version, max_rows
         # They go with their model.
         self._templates: WeakKeyDictionary[LoadedModel, FrameTemplates] = WeakKeyDictionary()
+        read = functools.partial(inference_request, max_rows=max_rows, regions=regions)
+        self._lanes = FrameLanes(slots, inference, decode=read, templates=self._templates_of)
+        #: Answers now what :meth:`join` has left for the end of the turn.
+        self.answer_joined = self._lanes.answer_now
 
     def identify(self, peer: Peer) -> App:
         """The application at the other end.
@@ -105,6 +110,18 @@ class FrameHandler:
         if isinstance(request, Describe):
             return self._metadata(request, app)
         return [frames.encode(Pong(id=request.id, agent=self._agent_version))]
+
+    def join(self, request: Request, app: App, reply: Reply) -> bool:
+        """Have a request answered with others, at the end of this turn of the loop; False where it cannot be.
+
+        Args:
+            reply: Takes the request's number, and its answer's frame or why there is none.
+        Raises:
+            ShoalError: The application may not ask.
+        """
+        if not isinstance(request, Infer) or request.v != VERSION:
+            return False
+        return self._lanes.join(request, functools.partial(self._access.enter, app, request.model), reply)
 
     def _infer(self, request: Infer, app: App) -> Parts | Later:
         self._access.enter(app, request.model)
@@ -143,10 +160,13 @@ class FrameHandler:
             raise
 
     def _encode(self, loaded: LoadedModel, request: Infer, decoded: InferenceRequest, answer: InferenceAnswer) -> Parts:
+        return self._templates_of(loaded).encode(request.id, decoded, answer)
+
+    def _templates_of(self, loaded: LoadedModel) -> FrameTemplates:
         templates = self._templates.get(loaded)
         if templates is None:
             templates = self._templates[loaded] = FrameTemplates(self._regions)
-        return templates.encode(request.id, decoded, answer)
+        return templates
 
     async def _take_feedback(self, request: Feedback) -> Parts:
         loaded = asked_model(self._slots, request.model)

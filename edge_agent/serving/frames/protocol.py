@@ -58,6 +58,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._app: App | None = None
         self._frames: collections.deque[tuple[memoryview, HeldRoom | None]] = collections.deque()
         self._tasks: set[asyncio.Task[Parts]] = set()
+        self._waiting = 0  # requests that are answered at the end of this turn of the loop
         self._room: HeldRoom | None = None  # for the large frame that is arriving
         self._room_retry: asyncio.TimerHandle | None = None
         self._next_turn: asyncio.Handle | None = None
@@ -168,7 +169,12 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     @property
     def _busy(self) -> bool:
-        return bool(self._frames or self._tasks)
+        return bool(self._frames or self._tasks or self._waiting)
+
+    @property
+    def _may_meet(self) -> bool:
+        """Whether more requests may be readable in this turn of the loop: of other clients, or of this one."""
+        return self._app is not None and (self._connections.several or bool(self._frames) or self._waiting > 0)
 
     def _work(self) -> None:
         """Take up waiting frames, a turn's worth, as far as there is room for their answers."""
@@ -195,13 +201,16 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     @property
     def _may_take(self) -> bool:
-        return self._writable and not self._closing and len(self._tasks) < self._limits.outstanding
+        return self._writable and not self._closing and len(self._tasks) + self._waiting < self._limits.outstanding
 
     def _take(self, frame: memoryview, room: HeldRoom | None) -> None:
         number = 0
         try:
             request = frames.decode_request(frame)
             number = request.id
+            if room is None and self._may_meet and self._handler.join(request, cast(App, self._app), self._joined):
+                self._waiting += 1
+                return
             answer = self._handler.answer(request, self._app) if self._app is not None else []
             if not isinstance(answer, list):
                 self._start(number, answer, room or self._room_for(answer, len(frame)))
@@ -217,6 +226,22 @@ class FrameProtocol(asyncio.BufferedProtocol):
             self._send([frames.encode(failure_of(number, _internal(error)))])
         if room is not None:
             room.release()
+
+    def _joined(self, number: int, outcome: Parts | Exception) -> None:
+        """The answer to a request that was joined with others of this turn."""
+        self._waiting -= 1
+        if self._closing:
+            return
+        if isinstance(outcome, list):
+            self._send(outcome)
+            self._connections.answered()
+        elif isinstance(outcome, ShoalError):
+            self._send([frames.encode(failure_of(number, outcome))])
+        else:
+            log.error("a request in a frame", exc_info=outcome)
+            self._send([frames.encode(failure_of(number, _internal(outcome)))])
+        if not self._waiting and (self._frames or self._draining or self._buffer.refusal or not self._reading):
+            self._work()
 
     def _room_for(self, answer: Later, size: int) -> HeldRoom:
         try:
@@ -291,7 +316,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _refuse(self, error: ShoalError) -> None:
-        """Tell what is wrong with the connection itself, and close it."""
+        """Tell what is wrong with the connection itself, and close it; what came before is answered first."""
+        if self._waiting:
+            self._handler.answer_joined()
+            if self._closing:
+                return
         self._transport.write(frames.encode(failure_of(0, error)))
         self._close()
 

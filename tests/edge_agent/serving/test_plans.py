@@ -151,6 +151,25 @@ def test_shared_memory_is_looked_for_each_time(tmp_path: Path) -> None:
     regions.close()
 
 
+def test_what_lies_in_shared_memory_is_read_anew_each_time(tmp_path: Path) -> None:
+    regions = Regions(folder=tmp_path)
+    plans = Plans(signature(), max_rows=3, regions=regions)
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 8, "shared_memory_offset": 4}
+    head = one_input(parameters=place, data=...)
+    for number in range(3):
+        (tmp_path / f"x{number}").write_bytes(np.array([9, number, -number, 9], np.float32).tobytes())
+        regions.register("r", f"/x{number}", 0, 16)
+        request = plans.decode(head, len(head))
+        anew = decode_request(head, len(head), signature(), regions=regions)
+        assert dataclasses.replace(request, inputs={}) == dataclasses.replace(anew, inputs={})
+        assert request.inputs["x"].tolist() == [[number, -number]]
+        regions.unregister("r")
+    plan = plans.plan(head, len(head))
+    assert plan is not None
+    assert not plan.one_row  # its rows are not in the body, whence requests are joined
+    regions.close()
+
+
 def test_units_that_differ_are_refused_or_flagged_each_time() -> None:
     def plans(**limits: Any) -> Plans:
         plain = signature()
