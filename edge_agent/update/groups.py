@@ -8,7 +8,8 @@ is pinned to waits for a pipeline that takes the new one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from edge_agent.contract.manifest import Manifest
 
@@ -26,17 +27,29 @@ class Plan:
     waiting: Mapping[str, str]
 
 
+class Versions(NamedTuple):
+    """The versions of a model on this device.
+
+    Args:
+        active: The one that an update would replace; empty where there is none.
+        beside: Others, which stay.
+    """
+
+    active: str = ""
+    beside: frozenset[str] = frozenset()
+
+
 def plan(
     changing: Mapping[str, Manifest],
     pipelines: Mapping[str, Manifest],
-    versions: Mapping[str, Collection[str]],
+    versions: Mapping[str, Versions],
 ) -> Plan:
     """The groups that can swap now.
 
     Args:
         changing: What is to come, by model.
         pipelines: The pipelines that are installed here.
-        versions: By model the versions that are here and stay: of one that changes, those beside the one replaced.
+        versions: What is here of each model.
     """
     going, waiting = dict(changing), dict[str, str]()
     while True:
@@ -49,17 +62,10 @@ def plan(
 
 
 def _lacking(
-    going: Mapping[str, Manifest], pipelines: Mapping[str, Manifest], versions: Mapping[str, Collection[str]]
+    going: Mapping[str, Manifest], pipelines: Mapping[str, Manifest], versions: Mapping[str, Versions]
 ) -> dict[str, str]:
-    """What of ``going`` has to wait, were the rest to swap: first pipelines, then steps that some pipeline holds."""
+    """What of ``going`` has to wait, were the rest to swap: first steps that some pipeline holds, then pipelines."""
     found: dict[str, str] = {}
-    for name, manifest in going.items():
-        for step, version, there in _pins(manifest, going, versions):
-            if version not in there:
-                here = ", ".join(sorted(there)) or "none"
-                found[name] = f"waits for its step '{step}' {version}; here there is: {here}"
-    if found:
-        return found
     for name, manifest in pipelines.items():
         if name in going:
             continue
@@ -69,20 +75,26 @@ def _lacking(
                     f"pipeline '{name}' {manifest.version}, installed here, is pinned to '{step}' {version}: waits for "
                     f"a version of '{name}' that takes {going[step].version}"
                 )
+    if found:
+        return found
+    for name, manifest in going.items():
+        for step, version, there in _pins(manifest, going, versions):
+            if version not in there:
+                here = ", ".join(sorted(there)) or "none"
+                found[name] = f"waits for its step '{step}' {version}; here there is: {here}"
     return found
 
 
 def _pins(
-    manifest: Manifest, going: Mapping[str, Manifest], versions: Mapping[str, Collection[str]]
+    manifest: Manifest, going: Mapping[str, Manifest], versions: Mapping[str, Versions]
 ) -> list[tuple[str, str, set[str]]]:
     """Of each step that is pinned: the model, the version, and the versions that there would be."""
     found = []
     for step in manifest.pipeline:
         if step.version is not None:
-            there = set(versions.get(step.model, ()))
-            if step.model in going:
-                there.add(going[step.model].version)
-            found.append((step.model, step.version, there))
+            here = versions.get(step.model, Versions())
+            one = going[step.model].version if step.model in going else here.active
+            found.append((step.model, step.version, {one, *here.beside} - {""}))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from edge_agent.runtime.budget import MemoryBudget, estimate_bytes
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.slots import Slots
 from edge_agent.update import fitness, transitions
+from edge_agent.update.groups import Versions
 from edge_agent.update.journal import Journal
 from edge_agent.update.outcome import Unfit, blaming
 from edge_agent.update.package_store import PackageStore
@@ -190,18 +191,17 @@ class Preparing:
             device.memory.check(package, replaces=self._slots.last_served(manifest.name))
 
 
-def versions_here(journal: Mapping[str, SlotRecord], slots: Slots, changing: Collection[str]) -> dict[str, set[str]]:
-    """By model the versions that are on this device, and stay when ``changing`` has changed.
-
-    Args:
-        changing: Models whose active package goes.
-    """
-    found: dict[str, set[str]] = {}
+def versions_here(journal: Mapping[str, SlotRecord], slots: Slots) -> dict[str, Versions]:
+    """What is on this device of each model: of those that were installed the active version, and what lies beside."""
+    active: dict[str, str] = {}
+    beside: dict[str, set[str]] = {}
     for entry in slots.index():
         record = journal.get(entry.name)
-        going = set() if record is None else {record.last_known_good} - {record.active}
-        if record is not None and entry.name in changing:
-            going.add(record.active)
-        if entry.digest not in going:
-            found.setdefault(entry.name, set()).add(entry.version)
-    return found
+        if record is not None and entry.digest == record.active:
+            active[entry.name] = entry.version
+        elif record is None or entry.digest != record.last_known_good:  # which goes later
+            beside.setdefault(entry.name, set()).add(entry.version)
+    return {
+        model: Versions(active.get(model, ""), frozenset(beside.get(model, ())))
+        for model in active.keys() | beside.keys()
+    }

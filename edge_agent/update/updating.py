@@ -162,11 +162,11 @@ class Updating:
 
     def _situation(
         self, coming: Mapping[str, Coming]
-    ) -> tuple[dict[str, Manifest], dict[str, Manifest], dict[str, set[str]]]:
+    ) -> tuple[dict[str, Manifest], dict[str, Manifest], dict[str, groups.Versions]]:
         """What :func:`groups.plan` is to know."""
         pipelines = {one.name: one.manifest for one in self._slots.models() if one.manifest.pipeline}
         changing = {model: one.manifest for model, one in coming.items()}
-        return changing, pipelines, versions_here(self._journal.models(), self._slots, changing.keys())
+        return changing, pipelines, versions_here(self._journal.models(), self._slots)
 
     def _lacking(self, model: str, coming: Mapping[str, Coming], reason: str) -> ShoalError:
         """What a model that cannot come alone waits for: its release, or for ever as that failed here."""

@@ -23,6 +23,8 @@ from edge_agent.contract.manifest import (
     Lineage,
     Manifest,
     Probation,
+    Requirements,
+    Shadow,
     Variant,
     golden_file,
 )
@@ -58,6 +60,8 @@ def make_package(
     parent: str | None = None,
     sampling: SamplingPolicy | None = None,
     probation: Probation | None = None,
+    shadow: Shadow | None = None,
+    requires: Requirements | None = None,
     sensitivity: Sensitivity = Sensitivity.PUBLIC,
     golden_is_wrong: bool = False,
     fails_above: float | None = None,
@@ -115,6 +119,8 @@ def make_package(
             files=entries,
             sampling=sampling or SamplingPolicy(),
             probation=probation or Probation(),
+            shadow=shadow or Shadow(),
+            requires=requires or Requirements(),
             batching=batching,
         )
 

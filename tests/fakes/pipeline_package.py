@@ -17,6 +17,7 @@ from edge_agent.contract.manifest import (
     Lineage,
     Manifest,
     PipelineStep,
+    Probation,
     Variant,
 )
 from edge_agent.contract.profile import (
@@ -93,10 +94,12 @@ def make_pipeline_package(
     signature: Signature | None = None,
     batching: Batching | None = None,
     max_run_s: float = 30.0,
+    seed: int = 0,
+    probation: Probation | None = None,
 ) -> Package:
-    """Make a package in ``folder`` that runs the steps; golden samples are of "scaler" and "digits" with seed 0."""
+    """Make a package in ``folder`` that runs the steps; golden samples are of "scaler" and "digits" with ``seed``."""
     raw = reference_images(64) * np.float32(255)
-    weights, bias = model_weights()
+    weights, bias = model_weights(seed)
     golden = Golden(inputs={RAW: raw[:8]}, outputs={OUTPUT: answer(weights, bias, raw[:8] / np.float32(255))})
     files: dict[str, bytes | Path] = {
         REFERENCE_FILE: encode_profile(_profile(raw)),
@@ -115,6 +118,7 @@ def make_pipeline_package(
             batching=batching,
             pipeline=steps,
             max_run_s=max_run_s,
+            probation=probation or Probation(),
         )
 
     return write_package(folder, files=files, manifest=manifest)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.contract.enrolment import Enrolment
+from edge_agent.contract.errors import ModelFailed
 from edge_agent.contract.messages import Desired, Event, EventKind, ReportedModel, UpdateStep
+from edge_agent.runtime.shadow import Shadows
 from edge_agent.runtime.slots import Slots, load
 from edge_agent.update.installer import Installer
 from tests.fakes.packages import INPUT, OUTPUT, PIXELS
@@ -26,17 +30,21 @@ class UpdatingDevice:
         *,
         utc_now: Callable[[], dt.datetime] | None = None,
         after_step: Callable[[str, UpdateStep], None] | None = None,
+        with_shadows: bool = False,
+        **settings: Any,
     ) -> None:
         state.mkdir(parents=True, exist_ok=True)
         self.state, self.now_s = state, 1000.0
         self.slots = Slots()
         self.events: list[Event] = []
-        settings: dict[str, Any] = {"utc_now": utc_now} if utc_now else {}
+        settings |= {"utc_now": utc_now} if utc_now else {}
         if after_step:
             settings["after_step"] = after_step
+        self.shadows = Shadows(_Nobody(), self.slots) if with_shadows else None
         self.installer = Installer(
-            state, enrolment, self.slots, self.events.append, load, monotonic=lambda: self.now_s, **settings
-        )
+            state, enrolment, self.slots, self.events.append, load, monotonic=lambda: self.now_s,
+            shadows=self.shadows, **settings,
+        )  # fmt: skip
         self.installer.start()
 
     def apply(self, desired: Desired) -> bool:
@@ -57,6 +65,29 @@ class UpdatingDevice:
         with self.slots.lease("digits") as loaded:
             return loaded.backend.infer({INPUT: np.full((1, PIXELS), 0.5, np.float32)})[OUTPUT]
 
+    def ask(self, images: NDArray[np.float32], model: str = "digits", name: str = INPUT) -> None:
+        """Ask as an application does, one row at a time: counted by the model, and seen by a shadow."""
+        for row in images:
+            inputs = {name: row[None]}
+            with self.slots.lease(model) as loaded:
+                try:
+                    outputs = loaded.backend.infer(inputs)
+                except ModelFailed:
+                    loaded.statistics.failed(1000)
+                    continue
+                loaded.statistics.answered(1, 1000, 1000, 1000)
+                if self.shadows is not None:
+                    self.shadows.observe(loaded, "r", inputs, outputs, latency_us=3.0, group="")
+
+    def ask_until(self, done: Callable[[], bool], images: NDArray[np.float32], timeout_s: float = 60.0) -> None:
+        """Ask on, and watch, until something has come about."""
+        until = time.monotonic() + timeout_s
+        while not done():
+            assert time.monotonic() < until, self.installer.reported()
+            self.ask(images)
+            time.sleep(0.02)
+            self.installer.watch()
+
     @property
     def version(self) -> str:
         return self.slots.get("digits").version
@@ -74,4 +105,22 @@ class UpdatingDevice:
 
     def close(self) -> None:
         self.installer.close()
+        if self.shadows is not None:
+            self.shadows.close()
         self.slots.close()
+
+
+class _Nobody:
+    """Watches nothing."""
+
+    def observe(self, *_about: Any, **_more: Any) -> bool:
+        return False
+
+    def observe_together(self, *_about: Any, **_more: Any) -> tuple[int, ...]:
+        return ()
+
+    def refused(self, *_about: Any) -> None: ...
+
+    def failed(self, *_about: Any) -> None: ...
+
+    def feedback(self, *_about: Any) -> None: ...
