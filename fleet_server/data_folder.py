@@ -101,6 +101,13 @@ class DataFolder:
         for source in wanted.values():
             if not source.is_file():
                 raise ConfigurationError(f"{source} is missing: {keys} was not made by `shoal keys init`")
+        # Devices follow roots one by one: one that was enrolled with the first needs each that came between.
+        for folder, served in ((keys / "image", "image"), (keys / "director", "director-roots")):
+            roots_folder = self.repository / served
+            with self.storage():
+                roots_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for source in folder.glob("*.root.json"):
+                self.write(roots_folder / source.name, source.read_bytes(), mode=0o644)
         for path, source in wanted.items():
             self.write(path, source.read_bytes(), mode=0o600 if path.suffix == ".pem" else 0o644)
 

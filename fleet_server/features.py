@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from edge_agent.contract.errors import PackageError
 from edge_agent.contract.manifest import REFERENCE_FILE, Manifest
@@ -35,6 +35,7 @@ from fleet_server.samples.lake_writer import LakeWriter
 from fleet_server.samples.service import SampleService
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
+from fleet_server.updates.approvals import Approvals
 from fleet_server.updates.deltas import Deltas
 from fleet_server.updates.director import Director, load_signer
 from fleet_server.updates.image_repository import ImageRepository
@@ -51,6 +52,7 @@ class Features:
     rollouts: RolloutService
     director: Director
     images: ImageRepository
+    approvals: Approvals
     deltas: Deltas
     schedules: ScheduleService
     runs: RunService
@@ -74,7 +76,9 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
     devices = DeviceService(db, publish, config.fleet, report_interval_s=config.report_interval_s)
     models = ModelService(db)
     director = _director(folder)
-    images = _image_repository(folder, models)
+    later: list[Callable[[Manifest, str], None]] = []  # what follows a release needs what is built further down
+    images = _image_repository(folder, models, later)
+    approvals = Approvals(folder.repository, images)
     access = AccessService(
         db, fleet=config.fleet, roots=lambda: (images.root, director.root), on_enrolled=devices.enrolled
     )
@@ -86,12 +90,23 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         lake=lake_uri,
         lake_versions=lambda: _versions(samples),
         champion=models.champion,
-        on_released=lambda model, digest, reason: _roll_out(rollouts, config.rollouts, model, digest, reason),
+        on_released=lambda model, digest, reason: _released(
+            approvals, rollouts, config.rollouts, (model, digest, reason)
+        ),
         known_models=lambda: _known(db, models),
         settings=config.runs,
     )
+    later.append(lambda manifest, digest: _approved(approvals, rollouts, config.rollouts, manifest, digest))
     schedules = ScheduleService(db, count_labels=labels_of, settings=config.runs)
-    monitoring = _monitoring(config, db, devices=devices, models=models, images=images, rollouts=rollouts, runs=runs)
+    monitoring = _monitoring(
+        config,
+        db,
+        devices=devices,
+        models=models,
+        images=images,
+        hold=lambda model: _hold(rollouts, runs, approvals, model),
+        runs=runs,
+    )
     ingest = _ingest(db, devices=devices, monitoring=monitoring, access=access)
     return Features(
         access=access,
@@ -100,6 +115,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         rollouts=rollouts,
         director=director,
         images=images,
+        approvals=approvals,
         deltas=Deltas(folder.repository / "deltas", images.blobs, lambda: shown_targets(images.metadata)),
         schedules=schedules,
         run_pages=RunPages(runs, schedules, fleet=config.fleet),
@@ -149,7 +165,7 @@ def _monitoring(
     devices: DeviceService,
     models: ModelService,
     images: ImageRepository,
-    rollouts: RolloutService,
+    hold: Callable[[str], str | None],
     runs: RunService,
 ) -> MonitoringService:
     return MonitoringService(
@@ -158,7 +174,7 @@ def _monitoring(
         set_sampling=devices.desire_sampling,
         request_run=runs.request,
         base_sampling=lambda model: _sampling(models, model),
-        hold=lambda model: _hold(rollouts, runs, model),
+        hold=hold,
         parent=lambda digest: _manifest(models, digest).parent,
         settings=config.monitoring,
     )
@@ -180,13 +196,34 @@ def _ingest(
     )
 
 
-def _image_repository(folder: DataFolder, models: ModelService) -> ImageRepository:
+def _image_repository(
+    folder: DataFolder, models: ModelService, later: Sequence[Callable[[Manifest, str], None]]
+) -> ImageRepository:
     def on_release(manifest: Manifest, digest: str, evaluation: dict[str, object]) -> None:
         blob = images.blobs.released(digest)
         models.register(manifest, digest, evaluation, manifest_bytes=blob.read_bytes() if blob else None)
+        for follow in later:
+            follow(manifest, digest)
 
     images = ImageRepository(folder.repository, root=folder.image_root.read_bytes(), on_release=on_release)
     return images
+
+
+def _released(
+    approvals: Approvals, rollouts: RolloutService, settings: RolloutSettings, told: tuple[str, str, str]
+) -> None:
+    """A run has released a package; where that waits for approval, its rollout does too."""
+    model, digest, reason = told
+    if not approvals.roll_out_later(digest, reason):
+        _roll_out(rollouts, settings, model, digest, reason)
+
+
+def _approved(
+    approvals: Approvals, rollouts: RolloutService, settings: RolloutSettings, manifest: Manifest, digest: str
+) -> None:
+    reason = approvals.released(manifest.name, manifest.version)
+    if reason is not None:
+        _roll_out(rollouts, settings, manifest.name, digest, reason)
 
 
 def _roll_out(rollouts: RolloutService, settings: RolloutSettings, model: str, digest: str, reason: str) -> None:
@@ -235,10 +272,12 @@ def _sampling(models: ModelService, model: str) -> SamplingPolicy:
     return models.manifest(champion[0]).sampling if champion is not None else SamplingPolicy()
 
 
-def _hold(rollouts: RolloutService, runs: RunService, model: str) -> str | None:
+def _hold(rollouts: RolloutService, runs: RunService, approvals: Approvals, model: str) -> str | None:
     """While a run is under way it reads no new labels, and while a rollout is they still speak of the old package."""
     for run in runs.list(model, limit=5, kind=RunKind.TRAIN):
         if run["state"] in {RunState.QUEUED.value, RunState.RUNNING.value}:
             return f"run {run['id']} is {run['state']}"
+    if approvals.waits(model):
+        return f"a version of {model} waits for approval: shoal models approvals"
     active = [one for one in rollouts.list(model, limit=5) if one.state in {State.RUNNING, State.PAUSED}]
     return f"rollout {active[0].id} of {active[0].version} is {active[0].state.value}" if active else None

@@ -45,6 +45,7 @@ from fleet_server.rollouts import routes as rollouts_routes
 from fleet_server.samples import routes as samples_routes
 from fleet_server.schedules import routes as schedules_routes
 from fleet_server.ticker import Ticker
+from fleet_server.updates import approval_routes
 from fleet_server.updates import routes as updates_routes
 
 _BROKER_S = 30.0
@@ -215,6 +216,9 @@ class Server:
                 require_device=guard.require_download,
                 require_publisher=trainer,
                 deltas=features.deltas,
+            ),
+            approval_routes.routes(
+                features.approvals, require_viewer=viewer, require_publisher=trainer, require_admin=admin
             ),
             samples_routes.routes(features.samples, guard),
             labels_routes.routes(features.labels, guard),

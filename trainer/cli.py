@@ -193,9 +193,13 @@ def publish(folder: Path, server: str, token: str, keys: Path) -> None:
     package = Package.open(folder, verify=True)
     publisher = Publisher(keys, server, token)
     try:
-        publisher.publish(package)
+        awaited = publisher.publish(package)
     finally:
         publisher.close()
+    if awaited is not None:
+        click.echo(f"signed {package.manifest.name} version {package.manifest.version}; it {awaited}")
+        click.echo("shoal models approve; then the worker, or shoal keys publish, makes it visible")
+        return
     click.echo(f"published {package.manifest.name} version {package.manifest.version}, package {package.digest}")
 
 

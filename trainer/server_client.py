@@ -55,6 +55,13 @@ class ReleasedModel(msgspec.Struct, frozen=True):
     versions: tuple[ReleasedPackage, ...] = ()
 
 
+class WaitingRelease(msgspec.Struct, frozen=True):
+    """A release that waits for an approver's signature."""
+
+    model: str
+    version: str
+
+
 class ServerClient:
     """A connection to the fleet server in the role ``trainer``. Safe to use from several threads.
 
@@ -125,13 +132,23 @@ class ServerClient:
         self._send("POST", f"/api/v1/runs/{run}/result", result)
 
     def versions(self, model: str) -> set[str]:
-        """The versions of a model that the server knows; empty where it does not know the model.
+        """The versions of a model that are taken: those that the server shows, and those that wait for approval.
 
         Raises:
             ServerRefused, NetworkError: The server refuses, or is away.
         """
         found = self.released(model)
-        return {package.version for package in found.versions} if found is not None else set()
+        shown = {package.version for package in found.versions} if found is not None else set()
+        return shown | self._waiting(model)
+
+    def _waiting(self, model: str) -> set[str]:
+        try:
+            reply = self._send("GET", "/api/v1/approvals")
+        except ServerRefused as error:
+            if error.status == _NOT_FOUND:  # a server that knows of no approvals
+                return set()
+            raise
+        return {one.version for one in self._decode(reply, list[WaitingRelease]) if one.model == model}
 
     def released(self, model: str) -> ReleasedModel | None:
         """A model's packages, the newest first, and its champion; None where the server does not know the model.

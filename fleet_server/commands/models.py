@@ -6,13 +6,18 @@ from typing import Any
 
 import click
 
+from fleet_server.commands.approvals import approval_commands
 from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
 
 @click.group("models")
 def models_group() -> None:
-    """See the released models and take bad ones back."""
+    """See the released models, approve new ones, and take bad ones back."""
+
+
+for _command in approval_commands:
+    models_group.add_command(_command)
 
 
 @models_group.command("list")

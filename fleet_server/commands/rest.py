@@ -53,6 +53,10 @@ class Rest:
         """What ``GET /api/v1/PATH`` answers."""
         return self._send("GET", path, query={name: value for name, value in query.items() if value is not None})
 
+    def get_bytes(self, path: str) -> bytes:
+        """The file that ``GET /api/v1/PATH`` answers."""
+        return bytes(self._reply("GET", path).content)
+
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """What ``POST /api/v1/PATH`` answers."""
         return self._send("POST", path, body=body or {})
@@ -66,6 +70,15 @@ class Rest:
         self._send("DELETE", path)
 
     def _send(self, method: str, path: str, *, query: Any = None, body: Any = None) -> Any:
+        reply = self._reply(method, path, query=query, body=body)
+        try:
+            return reply.json() if reply.content else None
+        except ValueError as error:
+            raise NetworkError(
+                f"{reply.url} is no Shoal server's: it answers {reply.status_code}, not with JSON"
+            ) from error
+
+    def _reply(self, method: str, path: str, *, query: Any = None, body: Any = None) -> Any:
         import httpx  # 0.1 s to import, which `shoal --help` does not spend
 
         url = f"{self.url}/api/v1/{path}"
@@ -84,10 +97,7 @@ class Rest:
             raise Refused(url, status=reply.status_code, detail=_detail(reply), verbose=self._verbose)
         if not reply.is_success:
             raise ServerRefused(url, status=reply.status_code, detail=_detail(reply))
-        try:
-            return reply.json() if reply.content else None
-        except ValueError as error:
-            raise NetworkError(f"{url} is no Shoal server's: it answers {reply.status_code}, not with JSON") from error
+        return reply
 
 
 def _detail(reply: Any) -> str:

@@ -1,4 +1,4 @@
-"""Package files under their SHA-256: staged until signed metadata names them, only then to be had."""
+"""Package files under their SHA-256: staged until signed metadata names them, only then to be had by devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNDER_WAY = "."
 
 
 class BlobStore:
-    """Two folders: ``blobs`` is served to devices, ``staged`` is what publishers have sent so far.
+    """``blobs`` is served to devices, ``staged`` is what publishers have sent so far, ``held`` waits for approval.
 
     Args:
         folder: Made where it is missing.
@@ -30,8 +30,10 @@ class BlobStore:
 
     def __init__(self, folder: Path, *, limit_bytes: int = 8 << 30) -> None:
         self._blobs, self._staged, self._limit_bytes = folder / "blobs", folder / "staged", limit_bytes
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._staged.mkdir(parents=True, exist_ok=True)
+        self._held = folder / "held"
+        self._all = (self._blobs, self._held, self._staged)
+        for part in self._all:
+            part.mkdir(parents=True, exist_ok=True)
 
     def released(self, sha256: str) -> Path | None:
         """The file, where signed metadata names it."""
@@ -39,9 +41,10 @@ class BlobStore:
         return path if _DIGEST.fullmatch(sha256) and path.is_file() else None
 
     def find(self, sha256: str) -> Path | None:
-        """The file, released or staged."""
-        staged = self._staged / sha256
-        return self.released(sha256) or (staged if _DIGEST.fullmatch(sha256) and staged.is_file() else None)
+        """The file, released, held or staged."""
+        if _DIGEST.fullmatch(sha256) is None:
+            return None
+        return next((path for path in (one / sha256 for one in self._all) if path.is_file()), None)
 
     @contextlib.contextmanager
     def receive(self, sha256: str) -> Iterator[Receiver]:
@@ -79,11 +82,26 @@ class BlobStore:
             beside.unlink(missing_ok=True)
 
     def release(self, digests: set[str]) -> None:
-        """Let devices have these files, durably; they must be staged or released already."""
+        """Let devices have these files, durably; they must be here already."""
         for sha256 in digests:
-            if self.released(sha256) is None:
-                (self._staged / sha256).replace(self._blobs / sha256)
+            path = self.find(sha256)
+            if path is not None and path.parent != self._blobs:
+                path.replace(self._blobs / sha256)
         sync_folder(self._blobs)
+
+    def hold(self, digests: set[str]) -> None:
+        """Keep these files for as long as it takes until somebody approves; devices do not get them."""
+        for sha256 in digests:
+            path = self.find(sha256)
+            if path is not None and path.parent == self._staged:
+                path.replace(self._held / sha256)
+        sync_folder(self._held)
+
+    def forget_held(self, *, but: set[str]) -> None:
+        """Remove files whose release was refused; those of others that wait stay."""
+        for path in self._held.iterdir():
+            if path.name not in but:
+                path.unlink()
 
     def forget_staged(self, *, older_than_s: float = 0.0) -> None:
         """Remove files that nothing signed ever named; what is being sent at this moment stays."""

@@ -18,11 +18,11 @@ from edge_agent.contract.repository import parse_target
 from edge_agent.durable import write_durably
 from fleet_server.updates.blobs import BlobStore
 from fleet_server.updates.errors import UploadRefused
-from fleet_server.updates.image_verification import VerifiedUpload, shown_targets, verify_upload
+from fleet_server.updates.image_verification import VerifiedUpload, shown_names, shown_targets, verify_upload
 
 OnRelease = Callable[[Manifest, str, dict[str, Any]], None]
 
-_METADATA_NAME = re.compile(r"[0-9]{1,9}\.[a-z0-9_-]{1,63}\.json|timestamp\.json")
+_METADATA_NAME = re.compile(r"[0-9]{1,9}\.[a-z0-9_-]{1,80}\.json|timestamp\.json")
 _MANIFEST_LIMIT_BYTES = 4 << 20
 
 
@@ -72,6 +72,17 @@ class ImageRepository:
         except FileNotFoundError:
             return None
 
+    def shown_files(self) -> dict[str, bytes]:
+        """All metadata that is shown now, by file name: the roots, the timestamp, and what it leads to."""
+        with self._lock:
+            found = {}
+            newest = root_version(self.root.encode(), "image")
+            roots = [f"{version}.root.json" for version in range(1, newest + 1)]
+            for name in (*roots, *shown_names(self.metadata)):
+                if (data := self.metadata(name)) is not None:
+                    found[name] = data
+            return found
+
     def accept(self, files: Mapping[str, bytes]) -> list[str]:
         """Verify uploaded metadata, then show it, all at once: the timestamp is written last.
 
@@ -97,6 +108,16 @@ class ImageRepository:
             self.blobs.forget_abandoned()
             self.announce()
             return sorted(fresh)
+
+    def package_files(self, path: str, target: TargetFile) -> tuple[Manifest, dict[str, Any], set[str]]:
+        """A package that is to be released: its manifest, its evaluation, and the digests of all its files.
+
+        Raises:
+            UploadRefused: A file was not uploaded, or the package is not what its path says.
+        """
+        needed = self._needed({path: target})
+        manifest = self._manifest(path, target.hashes["sha256"], target.length)
+        return manifest, self._evaluation(manifest), needed
 
     def announce(self) -> None:
         """Tell of packages that became visible and were not told of; call it at the start of the server."""

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tuf.api.exceptions import EqualVersionNumberError, ExpiredMetadataError, RepositoryError
-from tuf.api.metadata import Metadata, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (
+    DelegatedRole,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    SuccinctRoles,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import EnvelopeType
 
@@ -19,6 +29,8 @@ from edge_agent.contract.repository import parse_target
 from fleet_server.updates.errors import UploadRefused
 
 TIMESTAMP_FILE = "timestamp.json"
+# 65,536 bins of 1,000 packages each.
+_BIN_BITS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +130,79 @@ def _load_shown_snapshot(trusted: TrustedMetadataSet, stored: Callable[[str], by
 
 
 def _roles(trusted: TrustedMetadataSet, take: Callable[[str], bytes]) -> dict[str, TargetFile]:
-    meta = trusted.snapshot.meta
-    targets = trusted.update_targets(take(f"{meta['targets.json'].version}.targets.json"))
-    found = _targets_of("targets", targets, None)
-    for file in sorted(meta.keys() - {"targets.json"}):
+    roles = reached(_loader(trusted, take))
+    for file in trusted.snapshot.meta:
         role = file.removesuffix(".json")
-        if targets.delegations is None or not targets.delegations.roles or role not in targets.delegations.roles:
+        # Bins of an earlier number stay in the snapshot, as they must (TUF, 5.5.5), and mean nothing any more.
+        if role not in roles and _bins(roles.get(role.rpartition("-bins-")[0])) is None:
             raise UploadRefused(f"role {role!r} is in the snapshot, but the targets role does not delegate to it")
-        delegated = trusted.update_delegated_targets(take(f"{meta[file].version}.{file}"), role, Targets.type)
-        found |= _targets_of(role, delegated, targets.delegations.roles[role].is_delegated_path)
+    return all_targets(roles)
+
+
+def _loader(trusted: TrustedMetadataSet, take: Callable[[str], bytes]) -> Callable[[str, str], Targets]:
+    meta = trusted.snapshot.meta
+
+    def load(role: str, delegator: str) -> Targets:
+        if f"{role}.json" not in meta:
+            raise UploadRefused(f"the snapshot lacks the role {role!r}, to which {delegator!r} delegates")
+        return trusted.update_delegated_targets(take(f"{meta[f'{role}.json'].version}.{role}.json"), role, delegator)
+
+    return load
+
+
+def reached(load: Callable[[str, str], Targets]) -> dict[str, Targets]:
+    """The top-level targets, each model's role, and its hash bins, by name.
+
+    Args:
+        load: Gives a role, by its name and its delegator's; it must verify what needs to be.
+    Raises:
+        UploadRefused: A role delegates to what it may not.
+    """
+    targets = load(Targets.type, Root.type)
+    roles = {Targets.type: targets}
+    if targets.delegations is not None and targets.delegations.succinct_roles is not None:
+        raise UploadRefused("the targets role must name each model's role, not bins of its own")
+    for model in _delegated(targets):
+        roles[model] = load(model, Targets.type)
+        delegations = roles[model].delegations
+        if delegations is None:
+            continue
+        bins = delegations.succinct_roles
+        if bins is None or bins.name_prefix != f"{model}-bins" or bins.bit_length > _BIN_BITS:
+            raise UploadRefused(f"role {model!r} may delegate to bins {model}-bins-... only, at most 2**{_BIN_BITS}")
+        for name in bins.get_roles():
+            roles[name] = load(name, model)
+            if roles[name].delegations is not None:
+                raise UploadRefused(f"role {name!r} is a bin, and must not delegate")
+    return roles
+
+
+def all_targets(roles: Mapping[str, Targets]) -> dict[str, TargetFile]:
+    """Every target that the roles may sign, by its path.
+
+    Raises:
+        UploadRefused: One has signed what it may not, or a path is none of ours.
+    """
+    found = _targets_of(Targets.type, roles[Targets.type], None)
+    delegations = roles[Targets.type].delegations
+    for model, rule in ((delegations.roles if delegations is not None else None) or {}).items():
+        found |= _targets_of(model, roles[model], rule.is_delegated_path)
+        if (bins := _bins(roles[model])) is not None:
+            for name in bins.get_roles():
+                found |= _targets_of(name, roles[name], _in_bin(bins, name, rule))
     return found
+
+
+def _in_bin(bins: SuccinctRoles, name: str, rule: DelegatedRole) -> Callable[[str], bool]:
+    return lambda path: rule.is_delegated_path(path) and bins.get_role_for_target(path) == name
+
+
+def _bins(role: Targets | None) -> SuccinctRoles | None:
+    return role.delegations.succinct_roles if role is not None and role.delegations is not None else None
+
+
+def _delegated(role: Targets) -> Iterator[str]:
+    return iter((role.delegations.roles if role.delegations is not None else None) or {})
 
 
 def _targets_of(role: str, targets: Targets, allowed: Callable[[str], bool] | None) -> dict[str, TargetFile]:
@@ -143,16 +218,70 @@ def _targets_of(role: str, targets: Targets, allowed: Callable[[str], bool] | No
     return dict(targets.targets)
 
 
-def shown_targets(stored: Callable[[str], bytes | None]) -> dict[str, TargetFile]:
-    """The targets that the repository shows now; its own files are not verified again."""
+def shown_roles(stored: Callable[[str], bytes | None]) -> dict[str, Targets]:
+    """The roles that the repository shows now, by name; its own files are not verified again."""
+    meta = _shown_snapshot(stored)
+    if f"{Targets.type}.json" not in meta:
+        return {}
+
+    def load(role: str, _delegator: str) -> Targets:
+        file = f"{role}.json"
+        data = stored(f"{meta[file].version}.{file}") if file in meta else None
+        return Metadata[Targets].from_bytes(data).signed if data is not None else _nothing()
+
+    return reached(load)
+
+
+def _shown_snapshot(stored: Callable[[str], bytes | None]) -> dict[str, MetaFile]:
+    """What the snapshot that the repository shows now says of each role's file."""
     timestamp = stored(TIMESTAMP_FILE)
     if timestamp is None:
         return {}
     version = Metadata[Timestamp].from_bytes(timestamp).signed.snapshot_meta.version
     snapshot = stored(f"{version}.snapshot.json")
-    found: dict[str, TargetFile] = {}
-    for file, meta in (Metadata[Snapshot].from_bytes(snapshot).signed.meta if snapshot else {}).items():
-        data = stored(f"{meta.version}.{file}")
-        if data is not None:
-            found |= Metadata[Targets].from_bytes(data).signed.targets
-    return found
+    return dict(Metadata[Snapshot].from_bytes(snapshot).signed.meta) if snapshot else {}
+
+
+def shown_names(stored: Callable[[str], bytes | None]) -> list[str]:
+    """The names of the metadata files that are shown now, without the roots."""
+    timestamp = stored(TIMESTAMP_FILE)
+    if timestamp is None:
+        return []
+    version = Metadata[Timestamp].from_bytes(timestamp).signed.snapshot_meta.version
+    files = (f"{meta.version}.{file}" for file, meta in _shown_snapshot(stored).items())
+    return [TIMESTAMP_FILE, f"{version}.snapshot.json", *files]
+
+
+def shown_targets(stored: Callable[[str], bytes | None]) -> dict[str, TargetFile]:
+    """The targets that the repository shows now."""
+    roles = shown_roles(stored)
+    return all_targets(roles) if roles else {}
+
+
+def verify_shown(stored: Callable[[str], bytes | None], *, root: bytes, now: dt.datetime) -> dict[str, Targets]:
+    """The roles of a repository, verified from a root that whoever asks trusts: what an approver judges by.
+
+    Raises:
+        UploadRefused: They are not signed as that root and its successors ask for, or have expired.
+    """
+    trusted = TrustedMetadataSet(root, EnvelopeType.METADATA)
+    trusted.reference_time = now
+
+    def take(name: str) -> bytes:
+        data = stored(name)
+        if data is None:
+            raise UploadRefused(f"the server does not give {name}")
+        return data
+
+    try:
+        while (data := stored(f"{trusted.root.version + 1}.root.json")) is not None:
+            trusted.update_root(data)
+        trusted.update_timestamp(take(TIMESTAMP_FILE))
+        trusted.update_snapshot(take(f"{trusted.timestamp.snapshot_meta.version}.snapshot.json"))
+        return reached(_loader(trusted, take))
+    except (RepositoryError, ValueError) as error:
+        raise UploadRefused(f"the server's metadata is not to be trusted: {error}") from error
+
+
+def _nothing() -> Targets:
+    return Targets(version=1)

@@ -44,7 +44,7 @@ def after(replaced: Sequence[Replaced], folder: Path, *, in_force: bool, stolen:
     if not in_force:
         steps.append(
             f"Let the others sign: give them a copy of {folder} without its private keys (image/, director/, "
-            f"pending.json); each runs `shoal keys sign DIR --key THEIR_KEY`. Take pending.json back, or its signatures: "
+            "pending.json); each runs `shoal keys sign DIR --key THEIR_KEY`. Take pending.json back, or signatures: "
             f"`shoal keys sign {folder} --from COPY`. `shoal keys status {folder}` says who is missing. Until then "
             "nothing changes."
         )

@@ -12,6 +12,7 @@ from trainer.publish.change import sign_snapshot, signed_bytes
 from trainer.publish.hash_bins import place, role_names, targets_of
 from trainer.publish.keys import KeyFolder, model_key
 from trainer.publish.metadata_folder import IMAGE, Lifetimes, MetadataFolder, name_of, until
+from trainer.publish.pending import read_pending
 from trainer.publish.proposals import RENEWAL, Proposal, Proposals, add_signatures, metadata_of, signatures_of
 
 
@@ -40,8 +41,15 @@ class Releases:
         return self._release(proposal, roles)
 
     def rebase(self) -> list[Proposal]:
-        """Make releases that wait anew where another one of their model came first; gives all that wait now."""
+        """Make releases that wait anew where another one of their model came first; gives all that wait now.
+
+        Those of models whose keys are being changed are left as they are, and are not among them.
+        """
+        pending = read_pending(self._keys.folder)
+        changing = pending.models() if pending is not None else set()
         for proposal in self.waiting.all():
+            if proposal.model in changing:
+                continue
             roles = self._store.roles()
             known = roles.get(proposal.model)
             gone = known is None or proposal.path in targets_of(proposal.model, roles)
@@ -51,7 +59,7 @@ class Releases:
                 self.waiting.forget(proposal.model, proposal.version)
             elif late or any(not one.signed for one in signatures_of(proposal, roles).values()):
                 self.sign(proposal)
-        return self.waiting.all()
+        return [proposal for proposal in self.waiting.all() if proposal.model not in changing]
 
     def sign(self, proposal: Proposal) -> bool:
         """Sign a release with the publisher's key; True where that is enough and it is in force."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,14 @@ from edge_agent.runtime.package import Package
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder, utc_now
 from trainer.publish.pending import read_pending
-from trainer.publish.proposals import signatures_of
+from trainer.publish.proposals import Proposal, metadata_of, signatures_of
 from trainer.server_client import refuse_token
 
 _CHUNK_BYTES = 1 << 20
 _ERROR_TEXT = 500
+_OK, _CONFLICT = 200, 409
+_ROUNDS = 100
+_log = logging.getLogger(__name__)
 
 
 class Publisher:
@@ -51,9 +55,11 @@ class Publisher:
         headers = {"Authorization": f"Bearer {token}"}
         self._client = httpx.Client(base_url=server_url, headers=headers, timeout=timeout_s)
 
-    def publish(self, package: Package) -> None:
+    def publish(self, package: Package) -> str | None:
         """Sign a package and show it on the server; what is there already is not sent again.
 
+        Returns:
+            None where it is visible; else what it waits for, in words.
         Raises:
             DigestMismatch, PackageError: The package on disk is damaged.
             PublishRefused: Its version is taken, or its model has no key here.
@@ -72,26 +78,37 @@ class Publisher:
             self._signing.add_target(manifest.name, path, len(data), package.digest)
             self._signing.refresh()
             self._upload_metadata()
+            self._exchange()
+        return self._lacks(manifest.name, manifest.version)
 
-    def refresh(self) -> None:
-        """Sign anew what is about to expire, and bring the server up to date; call it every hour or so.
+    def refresh(self) -> bool:
+        """Sign anew what is about to expire, fetch approvals, bring the server up to date; call it every hour or so.
 
+        Returns:
+            Whether a release still waits for approval: then call it again soon.
         Raises:
             SigningKeyError, ServerRefused, NetworkError: As :meth:`publish`.
         """
         with self._keys.alone():
             self._signing.refresh()
             self._upload_metadata()
+            self._exchange()
+        return bool(self._signing.releases.waiting.all())
 
     def waiting(self) -> list[str]:
         """What lacks signatures, a line each: changes of keys, and releases that nobody has approved yet."""
         change = read_pending(self._keys.folder)
         lines = [f"a change of keys waits: {'; '.join(change.what)}"] if change is not None else []
-        roles = self._signing.store.roles()
-        for proposal in self._signing.releases.waiting.all():
-            missing = max(one.missing for one in signatures_of(proposal, roles).values())
-            lines.append(f"{proposal.model} {proposal.version} waits for approval: {missing} signatures are missing")
-        return lines
+        waiting = self._signing.releases.waiting.all()
+        return lines + [f"{one.model} {one.version} {self._lacks(one.model, one.version)}" for one in waiting]
+
+    def _lacks(self, model: str, version: str) -> str | None:
+        proposal = self._signing.releases.waiting.get(model, version)
+        if proposal is None:
+            return None
+        results = signatures_of(proposal, self._signing.store.roles()).values()
+        missing = max(one.missing for one in results)
+        return f"waits for approval: {missing} of {max(one.threshold for one in results)} signatures are missing"
 
     def close(self) -> None:
         """Close the connection."""
@@ -119,6 +136,41 @@ class Publisher:
         texts = {name: data.decode() for name, data in files.items()}
         self._send("POST", "/api/v1/repository/metadata", json={"files": texts})
 
+    def _exchange(self) -> bool:
+        """Propose to the server what waits here, and take the signatures that it has collected."""
+        completed = False
+        for _ in range(_ROUNDS):  # each release that is completed lets those beside it be signed anew
+            proposals = self._signing.releases.rebase()
+            if not any(self._settled(proposal) for proposal in proposals):
+                break
+            self._upload_metadata()
+            completed = True
+        return completed
+
+    def _settled(self, proposal: Proposal) -> bool:
+        """Whether a release has all its signatures now; one that was refused is dropped."""
+        waiting = self._signing.releases.waiting
+        if waiting.get(proposal.model, proposal.version) is None:
+            return False  # rebased away by one before it
+        names = ("model", "version", "roles", "path", "length", "package")
+        answer = self._send(
+            "POST",
+            "/api/v1/approvals",
+            json={name: getattr(proposal, name) for name in names},
+            accepted=(200, 409, 422),
+        )
+        if answer.status_code == _CONFLICT and "was refused" in answer.text:
+            _log.warning("%s %s is dropped: %s", proposal.model, proposal.version, answer.json()["error"])
+            waiting.forget(proposal.model, proposal.version)
+            return False
+        if answer.status_code != _OK:
+            # Of another one that came first, or files that are gone: said each time, and the others go on.
+            _log.warning("%s %s: %s", proposal.model, proposal.version, answer.text[:_ERROR_TEXT])
+            return False
+        details = self._send("GET", f"/api/v1/approvals/{proposal.model}/{proposal.version}").json()
+        collected = {name: _signatures(text, name) for name, text in details["proposal"]["roles"].items()}
+        return self._signing.releases.complete(proposal, collected)
+
     def _send(
         self,
         method: str,
@@ -138,6 +190,10 @@ class Publisher:
         if answer.status_code not in accepted:
             raise ServerRefused(str(answer.url), status=answer.status_code, detail=answer.text[:_ERROR_TEXT])
         return answer
+
+
+def _signatures(text: str, role: str) -> dict[str, str]:
+    return {keyid: one.signature for keyid, one in metadata_of(text, role).signatures.items()}
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

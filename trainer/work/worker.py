@@ -38,6 +38,7 @@ from trainer.work.run_process import ProgressLine, run_to_end
 log = logging.getLogger(__name__)
 
 _REFRESH_S = 3600.0
+_APPROVALS_S = 15.0  # while a release waits for somebody's signature
 _LOG_FILE = "stderr.log"
 # What carries out each kind of run.
 MODULES: Mapping[RunKind, str] = {
@@ -52,11 +53,11 @@ _FINAL_STATUSES = (2, 3)
 class Publishing(Protocol):
     """What brings a package to the server, signed (:class:`trainer.publish.repository.Publisher`)."""
 
-    def publish(self, package: Package) -> None:
-        """Sign the package and show it on the server; what is there already is not sent again."""
+    def publish(self, package: Package) -> str | None:
+        """Sign the package and show it on the server; gives what it waits for where it is not visible yet."""
 
-    def refresh(self) -> None:
-        """Sign anew what is about to expire, and show what was signed while the server was away."""
+    def refresh(self) -> bool | None:
+        """Sign anew what is about to expire, show what was signed meanwhile; True where one waits for approval."""
 
 
 class ResultRefused(TrainerError):
@@ -106,6 +107,7 @@ class Worker:
         self._room = Room(capacity or Capacity())
         self._folders = Folders(work.resolve(), at_once=self._room.capacity.at_once)
         self._timing = timing or Timing()
+        self._awaited = False
         self._models, self._modules = [recipe.name for recipe in find_recipes(recipes)], modules
 
     def work(self, stop: threading.Event) -> None:
@@ -120,9 +122,8 @@ class Worker:
             while not stop.is_set():
                 run = None
                 try:
-                    if time.monotonic() - refreshed_at >= _REFRESH_S:
-                        with self._publishing:
-                            self._publisher.refresh()
+                    if time.monotonic() - refreshed_at >= (_APPROVALS_S if self._awaited else _REFRESH_S):
+                        self._refresh()
                         refreshed_at = time.monotonic()
                     run = None if self._room.full else self._claim()
                 except NetworkError as error:
@@ -225,24 +226,31 @@ class Worker:
             return _failed(run, said, *words, retry=status not in _FINAL_STATUSES)
         result = _read_result(folder / RESULT_FILE)
         if result.state is RunState.RELEASED:
-            self._release(_released(run, version, result, folder / PACKAGE_FOLDER), lease)
+            awaited = self._release(_released(run, version, result, folder / PACKAGE_FOLDER), lease)
+            if awaited is not None:
+                result = msgspec.structs.replace(result, reasons=(*result.reasons, f"version {version} {awaited}"))
         return result
 
-    def _release(self, package: Package, lease: Lease) -> None:
+    def _release(self, package: Package, lease: Lease) -> str | None:
+        """Publish a package; gives what it waits for where nobody sees it yet."""
         version = package.manifest.version
         lease.say(ProgressLine("publish", 0.98, f"signing and publishing version {version}"))
 
-        def publish() -> None:
+        def publish() -> str | None:
             lease.renew()  # a release cannot be taken back: not on the strength of an old heartbeat
             with self._publishing:
-                self._publisher.publish(package)
+                return self._publisher.publish(package)
 
-        lease.persist(publish)
+        awaited = lease.persist(publish)
         self._folders.keep(package, models=len(self._models))
+        if awaited is not None:
+            self._awaited = True
+            log.info("version %s of '%s' %s: shoal models approvals", version, package.manifest.name, awaited)
+        return awaited
 
     def _refresh(self) -> None:
         with self._publishing:
-            self._publisher.refresh()
+            self._awaited = bool(self._publisher.refresh())
 
     def _version(self, run: RunFile) -> str:
         """The first free version after the champion's: an earlier attempt may have published one already."""

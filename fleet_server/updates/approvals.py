@@ -1,0 +1,293 @@
+"""Releases that wait for an approver: kept, checked and told of here, signed elsewhere, and served to no device.
+
+The server holds no key of the image repository. It takes a proposal that the publisher has signed, shows it to
+approvers, takes their signatures where they are good, and gives them to the publisher, who makes the release visible.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tuf.api.metadata import TargetFile, VerificationResult
+
+from edge_agent.contract.names import check_name, check_version
+from edge_agent.durable import write_durably
+from fleet_server.clock import Clock, now_ms
+from fleet_server.errors import Conflict, NotFound
+from fleet_server.updates.errors import UploadRefused
+from fleet_server.updates.image_repository import ImageRepository
+from fleet_server.updates.image_verification import all_targets, shown_roles
+from fleet_server.updates.proposal import RENEWAL, Proposal, check_proposal, signer_names, with_signatures
+
+WAITING, REFUSED = "waiting", "refused"
+_AT_MOST = 100
+_REFUSED_KEPT_MS = 30 * 86_400_000
+_READABLE = frozenset({"manifest.json", "evaluation.json", "card.md"})
+
+
+class Approval(msgspec.Struct, frozen=True, kw_only=True):
+    """A release that waits for signatures, or was refused.
+
+    Args:
+        package: Digest of the package; empty where only the model's signatures are renewed.
+        state: ``waiting`` or ``refused``; ``reason`` says why.
+        signed, unsigned: Names of the keys that have signed, and of those that may.
+        missing: Signatures that it still lacks.
+        evaluation: Of the package.
+    """
+
+    model: str
+    version: str
+    package: str
+    state: str
+    proposed_at_ms: int
+    threshold: int
+    missing: int
+    signed: list[str]
+    unsigned: list[str]
+    reason: str = ""
+    evaluation: dict[str, Any] = {}
+
+
+class ApprovalDetails(Approval, frozen=True, kw_only=True):
+    """With what an approver needs to judge and to sign.
+
+    Args:
+        proposal: What is to be signed, with the signatures so far.
+        shown: The metadata that the repository shows now, by file name: an approver verifies it from their own root.
+    """
+
+    proposal: Proposal
+    shown: dict[str, str]
+
+
+class _Kept(msgspec.Struct, kw_only=True):
+    proposal: Proposal
+    proposed_at_ms: int
+    evaluation: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    digests: list[str] = []
+    state: str = WAITING
+    reason: str = ""
+    rollout: str | None = None
+
+
+class Approvals:
+    """Proposals in a folder.
+
+    Args:
+        folder: ``approvals/`` is made in it.
+        images: The repository that they are releases of.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        images: ImageRepository,
+        *,
+        clock: Clock = now_ms,
+        utc_now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self._folder, self._images, self._clock, self._utc_now = folder / "approvals", images, clock, utc_now
+        self._lock = threading.RLock()
+
+    def propose(self, proposal: Proposal) -> Approval:
+        """Take a release that the publisher has signed; the same one again takes what signatures it brings.
+
+        Raises:
+            UploadRefused: It may not follow what is shown, nobody's key has signed it, or its files are not here.
+            Conflict: It was refused, or too many wait.
+        """
+        with self._lock:
+            before = self._find(proposal.model, proposal.version)
+            if before is not None and before.state == REFUSED and before.proposal.package == proposal.package:
+                raise Conflict(f"{proposal.model} {proposal.version} was refused: {before.reason}")
+            if before is None and sum(one.state == WAITING for one in self.list()) >= _AT_MOST:
+                raise Conflict(f"{_AT_MOST} releases wait for approval already: approve or reject some")
+            if before is not None:
+                proposal = _merged(proposal, before.proposal)
+            shown = shown_roles(self._images.metadata)
+            proposal, _ = check_proposal(proposal, shown, self._utc_now())
+            kept = _Kept(proposal=proposal, proposed_at_ms=before.proposed_at_ms if before else self._clock())
+            kept.rollout = before.rollout if before is not None else None
+            if proposal.version != RENEWAL:
+                target = TargetFile(proposal.length, {"sha256": proposal.package}, proposal.path)
+                manifest, kept.evaluation, digests = self._images.package_files(proposal.path, target)
+                kept.digests = sorted(digests)
+                kept.files = {name: one.sha256 for name, one in manifest.files.items() if name in _READABLE}
+                kept.files["manifest.json"] = proposal.package
+                self._images.blobs.hold(digests)
+            self._keep(kept)
+            return self._told(kept)
+
+    def list(self) -> list[Approval]:
+        """All that wait, and what was refused, the newest first; what was released since is forgotten."""
+        with self._lock:
+            shown = all_targets(roles) if (roles := shown_roles(self._images.metadata)) else {}
+            kept = [self._read(path) for path in sorted(self._folder.glob("*/*.json"))]
+            for one in kept:
+                over = self._clock() - one.proposed_at_ms > _REFUSED_KEPT_MS if one.state == REFUSED else False
+                if over or one.proposal.path in shown or (one.proposal.version == RENEWAL and self._is_late(one)):
+                    self._forget(one)
+            left = [one for one in kept if self._path(one.proposal.model, one.proposal.version).exists()]
+            return [self._told(one) for one in sorted(left, key=lambda one: -one.proposed_at_ms)]
+
+    def waits(self, model: str) -> bool:
+        """Whether a release of a model waits for approval."""
+        return any(one.model == model and one.state == WAITING and one.package for one in self.list())
+
+    def details(self, model: str, version: str) -> ApprovalDetails:
+        """One of them, with what is to be signed.
+
+        Raises:
+            NotFound: There is none.
+        """
+        with self._lock:
+            kept = self._get(model, version)
+            fields = msgspec.structs.asdict(self._told(kept))
+            fields["evaluation"] = kept.evaluation
+            return ApprovalDetails(**fields, proposal=kept.proposal, shown=self._shown())
+
+    def file(self, model: str, version: str, name: str) -> Path:
+        """The manifest, evaluation or card of a release that waits: what an approver reads.
+
+        Raises:
+            NotFound: There is no such release, or no such file of it for reading.
+        """
+        kept = self._get(model, version)
+        path = self._images.blobs.find(kept.files.get(name, ""))
+        if path is None:
+            raise NotFound(f"{model} {version}: there is no {name!r} to read; there is {', '.join(sorted(kept.files))}")
+        return path
+
+    def sign(self, model: str, version: str, signatures: Mapping[str, Mapping[str, str]]) -> Approval:
+        """Take an approver's signatures, by role and key identifier. Whoever brings them: only the key could make them.
+
+        Raises:
+            NotFound: No such release waits.
+            UploadRefused: None is good: of another key, or over something else than what waits now.
+        """
+        with self._lock:
+            kept = self._get(model, version)
+            if kept.state != WAITING:
+                raise Conflict(f"{model} {version} was refused: {kept.reason}")
+            shown, now = shown_roles(self._images.metadata), self._utc_now()
+            before = check_proposal(kept.proposal, shown, now)[1]
+            proposal, after = check_proposal(with_signatures(kept.proposal, signatures), shown, now)
+            if all(after[role].signed.keys() == before[role].signed.keys() for role in after):
+                raise UploadRefused(
+                    f"{model} {version}: the signature is not one that is missing: of another key, given already, or "
+                    "over an earlier form; fetch it again, then approve"
+                )
+            kept.proposal = proposal
+            self._keep(kept)
+            return self._told(kept)
+
+    def reject(self, model: str, version: str, reason: str) -> Approval:
+        """Refuse a release: it is not signed any more, its files are forgotten, and the publisher is told why.
+
+        Raises:
+            NotFound: No such release waits.
+        """
+        with self._lock:
+            kept = self._get(model, version)
+            kept.state, kept.reason, kept.digests, kept.files = REFUSED, reason, [], {}
+            self._keep(kept)
+            self._forget_files()
+            return self._told(kept)
+
+    def roll_out_later(self, digest: str, reason: str) -> bool:
+        """Remember that a package shall be rolled out once it is released; False where it does not wait here."""
+        with self._lock:
+            self.list()  # what is visible by now waits no longer
+            for path in self._folder.glob("*/*.json"):
+                kept = self._read(path)
+                if kept.proposal.package == digest and kept.state == WAITING:
+                    kept.rollout = reason
+                    self._keep(kept)
+                    return True
+        return False
+
+    def released(self, model: str, version: str) -> str | None:
+        """A release has become visible: it waits no longer. Gives why it shall be rolled out, if it shall."""
+        with self._lock:
+            kept = self._find(model, version)
+            return kept.rollout if kept is not None and kept.state == WAITING else None
+
+    def _told(self, kept: _Kept) -> Approval:
+        proposal = kept.proposal
+        results: dict[str, VerificationResult] = {}
+        reason = kept.reason
+        if kept.state == WAITING:
+            try:
+                results = check_proposal(proposal, shown_roles(self._images.metadata), self._utc_now())[1]
+            except UploadRefused as error:  # another release came first: the publisher signs this one anew
+                reason = f"the publisher must sign it anew: {error}"
+        last = max(results.values(), key=lambda one: one.missing, default=None)
+        return Approval(
+            model=proposal.model,
+            version=proposal.version,
+            package=proposal.package,
+            state=kept.state,
+            reason=reason,
+            proposed_at_ms=kept.proposed_at_ms,
+            threshold=last.threshold if last is not None else 0,
+            missing=last.missing if last is not None else 0,
+            signed=signer_names(last.signed, proposal.model) if last is not None else [],
+            unsigned=signer_names(last.unsigned, proposal.model) if last is not None else [],
+        )
+
+    def _is_late(self, kept: _Kept) -> bool:
+        try:
+            check_proposal(kept.proposal, shown_roles(self._images.metadata), self._utc_now())
+        except UploadRefused:
+            return True
+        return False
+
+    def _shown(self) -> dict[str, str]:
+        """Roots, timestamp, snapshot and all roles: an approver verifies the whole, not only this model's."""
+        return {name: data.decode() for name, data in self._images.shown_files().items()}
+
+    def _path(self, model: str, version: str) -> Path:
+        name = version if version == RENEWAL else check_version(version)
+        return self._folder / check_name(model, "model") / f"{name}.json"
+
+    def _find(self, model: str, version: str) -> _Kept | None:
+        path = self._path(model, version)
+        return self._read(path) if path.exists() else None
+
+    def _get(self, model: str, version: str) -> _Kept:
+        found = self._find(model, version)
+        if found is None:
+            raise NotFound(f"{model} {version} does not wait for approval; `shoal models approvals` shows what does")
+        return found
+
+    def _read(self, path: Path) -> _Kept:
+        return msgspec.json.decode(path.read_bytes(), type=_Kept)
+
+    def _keep(self, kept: _Kept) -> None:
+        path = self._path(kept.proposal.model, kept.proposal.version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, msgspec.json.encode(kept))
+
+    def _forget(self, kept: _Kept) -> None:
+        self._path(kept.proposal.model, kept.proposal.version).unlink()
+        self._forget_files()
+
+    def _forget_files(self) -> None:
+        left = {digest for path in self._folder.glob("*/*.json") for digest in self._read(path).digests}
+        self._images.blobs.forget_held(but=left)
+
+
+def _merged(new: Proposal, old: Proposal) -> Proposal:
+    """Signatures that were collected already; they count only where they are over the same bytes."""
+    found = {
+        role: {keyid: str(one["sig"]) for one in msgspec.json.decode(text)["signatures"] for keyid in [one["keyid"]]}
+        for role, text in old.roles.items()
+    }
+    return with_signatures(new, found)
