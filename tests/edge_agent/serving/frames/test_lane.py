@@ -114,7 +114,10 @@ def test_a_quota_counts_each_of_them(tmp_path: Path, connect: Connect) -> None:
 
 
 def test_the_frames_of_a_shared_run_are_those_that_each_would_get() -> None:
-    outputs: dict[str, np.ndarray] = {"p": np.arange(12, dtype=np.float32).reshape(4, 3), "q": np.arange(4, dtype=np.int64)}
+    outputs: dict[str, np.ndarray] = {
+        "p": np.arange(12, dtype=np.float32).reshape(4, 3),
+        "q": np.arange(4, dtype=np.int64),
+    }
     run = SharedRun("m", "1", "d" * 64, ["a-8", "a-9", "a-10", "a-11"], outputs, {2})
     shared, single = FrameTemplates(Regions()), FrameTemplates(Regions())
     request = InferenceRequest("", {}, binary=True)
