@@ -126,7 +126,7 @@ class Pair:
             self._why = self._why or _short(error)
 
     def _compare(self, inputs: Tensors, watchdog: Watchdog) -> None:
-        with self._slots.lease(self.name, self._version) as champion:
+        with self._slots.lease(self.name) as champion:
             if champion.digest != self.digest:
                 self._skip()
                 return

@@ -88,6 +88,7 @@ class Slots:
         # What requests look into: the same once more, flat.
         self._serving: dict[str, LoadedModel] = {}
         self._serving_versions: dict[tuple[str, str], LoadedModel] = {}
+        self._versions_asked: dict[tuple[str, str], None] = {}
         self._lock = threading.Lock()
 
     def get(self, model: str, version: str | None = None) -> LoadedModel:
@@ -111,7 +112,7 @@ class Slots:
             UnknownModel, ModelUnavailable: See :meth:`get`.
         """
         while True:
-            loaded = self._serving.get(model) if version is None else self._serving_versions.get((model, version))
+            loaded = self._serving.get(model) if version is None else self._by_name(model, version)
             if loaded is None:
                 raise self._missing(model, version)
             loaded.leases.append(None)
@@ -119,6 +120,11 @@ class Slots:
             if not loaded.retired:
                 return lease
             lease.__exit__(None, None, None)  # replaced this very moment: take the one in its place
+
+    def take_versions_asked(self) -> list[tuple[str, str]]:
+        """Which (model, version) were leased by the version's name since the last call."""
+        asked, self._versions_asked = self._versions_asked, {}
+        return list(asked)
 
     def install(self, loaded: LoadedModel, *, default: bool = True) -> LoadedModel | None:
         """Let ``loaded`` serve under its name and version from now on; atomic.
@@ -323,7 +329,14 @@ class Slots:
         for loaded in serving:
             self._retire(loaded)
 
-    # What follows is called under the lock, but for _missing, _retire and _close.
+    # What follows is called under the lock, but for _by_name, _missing, _retire and _close.
+
+    def _by_name(self, model: str, version: str) -> LoadedModel | None:
+        key = (model, version)
+        loaded = self._serving_versions.get(key)
+        if loaded is not None:
+            self._versions_asked[key] = None
+        return loaded
 
     def _install(self, loaded: LoadedModel, *, default: bool) -> list[LoadedModel]:
         """What it replaces; the last of them in the same place."""

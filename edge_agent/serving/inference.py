@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.checking import Checked
 from edge_agent.contract.errors import Busy, CallerError, ModelFailed, ShoalError, SignatureMismatch
+from edge_agent.runtime.asked_inputs import AskedInputs
 from edge_agent.runtime.backend import RunCancelled
 from edge_agent.runtime.slots import LoadedModel
 from edge_agent.runtime.watchdog import Run, Watchdog
@@ -94,10 +95,14 @@ class Inference:
     Args:
         threads: Runs at once of models that are too slow for the event loop's own thread.
         watchdog: Breaks off runs that hang; its own where None.
+        asked: Remembers what applications send; its own where None, which nobody reads.
     """
 
-    def __init__(self, observer: Observer, *, threads: int, watchdog: Watchdog | None = None) -> None:
+    def __init__(
+        self, observer: Observer, *, threads: int, watchdog: Watchdog | None = None, asked: AskedInputs | None = None
+    ) -> None:
         self._observer = observer
+        self._asked = asked or AskedInputs()
         self._ids = RequestIds()
         self._watchdog = watchdog or Watchdog()
         self._running = self._watchdog.running
@@ -109,7 +114,7 @@ class Inference:
         self._wakers = ThreadPoolExecutor(1, thread_name_prefix="waker")
         self._waking: dict[tuple[str, str | None], asyncio.Future[object]] = {}
         #: Answers requests that meet in one turn of the event loop, where they can be.
-        self.together = Together(self._infer, observer, self._ids.new)
+        self.together = Together(self._infer, observer, self._ids.new, self._asked)
         self._scheduler = Scheduler(self._pool, threads, self._run_batch, self._not_run)
 
     @property
@@ -303,7 +308,11 @@ class Inference:
         if request.monitored:
             if violations:
                 loaded.statistics.violated(violations)
+            asked = self._asked
+            asked.left -= 1
             try:
+                if asked.left < 0:
+                    asked.note(loaded, request.inputs, request.outputs)
                 wanted = self._observer.observe(
                     loaded, request_id, request.inputs, outputs, latency_us=latency_ns / 1000, group=request.group
                 )

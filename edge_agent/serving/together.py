@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import CallerError, ShoalError
+from edge_agent.runtime.asked_inputs import AskedInputs
 from edge_agent.runtime.slots import LoadedModel
 from edge_agent.runtime.statistics import latency_buckets
 from edge_agent.serving.request import InferenceRequest, SharedRun, check_outputs
@@ -53,6 +54,7 @@ class Together:
         observer: Told of each request by itself where it takes them only so. Its methods are looked up for each call:
             what shadows a model stands between only while it does.
         new_id: Makes a request's identifier.
+        asked: Remembers what applications send.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Together:
         run: Callable[[LoadedModel, Tensors, int], dict[str, NDArray[Any]]],
         observer: Any,
         new_id: Callable[[], str],
+        asked: AskedInputs,
     ) -> None:
-        self._run, self._new_id = run, new_id
+        self._run, self._new_id, self._asked = run, new_id, asked
         self._observer = observer
         self._takes_many = isinstance(observer, ManyObserver)
 
@@ -100,6 +103,7 @@ class Together:
             buckets = latency_buckets(latencies_ns)
             many = self._observer.observe_together if self._takes_many else self._one_by_one
             try:
+                self._note(loaded, like, inputs, count)
                 asked = many(loaded, request_ids, inputs, outputs, latencies_ns=latencies_ns, buckets=buckets)
             except Exception:
                 # The applications have their answers coming, whatever is wrong with what is watched beside them.
@@ -112,6 +116,13 @@ class Together:
                 output_ns=perf_counter_ns() - end_ns,
             )
         return SharedRun(loaded.name, loaded.version, loaded.digest, request_ids, outputs, asked)
+
+    def _note(self, loaded: LoadedModel, like: InferenceRequest, inputs: Tensors, count: int) -> None:
+        """Requests of one row each were answered."""
+        sent = self._asked
+        sent.left -= count
+        if sent.left < 0:
+            sent.note(loaded, {name: array[:1] for name, array in inputs.items()}, like.outputs)
 
     def _one_by_one(
         self,
