@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from edge_agent.contract.errors import ShoalError, storage_error
-from edge_agent.durable import sync_folder, write_durably
+from edge_agent.durable import sync_folder
 from trainer.batch.errors import InputUnreadable, OutputRefused
 
 _REMOVALS = 5
@@ -74,7 +75,7 @@ class Storage:
             if self.is_local:
                 path = Path(self.path(name))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_durably(path, data)
+                _write_apart(path, data)
                 return
             with self.fs.open_output_stream(self.path(name)) as file:  # an object appears when its upload ends
                 file.write(data)
@@ -82,7 +83,11 @@ class Storage:
     def names(self, folder: str = "") -> list[str]:
         """The names in a folder, sorted; of a folder that is not there none."""
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        try:
+            return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        except FileNotFoundError:
+            # Arrow finds no folder, looks whether there is none, and another attempt has made it meanwhile.
+            return []
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where there is none."""
@@ -106,8 +111,9 @@ class Storage:
         for _ in range(_REMOVALS):
             try:
                 self.fs.delete_dir(self.path(folder))
-            except FileNotFoundError:
-                return
+            except FileNotFoundError:  # the folder; or something in it, which another attempt removes as well
+                if self.fs.get_file_info(self.path(folder)).type == pafs.FileType.NotFound:
+                    return
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY:
                     raise
@@ -125,6 +131,21 @@ class Storage:
         finally:
             os.close(descriptor)
         sync_folder(path.parent)
+
+
+def _write_apart(path: Path, data: bytes) -> None:
+    """Replace a file durably, by way of one of this writer's own: two attempts at one plan write the same marks."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.new")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager

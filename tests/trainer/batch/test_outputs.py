@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -147,3 +149,36 @@ def test_what_others_write_into_meanwhile_is_removed_or_left_but_no_error(tmp_pa
         writer.join()
     storage.remove("staged")
     assert not (tmp_path / "staged").exists()
+
+
+def test_two_attempts_may_write_one_mark_at_once_and_readers_find_it_whole(tmp_path: Path) -> None:
+    storage, data = Storage(str(tmp_path)), b"the same mark" * 1000
+    storage.put("folder/mark", data)
+    found: list[bytes | None] = []
+    errors: list[BaseException] = []
+
+    def write_on() -> None:
+        try:
+            for _ in range(100):
+                storage.put("folder/mark", data)
+                found.append(storage.read("folder/mark"))
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    writers = [threading.Thread(target=write_on) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not errors
+    assert set(found) == {data}
+    assert storage.names("folder") == ["mark"]
+
+
+def test_a_folder_that_another_attempt_makes_this_moment_is_empty_and_no_error(tmp_path: Path) -> None:
+    storage, folder = Storage(str(tmp_path)), str(tmp_path / "staged")
+    come_and_go = f"import os\nfor _ in range(50_000):\n    os.mkdir({folder!r})\n    os.rmdir({folder!r})"
+    with subprocess.Popen([sys.executable, "-c", come_and_go]) as other:
+        while other.poll() is None:  # Arrow made an error of some hundred of these listings
+            assert storage.names("staged") == []

@@ -7,6 +7,7 @@ the ledger is true. Both stay with the table through checkpoints and clean-ups o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -174,15 +175,16 @@ class DeltaAnswers:
 
     def _make(self, storage: Storage, kind: Schema) -> DeltaTable:
         storage.make()
-        create_table_with_add_actions(
-            storage.uri,
-            kind,
-            [],
-            mode="ignore",
-            partition_by=[LOGICAL_TIME],
-            name=self._job,
-            description="made by Shoal",
-        )
+        with contextlib.suppress(CommitFailedError):  # another attempt has made it meanwhile
+            create_table_with_add_actions(
+                storage.uri,
+                kind,
+                [],
+                mode="ignore",
+                partition_by=[LOGICAL_TIME],
+                name=self._job,
+                description="made by Shoal",
+            )
         return DeltaTable(storage.uri)
 
     def _open(self, storage: Storage) -> DeltaTable | None:

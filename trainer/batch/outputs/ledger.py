@@ -100,8 +100,14 @@ def write_mark(marks: Storage, done: PartDone) -> None:
 
 def read_marks(marks: Storage) -> dict[int, PartDone]:
     """The parts that are done."""
-    names = [name for name in marks.names() if name.startswith("done-") and name.endswith(".json")]
-    return {done.index: done for done in (_read(marks, name, PartDone) for name in names)}
+    found = {}
+    for name in marks.names():
+        if not (name.startswith("done-") and name.endswith(".json")):
+            continue
+        if (data := marks.read(name)) is not None:  # else another attempt has committed, and tidied up
+            done = _decoded(data, f"{marks.uri}/{name}", PartDone)
+            found[done.index] = done
+    return found
 
 
 def _read(storage: Storage, name: str, kind: type[T]) -> T:

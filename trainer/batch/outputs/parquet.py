@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -84,12 +85,20 @@ class ParquetAnswers:
     def commit(self, ready: Ready) -> None:
         """Make the batch a part of the table; see :class:`trainer.batch.outputs.table.Table`."""
         name = f"{_BATCH}{ready.record.number:08d}"
-        with writing(self.shown):
+        try:
+            self._commit(name, ready)
+        except FileNotFoundError as error:
+            if not (self._root / name).exists():
+                raise OutputRefused(f"{self.shown}: what was made ready is gone: {error}", retry=True) from error
+            raise _overtaken(self.shown, name) from error  # and tidied up after
+
+    def _commit(self, name: str, ready: Ready) -> None:
+        with self._writing():
             answers = self._gathered(ready.stage.answers, [done.file for done in ready.done])
             rejected = self._gathered(ready.stage.rejected, [done.rejected_file for done in ready.done])
             write_durably(answers / RECORD_FILE, msgspec.json.format(msgspec.json.encode(ready.record)))
             if (self._root / name).exists():
-                raise BatchOvertaken(f"{self.shown}: {name} was committed meanwhile; run the job again")
+                raise _overtaken(self.shown, name)
             if ready.record.replaces is not None:
                 self._take_away(f"{_BATCH}{ready.record.replaces:08d}", ready)
             if any(rejected.iterdir()):
@@ -102,8 +111,19 @@ class ParquetAnswers:
             except OSError as error:
                 if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                     raise
-                raise BatchOvertaken(f"{self.shown}: {name} was committed meanwhile; run the job again") from error
+                raise _overtaken(self.shown, name) from error
             sync_folder(self._root)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        gone: FileNotFoundError | None = None
+        with writing(self.shown):
+            try:
+                yield
+            except FileNotFoundError as error:
+                gone = error
+        if gone is not None:
+            raise gone
 
     def discard(self, plan_id: str) -> None:
         """Remove what was staged."""
@@ -132,3 +152,7 @@ class ParquetAnswers:
 
     def _remove(self, folder: Path) -> None:
         Storage(str(folder.parent)).remove(folder.name)
+
+
+def _overtaken(shown: str, name: str) -> BatchOvertaken:
+    return BatchOvertaken(f"{shown}: {name} was committed meanwhile; run the job again")
