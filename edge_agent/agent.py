@@ -25,6 +25,7 @@ from edge_agent.monitor.monitor import Monitor
 from edge_agent.recorder import open_outbox
 from edge_agent.reporter import Reporter, pace_s
 from edge_agent.runtime import cpus
+from edge_agent.runtime.asked_inputs import ASKED_FILE, AskedInputs
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, thread_budget
 from edge_agent.runtime.catalogue import Catalogue
 from edge_agent.runtime.gpu.presence import may_have_gpu
@@ -38,6 +39,7 @@ from edge_agent.serving.local_api import LocalApi
 from edge_agent.state_lock import lock_state
 from edge_agent.update.installer import Installer
 from edge_agent.update.preparing import Device
+from edge_agent.update.seen import Sight
 from edge_agent.update.update_thread import UpdateThread
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ class Agent:
         self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None
         self._monitor = Monitor(self._outbox, self._state, traffic=self._traffic)
         self._shadows = Shadows(self._monitor, self._slots)
+        self._asked = AskedInputs(self._slots.take_versions_asked)
+        self._asked.restore(self._state / ASKED_FILE)
         self._installer = Installer(
             self._state,
             identity,
@@ -86,7 +90,8 @@ class Agent:
             serve=self._repository.serve,
             settings=config.updates,
             shadows=self._shadows,
-            device=Device(hardware=self._hardware, memory=memory),
+            seen=Sight(self._monitor.predicted),
+            device=Device(hardware=self._hardware, memory=memory, still_fits=self._asked.refusals),
         )
         self._repository.follow(self._installer)
         self._updates = UpdateThread(self._installer)
@@ -98,9 +103,10 @@ class Agent:
             board=self._monitor.board,
             threads=self._threads.at_once,
             agent_version=__version__,
+            asked=self._asked,
         )
         self._reporter = Reporter(
-            flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
+            flush=self._flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
         )
         self._tidying = Tidying()
 
@@ -174,6 +180,13 @@ class Agent:
         except DeviceError as error:
             self._outbox.count_lost(Stream.EVENTS)
             _log.warning("event %s could not be kept: %s", event.kind.value, error)
+
+    def _flush(self) -> None:
+        try:
+            self._asked.save(self._state / ASKED_FILE)
+        except OSError as error:  # learned anew after the next start
+            _log.warning("%s could not be written: %s", self._state / ASKED_FILE, error.strerror)
+        self._monitor.flush()
 
     def _traffic(self) -> tuple[int, int]:
         """Bytes sent and received over the network since the start."""

@@ -78,7 +78,20 @@ def still_fits(signature: Signature, asked: Asked | None) -> list[str]:
             reasons.append(f"it requires input '{name}', which no application sends")
             continue
         reasons += _misfits(spec, asked)
-    return [*reasons, *_missed(signature, asked), *_pinned(asked)]
+    return [*reasons, *_missed(signature, asked)]
+
+
+def pinned(asked: Asked | None) -> str:
+    """What the end of the version that answers now means to those who ask for it by its name; empty where nobody does.
+
+    It is no reason to refuse another version: else one such request would end all updates of its model.
+    """
+    if asked is None or not any(asked.version in window.versions for window in asked.windows):
+        return ""
+    return (
+        f"applications ask for version '{asked.version}' by its name, which is not found any more once another takes "
+        "its place: let them ask without a version"
+    )
 
 
 def _misfits(spec: TensorSpec, asked: Asked) -> list[str]:
@@ -124,12 +137,6 @@ def _missed(signature: Signature, asked: Asked) -> list[str]:
                 f"applications {how} output '{name}' as {asked.gives[name].value}, it gives {given[name].value}"
             )
     return reasons
-
-
-def _pinned(asked: Asked) -> list[str]:
-    if not any(asked.version in window.versions for window in asked.windows):
-        return []
-    return [f"applications ask for version '{asked.version}' by its name, which would not be found any more"]
 
 
 def _shown(axes: Sequence[Range]) -> str:

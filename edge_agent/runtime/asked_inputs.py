@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.signature import Signature
 from edge_agent.durable import write_durably
-from edge_agent.runtime.asked import MOST_VERSIONS, Asked, Window, still_fits
+from edge_agent.runtime.asked import MOST_VERSIONS, Asked, Window, pinned, still_fits
 from edge_agent.runtime.loaded import LoadedModel
 
-__all__ = ["ASKED_FILE", "Asked", "AskedInputs", "WantedName", "still_fits"]
+__all__ = ["ASKED_FILE", "Asked", "AskedInputs", "WantedName", "pinned", "still_fits"]
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,17 @@ class AskedInputs:
             self._take_versions()
             found = self._models.get(model)
             return None if found is None else msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Asked)
+
+    def refusals(self, model: str, signature: Signature) -> list[str]:
+        """What of all that applications send a model its new signature would refuse; see :func:`still_fits`.
+
+        What else they would notice is written to the log.
+        """
+        asked = self.of(model)
+        warning = pinned(asked)
+        if warning:
+            log.warning("model %s: %s", model, warning)
+        return still_fits(signature, asked)
 
     def save(self, path: Path) -> bool:
         """Write it down where it has changed since the last time; whether it had.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from edge_agent.config import ApiSettings
 from edge_agent.contract.errors import ConfigurationError
+from edge_agent.runtime.asked_inputs import AskedInputs
 from edge_agent.runtime.repository import Repository
 from edge_agent.runtime.slots import Slots
 from edge_agent.serving.access import Access, check_reach
@@ -38,6 +39,7 @@ class LocalApi:
         watcher: Told of every request; takes labels.
         threads: Inferences at once of models that are too slow for the event loop's own thread.
         board: What ``/metrics`` tells of the board; None where it tells nothing.
+        asked: Remembers what applications send; None where nobody wants to know.
     Raises:
         ConfigurationError: The settings would let strangers in, or no such address can be.
         AddressInUse: Somebody listens there already.
@@ -53,6 +55,7 @@ class LocalApi:
         threads: int,
         agent_version: str,
         board: BoardState | None = None,
+        asked: AskedInputs | None = None,
     ) -> None:
         unix_sockets = bool(settings.unix_socket or settings.frames_socket)
         check_reach(settings.host, unix_sockets=unix_sockets, apps=settings.apps)
@@ -61,7 +64,7 @@ class LocalApi:
         admission = Admission(max_requests=settings.max_pending, max_bytes=2 * limit_bytes)
         self._settings = settings
         self._regions = Regions(max_tensor_bytes=limit_bytes)
-        self._inference = Inference(watcher, threads=threads)
+        self._inference = Inference(watcher, threads=threads, asked=asked)
         busy_poll = BusyPoll(settings.busy_poll_us, self._inference.running)
         self._connections = Connections(settings.max_connections, busy_poll=busy_poll)
         self._router = Router(
