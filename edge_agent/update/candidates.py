@@ -12,6 +12,7 @@ from edge_agent.runtime.package import Package
 from edge_agent.runtime.pipeline import ModelSource
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import LoadedModel, Slots
+from edge_agent.runtime.statistics import Statistics
 from edge_agent.update.outcome import MemberFailed, blaming
 from edge_agent.update.package_store import PackageStore
 
@@ -85,6 +86,8 @@ class CandidateLoader:
                     found.models[model] = loaded = self._one(package, found.beside, test=test)
                 found.beside.add(loaded)
             self._again(found, test=test)
+            for loaded in found.models.values():
+                loaded.statistics = Statistics()  # a pipeline's tests are no requests to its steps
         except BaseException:
             found.close()
             raise

@@ -58,8 +58,8 @@ class GoingBack:
     def start(self) -> None:
         """Load each model's active package, or its last known good one."""
         self._journal.start()
-        for model, record in self._journal.models().items():
-            self._judge_deaths(model, record)
+        for model in self._journal.models():
+            self._judge_deaths(model, self._journal.get(model))  # another of its group may have been judged before
         for model in sorted(self._journal.models(), key=self._is_pipeline):  # whose steps must be there before it
             self._start(model)
 
@@ -113,7 +113,8 @@ class GoingBack:
         try:
             package = self._store.open(record.active, verify=True)
             try:
-                self._serve(self._load(package))
+                pipeline = bool(package.manifest.pipeline)
+                self._serve(self._load(package, slots=self._slots) if pipeline else self._load(package))
             except (BudgetExceeded, ModelUnavailable) as error:
                 if record.step is UpdateStep.PROBATION:
                     raise
