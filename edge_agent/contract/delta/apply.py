@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from edge_agent.contract.delta.chunks import read_bytes, read_tensor
 from edge_agent.contract.delta.form import Head, Segment, SegmentKind, dictionary_of, read_head
+from edge_agent.contract.delta.reading import DeltaReader
 from edge_agent.contract.errors import DeltaUnusable
 
 
@@ -32,19 +33,21 @@ def apply_delta(
     Raises:
         DeltaUnusable: It is damaged, is about other files, or its result is not the file wanted.
     """
-    head = read_head(delta)
+    reader = DeltaReader(delta)
+    head = read_head(reader)
     if (head.base_sha256, head.sha256, head.size_bytes) != (base_sha256, sha256, size_bytes):
         raise DeltaUnusable(f"makes {head.sha256[:12]} of {head.base_sha256[:12]}, which is not what was asked for")
     digest = hashlib.sha256()
     for segment in head.segments:
-        for at in range(0, segment.length, segment.chunk_bytes):
-            size = min(segment.chunk_bytes, segment.length - at)
-            made = _chunk(delta, base, segment, at, size)
+        most = segment.chunk_bytes
+        for at in range(0, segment.length, most):
+            size = min(most, segment.length - at)
+            made = _chunk(reader, base, segment, at, size)
             target.write(made)
             digest.update(made)
             if between_chunks is not None:
                 between_chunks()
-    _check_end(delta, digest.hexdigest(), head)
+    _check_end(reader, digest.hexdigest(), head)
 
 
 def region(base: BinaryIO, offset: int, length: int) -> bytes:
@@ -67,15 +70,14 @@ def same_place(base: BinaryIO, segment: Segment, at: int, size: int) -> bytes:
     return region(base, segment.base_offset + at, size) if at + size <= segment.base_length else b""
 
 
-def _chunk(delta: BinaryIO, base: BinaryIO, segment: Segment, at: int, size: int) -> bytes | bytearray | memoryview:
+def _chunk(reader: DeltaReader, base: BinaryIO, segment: Segment, at: int, size: int) -> bytes | bytearray | memoryview:
     same = same_place(base, segment, at, size)
     if segment.kind is SegmentKind.BYTES:
-        return read_bytes(delta, region(base, *dictionary_of(segment, at)), same, size)
-    return read_tensor(delta, same, segment, size)
+        return read_bytes(reader, region(base, *dictionary_of(segment, at)), same, size)
+    return read_tensor(reader, same, segment, size)
 
 
-def _check_end(delta: BinaryIO, made: str, head: Head) -> None:
-    if delta.read(1):
-        raise DeltaUnusable("goes on where its file is complete")
+def _check_end(reader: DeltaReader, made: str, head: Head) -> None:
+    reader.end()
     if made != head.sha256:
         raise DeltaUnusable(f"its result has SHA-256 {made[:12]} instead of {head.sha256[:12]}")

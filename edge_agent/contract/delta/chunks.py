@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
 
 import numpy as np
 import zstandard
 
 from edge_agent.contract.delta.form import (
     CHUNK_BYTES,
-    WINDOW_BYTES,
     Method,
     Segment,
     SegmentKind,
-    exactly,
-    inflate,
 )
 from edge_agent.contract.delta.numbers import (
     Numbers,
@@ -31,6 +27,7 @@ from edge_agent.contract.delta.numbers import (
     zigzag,
 )
 from edge_agent.contract.delta.planes import entropy_bits, pack_plane, read_plane
+from edge_agent.contract.delta.reading import WINDOW_BYTES, DeltaReader
 from edge_agent.contract.errors import DeltaUnusable
 
 # To choose among forms; what is chosen is then packed at the level asked for.
@@ -73,16 +70,16 @@ def pack_tensor(new: bytes, base: bytes, segment: Segment, *, level: int) -> byt
     return bytes([best]) + _packed(forms[best], level)
 
 
-def read_tensor(stream: BinaryIO, base: bytes, segment: Segment, size: int) -> bytes | bytearray | memoryview:
+def read_tensor(reader: DeltaReader, base: bytes, segment: Segment, size: int) -> bytes | bytearray | memoryview:
     """A chunk of ``size`` bytes of a tensor.
 
     Raises:
         DeltaUnusable: It is damaged.
     """
-    method, kind = exactly(stream, 1)[0], segment.element
+    method, kind = reader.exactly(1)[0], segment.element
     count = size // kind.size_bytes
     if method == Method.WHOLE:
-        return _as_bytes(_read_numbers(stream, count, kind.size_bytes))
+        return _as_bytes(_read_numbers(reader, count, kind.size_bytes))
     if len(base) != size or method not in _OF_TENSORS:
         raise DeltaUnusable(f"a tensor's chunk of form {method} over {len(base)} bytes")
     if method == Method.SAME:
@@ -91,8 +88,8 @@ def read_tensor(stream: BinaryIO, base: bytes, segment: Segment, size: int) -> b
     if method == Method.CODES:
         if segment.kind is not SegmentKind.STEPS:
             raise DeltaUnusable("codes without a step")
-        return _as_bytes(_read_codes(stream, old, segment.step))
-    numbers = _read_numbers(stream, count, kind.size_bytes)
+        return _as_bytes(_read_codes(reader, old, segment.step))
+    numbers = _read_numbers(reader, count, kind.size_bytes)
     if method == Method.XOR:
         return _as_bytes(numbers ^ old)
     if method == Method.SUBTRACT_GROUPED:
@@ -116,19 +113,19 @@ def pack_bytes(new: bytes, dictionary: bytes, same: bytes, *, level: int) -> byt
     return bytes([Method.BYTES]) + _LENGTH.pack(len(frame)) + frame
 
 
-def read_bytes(stream: BinaryIO, dictionary: bytes, same: bytes, size: int) -> bytes:
+def read_bytes(reader: DeltaReader, dictionary: bytes, same: bytes, size: int) -> bytes:
     """A chunk of ``size`` bytes that is no tensor.
 
     Raises:
         DeltaUnusable: It is damaged.
     """
-    method = exactly(stream, 1)[0]
+    method = reader.exactly(1)[0]
     if method == Method.SAME and len(same) == size:
         return same
-    (length,) = _LENGTH.unpack(exactly(stream, _LENGTH.size))
+    (length,) = _LENGTH.unpack(reader.exactly(_LENGTH.size))
     if method != Method.BYTES or length > size + CHUNK_BYTES // 8:
         raise DeltaUnusable(f"a chunk of form {method}, {length} bytes for {size}")
-    return inflate(exactly(stream, length), size, dictionary)
+    return reader.frame(length, size, dictionary)
 
 
 _OF_TENSORS = frozenset({Method.SAME, Method.SUBTRACT, Method.SUBTRACT_GROUPED, Method.XOR, Method.CODES})
@@ -138,8 +135,8 @@ def _packed(numbers: Numbers, level: int) -> bytes:
     return b"".join(pack_plane(plane, level=level) for plane in planes_of(numbers))
 
 
-def _read_numbers(stream: BinaryIO, count: int, planes: int) -> Numbers:
-    return from_planes([read_plane(stream, count) for _ in range(planes)])
+def _read_numbers(reader: DeltaReader, count: int, planes: int) -> Numbers:
+    return from_planes([read_plane(reader, count) for _ in range(planes)])
 
 
 def _entropy_bits(numbers: Numbers) -> float:
@@ -185,13 +182,13 @@ def _pack_codes(new: Numbers, old: Numbers, step: float, level: int) -> bytes | 
     return bytes([Method.CODES]) + _CODES.pack(width, len(patched)) + planes + patches.tobytes()
 
 
-def _read_codes(stream: BinaryIO, old: Numbers, step: float) -> Numbers:
-    width, patched = _CODES.unpack(exactly(stream, _CODES.size))
+def _read_codes(reader: DeltaReader, old: Numbers, step: float) -> Numbers:
+    width, patched = _CODES.unpack(reader.exactly(_CODES.size))
     if width not in (1, 2, 4) or patched > len(old):
         raise DeltaUnusable(f"codes of {width} bytes, {patched} of {len(old)} elements written out")
-    numbers = _read_numbers(stream, len(old), width).astype(np.uint32)
+    numbers = _read_numbers(reader, len(old), width).astype(np.uint32)
     new = _stepped(old, unzigzag(numbers).view(np.int32), step)
-    patches = np.frombuffer(exactly(stream, patched * _PATCH.itemsize), _PATCH)
+    patches = np.frombuffer(reader.exactly(patched * _PATCH.itemsize), _PATCH)
     if patched and int(patches["at"].max()) >= len(old):
         raise DeltaUnusable("an element beyond its chunk")
     new[patches["at"]] = patches["bits"]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
+from edge_agent.contract.delta.reading import DeltaReader
 from edge_agent.contract.errors import DeltaUnusable
 from edge_agent.contract.stored_tensors import StoredType
 
@@ -18,12 +22,10 @@ VERSION = 1
 CHUNK_ELEMENTS = 1 << 16
 CHUNK_BYTES = 1 << 18
 DICTIONARY_BEFORE, DICTIONARY_AFTER = 3 << 17, 5 << 17
-# zstd's own memory follows the window: a dictionary and a chunk fit into it.
-WINDOW_BYTES = 2 << 20
 MAX_SEGMENTS = 1 << 16
 
 _HEAD = struct.Struct("<8sHHIQQ32s32sI")
-_SEGMENT = struct.Struct("<BBHfQQQ")
+_SEGMENT_BYTES = 30
 
 
 class SegmentKind(enum.IntEnum):
@@ -107,13 +109,7 @@ def dictionary_of(segment: Segment, at: int) -> tuple[int, int]:
 
 def write_head(out: BinaryIO, head: Head) -> None:
     """Write the head; the chunks of all segments follow it."""
-    table = b"".join(
-        _SEGMENT.pack(
-            each.kind, ELEMENTS.index(each.element), 0, each.step, each.base_offset, each.length, each.base_length
-        )
-        for each in head.segments
-    )
-    packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(table)
+    packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(_table(head.segments))
     digests = bytes.fromhex(head.base_sha256), bytes.fromhex(head.sha256)
     out.write(
         _HEAD.pack(MAGIC, VERSION, 0, len(head.segments), head.base_bytes, head.size_bytes, *digests, len(packed))
@@ -121,21 +117,18 @@ def write_head(out: BinaryIO, head: Head) -> None:
     out.write(packed)
 
 
-def read_head(stream: BinaryIO) -> Head:
+def read_head(reader: DeltaReader) -> Head:
     """The head at the beginning of a delta.
 
     Raises:
         DeltaUnusable: It is none, of a version that this code does not know, or does not fit together.
     """
-    magic, version, zero, count, base_bytes, size_bytes, base, target, packed = _HEAD.unpack(
-        exactly(stream, _HEAD.size)
-    )
+    magic, version, zero, count, base_bytes, size_bytes, base, target, packed = _HEAD.unpack(reader.exactly(_HEAD.size))
     if magic != MAGIC or version != VERSION or zero:
         raise DeltaUnusable(f"begins with {magic[:8]!r}, version {version}; this code reads {MAGIC!r}, {VERSION}")
-    if count > MAX_SEGMENTS or packed > count * _SEGMENT.size + 64:
+    if count > MAX_SEGMENTS or packed > count * _SEGMENT_BYTES + 64:
         raise DeltaUnusable(f"{count} segments in {packed} bytes; at most {MAX_SEGMENTS} are read")
-    table = inflate(exactly(stream, packed), count * _SEGMENT.size)
-    segments = tuple(_segment(each, base_bytes) for each in _SEGMENT.iter_unpack(table))
+    segments = _segments(reader.frame(packed, count * _SEGMENT_BYTES), count, base_bytes)
     if sum(each.length for each in segments) != size_bytes:
         raise DeltaUnusable(f"its segments do not add up to the {size_bytes} bytes of its target")
     return Head(
@@ -143,48 +136,53 @@ def read_head(stream: BinaryIO) -> Head:
     )
 
 
-def exactly(stream: BinaryIO, size: int) -> bytes:
-    """The next ``size`` bytes of the delta.
+def _table(segments: tuple[Segment, ...]) -> bytes:
+    """The segments by column, and by byte within a column: what is alike lies side by side.
 
-    Raises:
-        DeltaUnusable: It ends before.
+    Where the base's bytes follow those of the segment before, and are as many as the target's, two columns hold zeros.
     """
-    data = stream.read(size)
-    if len(data) != size:
-        raise DeltaUnusable(f"ends {size - len(data)} bytes too early")
+    expected = [0, *(each.base_offset + each.base_length for each in segments)]
+    columns: tuple[tuple[np.dtype[Any], Sequence[float]], ...] = (
+        (np.dtype("u1"), [each.kind for each in segments]),
+        (np.dtype("u1"), [ELEMENTS.index(each.element) for each in segments]),
+        (np.dtype("<f4"), [each.step for each in segments]),
+        (np.dtype("<i8"), [each.base_offset - end for each, end in zip(segments, expected, strict=False)]),
+        (np.dtype("<i8"), [each.length for each in segments]),
+        (np.dtype("<i8"), [each.base_length - each.length for each in segments]),
+    )
+    return b"".join(_by_byte(np.array(values, kind)) for kind, values in columns)
+
+
+def _by_byte(column: NDArray[Any]) -> bytes:
+    data: bytes = column.view(np.uint8).reshape(len(column), column.dtype.itemsize).T.tobytes()
     return data
 
 
-def inflate(data: bytes, size: int, dictionary: bytes = b"") -> bytes:
-    """One zstd frame of exactly ``size`` bytes.
-
-    Raises:
-        DeltaUnusable: It is none, of another size, or wants a larger window than is given to it.
-    """
-    try:
-        told = zstandard.get_frame_parameters(data)
-        if told.content_size not in (zstandard.CONTENTSIZE_UNKNOWN, size) or told.window_size > WINDOW_BYTES:
-            raise DeltaUnusable(f"a frame of {told.content_size} bytes where {size} belong")
-        raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        found = zstandard.ZstdDecompressor(dict_data=raw if dictionary else None, max_window_size=WINDOW_BYTES)
-        # A frame of nothing has no size of its own to be told by.
-        made = found.decompress(data, max_output_size=max(size, 1), allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise DeltaUnusable(f"a frame does not unpack: {error}") from error
-    if len(made) != size:
-        raise DeltaUnusable(f"a frame unpacks to {len(made)} bytes where {size} belong")
-    return made
+def _segments(table: bytes, count: int, base_bytes: int) -> tuple[Segment, ...]:
+    each = np.frombuffer(table, np.uint8).reshape(_SEGMENT_BYTES, count)
+    kinds, elements = each[0].tolist(), each[1].tolist()
+    steps = np.ascontiguousarray(each[2:6].T).view("<f4").ravel().tolist()
+    skips, lengths, more = (
+        np.ascontiguousarray(each[at : at + 8].T).view("<i8").ravel().tolist() for at in (6, 14, 22)
+    )
+    found: list[Segment] = []
+    end = 0
+    for fields in zip(kinds, elements, steps, skips, lengths, more, strict=True):
+        found.append(_segment(fields, end, base_bytes))
+        end = found[-1].base_offset + found[-1].base_length
+    return tuple(found)
 
 
-def _segment(fields: tuple[int, int, int, float, int, int, int], base_bytes: int) -> Segment:
-    kind, element, zero, step, base_offset, length, base_length = fields
-    if kind > max(SegmentKind) or element >= len(ELEMENTS) or zero:
-        raise DeltaUnusable(f"a segment of kind {kind} with elements of type {element}")
+def _segment(fields: tuple[int, int, float, int, int, int], end: int, base_bytes: int) -> Segment:
+    kind, element, step, skip, length, more = fields
+    base_offset, base_length = end + skip, length + more
+    if kind > SegmentKind.STEPS or element >= len(ELEMENTS) or length < 0:
+        raise DeltaUnusable(f"a segment of kind {kind} with elements of type {element}, {length} bytes")
     found = Segment(
         kind=SegmentKind(kind), element=ELEMENTS[element], length=length, base_offset=base_offset,
         base_length=base_length, step=step,
     )  # fmt: skip
-    if base_offset + base_length > base_bytes:
+    if base_offset < 0 or base_length < 0 or base_offset + base_length > base_bytes:
         raise DeltaUnusable(f"a segment of bytes {base_offset} to {base_offset + base_length} of {base_bytes}")
     if found.kind is SegmentKind.BYTES:
         return found

@@ -60,8 +60,9 @@ def make_delta(
     write_head(out, head)
     target.seek(0)
     for segment in segments:
-        for at in range(0, segment.length, segment.chunk_bytes):
-            size = min(segment.chunk_bytes, segment.length - at)
+        most = segment.chunk_bytes
+        for at in range(0, segment.length, most):
+            size = min(most, segment.length - at)
             new, same = target.read(size), same_place(base, segment, at, size)
             if segment.kind is SegmentKind.BYTES:
                 known = region(base, *dictionary_of(segment, at))

@@ -8,17 +8,18 @@ fine-tuned int8 network).
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
 
 import numpy as np
 import zstandard
 
-from edge_agent.contract.delta.form import PlaneForm, exactly, inflate
+from edge_agent.contract.delta.form import PlaneForm
 from edge_agent.contract.delta.numbers import Plane
+from edge_agent.contract.delta.reading import DeltaReader
 from edge_agent.contract.errors import DeltaUnusable
 
 _LENGTH = struct.Struct("<I")
 _PACKED = {PlaneForm.PACKED_1: 1, PlaneForm.PACKED_2: 2, PlaneForm.PACKED_4: 4}
+_BITS: dict[int, int] = {form.value: bits for form, bits in _PACKED.items()}
 # Values that do not fit follow one by one: with more of them packing gains nothing.
 _MOST_ESCAPES = 0.15
 _NOISE_BITS = 7.995
@@ -44,19 +45,19 @@ def pack_plane(plane: Plane, *, level: int) -> bytes:
     return best
 
 
-def read_plane(stream: BinaryIO, count: int) -> Plane:
+def read_plane(reader: DeltaReader, count: int) -> Plane:
     """The next plane, uint8[count].
 
     Raises:
         DeltaUnusable: It is damaged.
     """
-    form = exactly(stream, 1)[0]
+    form = reader.exactly(1)[0]
     if form in (PlaneForm.CONSTANT, PlaneForm.RAW, PlaneForm.ZSTD):
-        return _read_plain(stream, count, form)
-    bits = _PACKED.get(PlaneForm(form)) if form <= max(PlaneForm) else None
+        return _read_plain(reader, count, form)
+    bits = _BITS.get(form)
     if bits is None:
         raise DeltaUnusable(f"a plane of form {form}, which this code does not know")
-    return _unpack(stream, count, bits)
+    return _unpack(reader, count, bits)
 
 
 def entropy_bits(counts: np.ndarray) -> float:
@@ -85,26 +86,26 @@ def _pack(plane: Plane, form: PlaneForm, level: int) -> bytes:
     return bytes([form]) + body + tail
 
 
-def _unpack(stream: BinaryIO, count: int, bits: int) -> Plane:
+def _unpack(reader: DeltaReader, count: int, bits: int) -> Plane:
     escape, each = (1 << bits) - 1, 8 // bits
-    packed = _read_plain(stream, -(-count // each))
+    packed = _read_plain(reader, -(-count // each))
     small = np.empty((len(packed), each), np.uint8)
     for at in range(each):
         small[:, at] = (packed >> (bits * at)) & escape
     plane = small.reshape(-1)[:count]
     escaped = np.flatnonzero(plane == escape)
     if len(escaped):
-        plane[escaped] = _read_plain(stream, len(escaped))
+        plane[escaped] = _read_plain(reader, len(escaped))
     return plane
 
 
-def _read_plain(stream: BinaryIO, count: int, form: int | None = None) -> Plane:
-    form = exactly(stream, 1)[0] if form is None else form
+def _read_plain(reader: DeltaReader, count: int, form: int | None = None) -> Plane:
+    form = reader.exactly(1)[0] if form is None else form
     if form == PlaneForm.CONSTANT:
-        return np.full(count, exactly(stream, 1)[0], np.uint8)
+        return np.full(count, reader.exactly(1)[0], np.uint8)
     if form == PlaneForm.RAW:
-        return np.frombuffer(exactly(stream, count), np.uint8)
-    (length,) = _LENGTH.unpack(exactly(stream, _LENGTH.size))
+        return np.frombuffer(reader.exactly(count), np.uint8)
+    (length,) = _LENGTH.unpack(reader.exactly(_LENGTH.size))
     if form != PlaneForm.ZSTD or length > count + _LENGTH.size:
         raise DeltaUnusable(f"a plane of form {form} has {length} bytes for {count} values")
-    return np.frombuffer(inflate(exactly(stream, length), count), np.uint8)
+    return np.frombuffer(reader.frame(length, count), np.uint8)

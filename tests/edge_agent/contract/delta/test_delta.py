@@ -18,6 +18,7 @@ from edge_agent.contract.delta.apply import apply_delta
 from edge_agent.contract.delta.form import Method, SegmentKind, read_head
 from edge_agent.contract.delta.make import make_delta, plan
 from edge_agent.contract.delta.numbers import as_numbers, subtract, unzigzag, zigzag
+from edge_agent.contract.delta.reading import DeltaReader
 from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.stored_tensors import StoredFile, StoredTensor, StoredType
 from tests.edge_agent.contract.delta.weights import (
@@ -37,6 +38,10 @@ PAIRS = pairs()
 # What breaks arithmetic on floats: zeros, subnormals, the ends, infinities, NaN of both kinds with payloads.
 ODD = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0x7C00, 0xFC01, 0x7E55, 0x7F80, 0xFF80, 0x7FC1, 0x80000000, 0x80000001,
        0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0xFFC12345, 0x7FFFFFFF, 0xFFFFFFFF)  # fmt: skip
+
+
+def reading(delta: bytes) -> DeltaReader:
+    return DeltaReader(io.BytesIO(delta))
 
 
 def test_the_golden_deltas_are_exactly_those_of_the_pairs() -> None:
@@ -122,19 +127,19 @@ def test_a_quantised_update_travels_as_its_codes() -> None:
     delta, lossless = made(*files, stepped), made(*files, one(StoredType.FP32, len(base)))
     assert applied(delta, base.tobytes(), target.tobytes()) == target.tobytes()
     assert len(delta) < 0.12 * target.nbytes < len(lossless) / 3
-    assert read_head(io.BytesIO(delta)).segments[0].kind is SegmentKind.STEPS
+    assert read_head(reading(delta)).segments[0].kind is SegmentKind.STEPS
 
 
 def test_steps_about_another_base_and_steps_that_are_wrong_go_the_numeric_way() -> None:
     base, target, base_layout, layout = PAIRS["steps"]
     other = StoredFile(tensors=layout.tensors, base="ab" * 32)
-    assert read_head(io.BytesIO(made(base, target, base_layout, other))).segments[0].kind is SegmentKind.TENSOR
+    assert read_head(reading(made(base, target, base_layout, other))).segments[0].kind is SegmentKind.TENSOR
     wrong = one(StoredType.FP32, COUNT, step=0.017, base=sha256(base))
     delta = made(base, target, base_layout, wrong)
     assert applied(delta, base, target) == target
-    stream = io.BytesIO(delta)
-    read_head(stream)
-    assert stream.read(1)[0] in (Method.SUBTRACT, Method.SUBTRACT_GROUPED)
+    reader = reading(delta)
+    read_head(reader)
+    assert reader.exactly(1)[0] in (Method.SUBTRACT, Method.SUBTRACT_GROUPED)
 
 
 def test_small_tensors_side_by_side_share_their_chunks() -> None:

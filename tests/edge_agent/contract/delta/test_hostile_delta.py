@@ -100,9 +100,9 @@ def apply_to(delta: bytes, base: bytes, out: io.BytesIO, base_sha256: str, targe
     ("segments", "why"),
     [
         ((tensor(length=404, base_length=0),), "do not add up"),
-        ((tensor(length=2**63),), "do not add up|a tensor of"),
+        ((tensor(length=2**62),), "do not add up|a tensor of"),
         ((tensor(base_offset=4),), "a segment of bytes 4 to 404 of 400"),
-        ((tensor(base_offset=2**63, base_length=400),), "a segment of bytes"),
+        ((tensor(base_offset=2**62, base_length=400),), "a segment of bytes"),
         ((tensor(base_length=396),), "396 in the base"),
         ((tensor(length=399, base_length=399), tensor(length=1, base_length=1)), "a tensor of 399 bytes"),
         ((tensor(kind=SegmentKind.STEPS, base_length=0),), "steps are about"),
