@@ -215,12 +215,14 @@ class Monitor:
             self._settle(watched, self._steady())
             return {watched.class_name(index): count for index, count in watched.predicted.counts().items()}
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
         """Keep a label for an earlier request; it is in the outbox when this returns.
 
         Args:
             loaded: The model now under that name; the request may have been answered by an earlier one.
             label: A class name, or its index.
+        Returns:
+            Whether the row was sampled: without what was asked, nobody can learn from the label.
         Raises:
             UnknownRequest: Nobody remembers the request.
             MalformedRequest: The model has no such class.
@@ -255,6 +257,7 @@ class Monitor:
             source=source[:64],
         )
         self._outbox.append(Stream.LABELS, LabelBatch(model=model, labels=(told,)))
+        return answered.sampled
 
     def flush(self, now: float | None = None) -> None:
         """Report everything since the last time.

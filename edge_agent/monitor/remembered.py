@@ -38,6 +38,7 @@ class Answered:
 
     Args:
         inclusion_probability: Of having been asked for a label; 0 where it was not asked.
+        sampled: Whether the row goes home; those on disk do.
     """
 
     package: str
@@ -46,6 +47,7 @@ class Answered:
     inclusion_probability: float
     at_ms: int
     expires_ms: int
+    sampled: bool = False
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -117,6 +119,7 @@ class AnsweredRows:
             inclusion_probability=self.asked.get(row, 0.0),
             at_ms=at_ms,
             expires_ms=at_ms + self.lifetime_ms,
+            sampled=row in self.asked,
         )
 
 
@@ -177,7 +180,7 @@ class Remembered:
         """
         with self._lock:
             writing = dict(self._unwritten)
-        rows = [(*key, *dataclasses.astuple(answered)) for key, answered in writing.items()]
+        rows = [(*key, *dataclasses.astuple(answered)[:-1]) for key, answered in writing.items()]
         with self._database_lock, self._mended(), transaction(self._database):
             self._database.executemany("INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._database.execute("DELETE FROM requests WHERE expires_ms <= ?", (now_ms,))
@@ -199,7 +202,7 @@ class Remembered:
                 " FROM requests WHERE model = ? AND request_id = ?",
                 key,
             ).fetchone()
-        return Answered(*row) if row else None
+        return dataclasses.replace(Answered(*row), sampled=True) if row else None
 
     @contextlib.contextmanager
     def _mended(self) -> Iterator[None]:
