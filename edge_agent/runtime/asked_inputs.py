@@ -33,6 +33,7 @@ ASKED_FILE = "asked.json"
 _WINDOW_MS = 14 * 86_400_000
 # Looks are so far apart where requests are many.
 _LOOK_S = 0.01
+_MOST_SKIPPED = 10_000
 # Models that are remembered; the ones that were asked longest ago go.
 _MOST_MODELS = 64
 
@@ -96,7 +97,7 @@ class AskedInputs:
         now_s = self._steady()
         rate = (self._skipped + 1) / max(now_s - self._looked_at, 1e-6)
         self._looked_at = now_s
-        self.left = self._skipped = int(rate * _LOOK_S * 2 * self._uniform())
+        self.left = self._skipped = int(min(rate * _LOOK_S, _MOST_SKIPPED) * 2 * self._uniform())
         with self._lock:
             known = self._known.get(loaded.name)
             if known is None or known.signature is not loaded.signature:

@@ -202,6 +202,13 @@ def test_few_requests_are_all_looked_at_and_many_now_and_then(loaded: LoadedMode
     assert 50 <= looks <= 200
 
 
+def test_looks_that_come_all_at_once_are_no_harm(loaded: LoadedModel) -> None:
+    asked = AskedInputs(steady=lambda: 0.0)
+    for _ in range(1000):
+        asked.note(loaded, {INPUT: reference_images(1)}, None)
+    assert 0 <= asked.left <= 20_000
+
+
 def test_it_outlives_a_restart_and_is_written_only_where_it_changed(loaded: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / ASKED_FILE
     asked = AskedInputs()
