@@ -71,6 +71,8 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
     key, where = options["key"], f"approvals/{part(model)}/{part(version)}"
     root = _root(options["root"] or key.parent / _ROOT_FILE)
     found = rest.get(where)
+    if found["state"] != "waiting":
+        raise ConfigurationError(f"{model} {version} was refused: {found['reason']}")
     proposal = _verified(found, root)
     if proposal.package:
         _show(rest, where, proposal)

@@ -23,6 +23,8 @@ from edge_agent.contract.repository import Assignment, target_name
 from edge_agent.runtime.package import Package
 from fleet_server import http_errors
 from fleet_server.errors import NotAuthenticated
+from fleet_server.updates import approval_routes
+from fleet_server.updates.approvals import Approvals
 from fleet_server.updates.deltas import Deltas
 from fleet_server.updates.director import Director, load_signer
 from fleet_server.updates.image_repository import ImageRepository
@@ -138,6 +140,15 @@ class UpdateServer:
                 require_device=_require_device,
                 require_publisher=_require_publisher,
                 deltas=self.deltas,
+            )
+        )
+        self.approvals = Approvals(folder / "repository", self.images, utc_now=now)
+        app.include_router(
+            approval_routes.routes(
+                self.approvals,
+                require_viewer=_require_publisher,
+                require_publisher=_require_publisher,
+                require_admin=_require_publisher,
             )
         )
         self.line = OnTheLine(app)

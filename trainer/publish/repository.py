@@ -15,6 +15,7 @@ from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.manifest import MANIFEST_FILE
 from edge_agent.contract.repository import image_metadata_path, target_name
 from edge_agent.runtime.package import Package
+from trainer.publish.errors import PublishRefused
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder, utc_now
 from trainer.publish.pending import read_pending
@@ -52,6 +53,7 @@ class Publisher:
         keys = KeyFolder(keys_dir, passphrase=passphrase) if passphrase else KeyFolder.from_environment(keys_dir)
         self._keys = keys
         self._signing = ImageSigning(keys, lifetimes=lifetimes, now=now)
+        self._refused: dict[tuple[str, str], str] = {}
         headers = {"Authorization": f"Bearer {token}"}
         self._client = httpx.Client(base_url=server_url, headers=headers, timeout=timeout_s)
 
@@ -62,7 +64,7 @@ class Publisher:
             None where it is visible; else what it waits for, in words.
         Raises:
             DigestMismatch, PackageError: The package on disk is damaged.
-            PublishRefused: Its version is taken, or its model has no key here.
+            PublishRefused: Its version is taken, its model has no key here, or an administrator has refused it.
             SigningKeyError: A key is missing.
             TokenRefused: The server does not take the token.
             ServerRefused, NetworkError: The server refuses, or is away; publish again.
@@ -79,6 +81,8 @@ class Publisher:
             self._signing.refresh()
             self._upload_metadata()
             self._exchange()
+        if (why := self._refused.pop((manifest.name, manifest.version), None)) is not None:
+            raise PublishRefused(f"{why}; give the next package another version")
         return self._lacks(manifest.name, manifest.version)
 
     def refresh(self) -> bool:
@@ -162,6 +166,7 @@ class Publisher:
         if answer.status_code == _CONFLICT and "was refused" in answer.text:
             _log.warning("%s %s is dropped: %s", proposal.model, proposal.version, answer.json()["error"])
             waiting.forget(proposal.model, proposal.version)
+            self._refused[proposal.model, proposal.version] = str(answer.json()["error"])
             return False
         if answer.status_code != _OK:
             # Of another one that came first, or files that are gone: said each time, and the others go on.

@@ -1,0 +1,229 @@
+"""Releases that wait for an approver: what the server takes, what it shows to whom, and what comes of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from tuf.api.metadata import Metadata
+
+from edge_agent.contract.repository import target_name
+from edge_agent.runtime.package import Package
+from fleet_server.commands.models import models_group
+from tests.fakes.packages import make_package
+from tests.fakes.update_server import TOKEN, UpdateServer, update_server
+from trainer.publish.errors import PublishRefused
+from trainer.publish.image_signing import ImageSigning
+from trainer.publish.keys import KeyFolder
+from trainer.publish.repository import Publisher
+
+APPROVALS = "/api/v1/approvals"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[UpdateServer]:
+    """A server with a model that asks for an approver, and two persons who are one."""
+    with update_server(tmp_path / "server", models=("faces",)) as running:
+        running.signing.add_model("digits", approvers={"ben": None, "dora": None})
+        shutil.move(running.keys_folder / "approvers", tmp_path / "persons")
+        yield running
+
+
+@pytest.fixture
+def waiting(server: UpdateServer, package: Package) -> Package:
+    """A package that the publisher has signed and nobody has approved."""
+    assert server.publisher.publish(package) == "waits for approval: 1 of 2 signatures are missing"
+    return package
+
+
+def shoal_models(server: UpdateServer, *arguments: object) -> Result:
+    where = ["--server", server.url, "--token", TOKEN]
+    return CliRunner().invoke(models_group, [*map(str, arguments), *where], standalone_mode=False)
+
+
+def approve(server: UpdateServer, tmp_path: Path, *, version: str = "1", person: str = "ben") -> str:
+    key = tmp_path / "persons" / person / "approver.pem"
+    result = shoal_models(server, "approve", "digits", version, "--key", key, "--yes")
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def as_device(server: UpdateServer) -> httpx.Client:
+    return httpx.Client(base_url=server.url, headers={"Authorization": "Bearer secret-1"})
+
+
+def shown_targets_of(server: UpdateServer) -> set[str]:
+    text = b"".join(data for name, data in server.images.shown_files().items() if "root" not in name)
+    return {path for path in ("digits/1", "digits/2", "faces/1") if path.encode() in text}
+
+
+def test_a_release_waits_until_an_approver_has_signed_and_is_announced_then(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    (one,) = server.approvals.list()
+    assert (one.model, one.version, one.package, one.state) == ("digits", "1", waiting.digest, "waiting")
+    assert (one.missing, one.threshold, one.signed) == (1, 2, ["publisher/digits"])
+    assert one.unsigned == ["approvers/ben/approver", "approvers/dora/approver"]
+    assert server.releases == []
+    said = approve(server, tmp_path)
+    assert '"accuracy": 0.9' in said
+    assert waiting.digest in said
+    assert server.releases == [], "the server holds no key: the publisher makes it visible"
+    assert server.publisher.refresh() is False
+    assert [release.digest for release in server.releases] == [waiting.digest]
+    assert server.approvals.list() == []
+    with as_device(server) as device:
+        assert device.get(f"/updates/targets/{waiting.digest}").status_code == 200
+
+
+def test_nothing_that_waits_is_served_to_a_device(server: UpdateServer, waiting: Package) -> None:
+    with as_device(server) as device:
+        for sha256 in (waiting.digest, *(entry.sha256 for entry in waiting.manifest.files.values())):
+            assert device.get(f"/updates/targets/{sha256}").status_code == 404
+        assert device.get("/updates/image/2.digits.json").status_code == 404
+        assert device.get(APPROVALS).status_code == 401
+        assert device.get(f"{APPROVALS}/digits/1/files/manifest.json").status_code == 401
+    assert shown_targets_of(server) == set()
+
+
+def test_what_waits_survives_other_releases_and_uploads_that_are_refused(
+    server: UpdateServer, waiting: Package, client: httpx.Client, tmp_path: Path
+) -> None:
+    server.publisher.publish(make_package(tmp_path / "built/faces", name="faces"))
+    assert client.post("/api/v1/repository/metadata", json={"files": {"timestamp.json": "{}"}}).status_code == 422
+    approve(server, tmp_path)
+    server.publisher.refresh()
+    assert shown_targets_of(server) == {"digits/1", "faces/1"}
+    assert server.images.blobs.released(waiting.digest) is not None
+
+
+def test_of_two_that_wait_the_second_is_signed_anew_on_top_of_the_first(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    second = make_package(tmp_path / "built/2", version="2", seed=2)
+    assert server.publisher.publish(second) is not None
+    approve(server, tmp_path, version="1")
+    assert server.publisher.refresh() is True, "the other one still waits"
+    assert shown_targets_of(server) == {"digits/1"}
+    assert [(one.version, one.missing) for one in server.approvals.list()] == [("2", 1)]
+    approve(server, tmp_path, version="2", person="dora")
+    server.publisher.refresh()
+    assert [release.digest for release in server.releases] == [waiting.digest, second.digest]
+
+
+def test_a_signature_of_a_key_that_may_not_approve_is_refused(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    foreign = KeyFolder(tmp_path / "foreign")
+    foreign.make("approvers/eve/approver")
+    (tmp_path / "foreign/approvers/eve/root.json").write_bytes((server.keys_folder / "image/1.root.json").read_bytes())
+    shutil.copytree(tmp_path / "foreign/approvers/eve", tmp_path / "persons/eve")
+    with pytest.raises(Exception, match="not one that is missing"):
+        approve(server, tmp_path, person="eve")
+    assert server.approvals.list()[0].missing == 1
+
+
+def test_the_publishers_key_does_not_approve_its_own_release(server: UpdateServer, waiting: Package) -> None:
+    details = server.approvals.details("digits", "1")
+    signer = server.keys.signer("publisher/digits")
+    payload = Metadata.from_bytes(details.proposal.roles["digits"].encode()).signed_bytes
+    with pytest.raises(Exception, match="not one that is missing"):
+        server.approvals.sign("digits", "1", {"digits": {signer.public_key.keyid: signer.sign(payload).signature}})
+
+
+def test_an_approver_does_not_believe_the_server(server: UpdateServer, waiting: Package, tmp_path: Path) -> None:
+    path = f"{APPROVALS}/digits/1"
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        honest: dict[str, Any] = client.get(path).json()
+    evaluation = f"{path}/files/evaluation.json"
+    server.line.replace[evaluation] = b'{"accuracy": 1.0}'
+    with pytest.raises(Exception, match=r"evaluation\.json: expected sha256"):
+        approve(server, tmp_path)
+    del server.line.replace[evaluation]
+    other = ImageSigning(KeyFolder(tmp_path / "other"))
+    other.create(("digits",))
+    shown = {name: data.decode() for name, data in other.files().items()}
+    server.line.replace[path] = json.dumps({**honest, "shown": shown}).encode()
+    with pytest.raises(Exception, match="not to be trusted"):
+        approve(server, tmp_path)
+    more = json.loads(honest["proposal"]["roles"]["digits"])
+    more["signed"]["targets"]["digits/9/manifest.json"] = {"length": 1, "hashes": {"sha256": "f" * 64}}
+    proposal = {**honest["proposal"], "roles": {"digits": json.dumps(more)}}
+    server.line.replace[path] = json.dumps({**honest, "proposal": proposal}).encode()
+    with pytest.raises(Exception, match="not signed by any key of digits"):
+        approve(server, tmp_path)
+
+
+def test_a_refused_release_is_dropped_by_the_publisher_and_its_files_are_gone(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    result = shoal_models(server, "reject", "digits", "1", "--reason", "worse on sevens")
+    assert "is refused" in result.output
+    assert "worse on sevens" in shoal_models(server, "approvals").output
+    assert server.publisher.refresh() is False
+    assert server.images.blobs.find(waiting.digest) is None
+    with pytest.raises(Exception, match="was refused"):
+        approve(server, tmp_path)
+    with pytest.raises(PublishRefused, match="worse on sevens"):
+        server.publisher.publish(waiting)
+    assert shown_targets_of(server) == set()
+
+
+def test_a_version_that_waits_is_taken(server: UpdateServer, waiting: Package, tmp_path: Path) -> None:
+    with pytest.raises(PublishRefused, match="waits for approval with other contents"):
+        server.publisher.publish(make_package(tmp_path / "built/other", version="1", seed=9))
+
+
+def test_a_proposal_that_changes_more_than_it_says_is_refused(server: UpdateServer, waiting: Package) -> None:
+    proposal = server.approvals.details("digits", "1").proposal
+    metadata = Metadata.from_bytes(proposal.roles["digits"].encode())
+    signer = server.keys.signer("publisher/digits")
+    metadata.signed.targets[target_name("digits", "7")] = metadata.signed.targets[target_name("digits", "1")]
+    metadata.sign(signer)
+    sneaky = msgspec.structs.replace(proposal, roles={"digits": metadata.to_bytes().decode()})
+    with pytest.raises(Exception, match="changes more than it says"):
+        server.approvals.propose(sneaky)
+
+
+def test_an_upload_without_the_approvers_signature_is_refused(
+    server: UpdateServer, waiting: Package, client: httpx.Client
+) -> None:
+    """A trainer whose publisher's folder was stolen has snapshot and timestamp keys, and no approver's."""
+    signing = server.signing
+    text = server.approvals.details("digits", "1").proposal.roles["digits"]
+    version = Metadata.from_bytes(text.encode()).signed.version
+    (server.keys_folder / f"image/{version}.digits.json").write_text(text)
+    roles = signing._roles()
+    roles["digits"].version = version
+    signing._sign_snapshot(roles)
+    files = {name: data.decode() for name, data in signing.files().items()}
+    answer = client.post("/api/v1/repository/metadata", json={"files": files})
+    assert answer.status_code == 422
+    assert "digits was signed by 1/2 keys" in answer.json()["error"]
+
+
+def test_a_models_signatures_are_renewed_with_the_approver_before_they_expire(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    approve(server, tmp_path)
+    server.publisher.refresh()
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=50)
+    with Publisher(server.keys_folder, server.url, TOKEN, now=lambda: later) as publisher:
+        publisher.refresh()
+        assert "digits _renewal waits for approval" in publisher.waiting()[0]
+    assert [one.version for one in server.approvals.list()] == ["_renewal"]
+    assert "another lifetime" in approve(server, tmp_path, version="_renewal")
+    with Publisher(server.keys_folder, server.url, TOKEN, now=lambda: later) as publisher:
+        assert publisher.refresh() is False
+    left = ImageSigning(server.keys).expiries()["digits"] - later
+    assert left > dt.timedelta(days=80)
+    assert server.approvals.list() == []

@@ -1,0 +1,181 @@
+"""Root and targets keys of several persons: what their signatures bring into force, and what does not."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tuf.api.exceptions import RepositoryError
+
+from tests.trainer.publish.stock_client import StockClient
+from trainer.publish.cli import keys_commands
+from trainer.publish.errors import PublishRefused, SigningKeyError
+from trainer.publish.image_signing import ImageSigning
+from trainer.publish.keys import KeyFolder
+from trainer.publish.pending import PENDING_FILE
+
+PERSONS = ("anna", "ben", "carla")
+
+
+def shoal_keys(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(keys_commands, [str(one) for one in arguments], env=environment)
+
+
+def succeeds(*arguments: object, **environment: str) -> str:
+    result = shoal_keys(*arguments, **environment)
+    assert result.exit_code == 0, result.output + result.stderr
+    return result.output
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Keys of three persons, two of whom must sign; the persons have taken theirs with them."""
+    return shared(tmp_path)
+
+
+def shared(tmp_path: Path, *, threshold: int = 2, persons: tuple[str, ...] = PERSONS) -> Path:
+    keys = KeyFolder(tmp_path / "keys")
+    ImageSigning(keys).create(("digits",), persons=persons, threshold=threshold)
+    shutil.move(keys.folder / "offline", tmp_path / "persons")
+    return keys.folder
+
+
+def without_private_keys(folder: Path, copy: Path) -> Path:
+    """What another person gets to sign on a machine of their own."""
+    for part in ("image", "director"):
+        shutil.copytree(folder / part, copy / part)
+    shutil.copy(folder / PENDING_FILE, copy)
+    return copy
+
+
+def test_a_change_is_in_force_once_two_of_three_have_signed_on_machines_of_their_own(
+    folder: Path, tmp_path: Path
+) -> None:
+    device = StockClient(tmp_path / "device", folder / "image")
+    assert device.target("faces/1/manifest.json") is None
+    assert "signatures are missing" in succeeds("add-model", folder, "faces")
+    assert "2 missing of: offline/anna/image-targets" in succeeds("status", folder)
+    for person in ("anna", "carla"):
+        elsewhere = without_private_keys(folder, tmp_path / f"machine of {person}")
+        said = succeeds("sign", elsewhere, "--key", tmp_path / "persons" / person)
+        assert "image-targets.pem" in said
+        shutil.copy(elsewhere / PENDING_FILE, folder)
+    assert "complete" in succeeds("status", folder)
+    signing = ImageSigning(KeyFolder(folder))
+    assert signing.refresh(), "the publisher's next command finds it complete"
+    assert "no change" in succeeds("status", folder)
+    assert signing.add_target("faces", "faces/1/manifest.json", 7, "a" * 64)
+    assert device.target("faces/1/manifest.json") is not None
+
+
+def test_signatures_that_were_given_side_by_side_are_brought_together(folder: Path, tmp_path: Path) -> None:
+    succeeds("renew", folder)
+    copies = [without_private_keys(folder, tmp_path / f"copy of {person}") for person in ("ben", "carla")]
+    for copy, person in zip(copies, ("ben", "carla"), strict=True):
+        succeeds("sign", copy, "--key", tmp_path / "persons" / person)
+    assert "in force" in succeeds("sign", folder, "--from", copies[0], "--from", copies[1] / PENDING_FILE)
+    assert (folder / "image/2.root.json").exists()
+    assert (folder / "director/2.root.json").exists()
+
+
+def test_nothing_of_a_pending_change_is_published_and_who_needs_it_is_refused(folder: Path) -> None:
+    succeeds("add-model", folder, "faces")
+    signing = ImageSigning(KeyFolder(folder))
+    before = signing.files()
+    signing.refresh()
+    assert signing.files() == before
+    with pytest.raises(PublishRefused, match="shoal keys status"):
+        signing.add_target("faces", "faces/1/manifest.json", 7, "a" * 64)
+    assert signing.add_target("digits", "digits/1/manifest.json", 7, "a" * 64), "other models go on"
+
+
+def test_while_the_keys_of_a_model_change_nothing_of_it_is_released(folder: Path) -> None:
+    succeeds("rotate", folder, "digits")
+    with pytest.raises(PublishRefused, match="are being changed"):
+        ImageSigning(KeyFolder(folder)).add_target("digits", "digits/1/manifest.json", 7, "a" * 64)
+    assert "discarded: rotate digits" in succeeds("discard", folder)
+    assert ImageSigning(KeyFolder(folder)).add_target("digits", "digits/1/manifest.json", 7, "a" * 64)
+
+
+def test_a_signature_that_counts_for_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    succeeds("add-model", folder, "faces")
+    refused = shoal_keys("sign", folder, "--key", tmp_path / "persons/anna/image-root.pem")
+    assert refused.exit_code == 2
+    assert "of no use to this change" in refused.stderr
+
+
+def test_a_copy_that_somebody_altered_is_refused(folder: Path, tmp_path: Path) -> None:
+    succeeds("add-model", folder, "faces")
+    altered = without_private_keys(folder, tmp_path / "altered")
+    text = (altered / PENDING_FILE).read_text()
+    (altered / PENDING_FILE).write_text(text.replace("faces/*/manifest.json", "*/*/manifest.json"))
+    refused = shoal_keys("sign", folder, "--from", altered)
+    assert refused.exit_code == 2
+    assert "differs in the other copy" in refused.stderr
+
+
+def test_each_person_has_a_passphrase_of_their_own(tmp_path: Path) -> None:
+    folder, secret = tmp_path / "keys", tmp_path / "passphrase"
+    secret.write_text("open sesame\n")
+    secret.chmod(0o600)
+    succeeds("init", folder, "--threshold", "2", "--keys", "3", "--passphrase-file", secret, "--model", "digits")
+    key = folder / "offline/person-1/image-targets.pem"
+    assert b"ENCRYPTED" in key.read_bytes()
+    assert b"ENCRYPTED" not in (folder / "publisher/snapshot.pem").read_bytes()
+    shutil.move(folder / "offline", tmp_path / "persons")
+    succeeds("renew", folder)
+    person = tmp_path / "persons/person-1"
+    assert shoal_keys("sign", folder, "--key", person).exit_code == 2
+    succeeds("sign", folder, "--key", person, "--passphrase-file", secret)
+    secret.chmod(0o644)
+    assert "chmod 600" in shoal_keys("sign", folder, "--key", person, "--passphrase-file", secret).stderr
+
+
+def test_a_key_can_stay_on_the_machine_that_it_was_made_on(folder: Path, tmp_path: Path) -> None:
+    succeeds("make", tmp_path / "anna.pem")
+    succeeds("rotate", folder, "targets", "--key", "anna", "--public", tmp_path / "anna.pem.pub")
+    for person in ("ben", "carla"):
+        succeeds("sign", folder, "--key", tmp_path / "persons" / person)
+    assert "no change" in succeeds("status", folder)
+    succeeds("add-model", folder, "faces")
+    assert shoal_keys("sign", folder, "--key", tmp_path / "persons/anna").exit_code == 2, "her old key is worth nothing"
+    succeeds("sign", folder, "--key", tmp_path / "anna.pem", "--key", tmp_path / "persons/ben")
+    assert "faces" in ImageSigning(KeyFolder(folder)).models()
+
+
+def test_a_threshold_that_nobody_can_meet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SigningKeyError, match="cannot be met"):
+        ImageSigning(KeyFolder(tmp_path)).create((), persons=("anna",), threshold=2)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_as_many_signatures_as_the_threshold_and_no_fewer_convince_a_stock_client(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 4), "persons")
+    threshold = data.draw(st.integers(1, count), "threshold")
+    persons = tuple(f"p{number}" for number in range(count))
+    signers = data.draw(st.lists(st.sampled_from(persons), unique=True), "who signs")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        folder = shared(place, threshold=threshold, persons=persons)
+        device = StockClient(place / "device", folder / "image")
+        device.target("digits/1/manifest.json")
+        succeeds("rotate", folder, "timestamp", "--pending")
+        for person in signers:
+            if (folder / PENDING_FILE).exists():
+                succeeds("sign", folder, "--key", place / "persons" / person)
+        convinced = len(signers) >= threshold
+        assert (folder / "image/2.root.json").exists() is convinced
+        device.target("digits/1/manifest.json")
+        if not convinced and signers:
+            # What is there so far, shown all the same, convinces nobody.
+            text = msgspec.json.decode((folder / PENDING_FILE).read_bytes())["files"]["image/2.root.json"]
+            (folder / "image/2.root.json").write_text(text)
+            with pytest.raises(RepositoryError):
+                device.target("digits/1/manifest.json")
