@@ -6,14 +6,11 @@ import dataclasses
 import logging
 import secrets
 import threading
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 
 from edge_agent.contract.errors import ShoalError
-from edge_agent.contract.messages import DesiredModel
-from edge_agent.contract.repository import Assignment, target_name
 from fleet_server.clock import Clock, now_ms
 from fleet_server.database import Database
 from fleet_server.devices import twin_store
@@ -23,28 +20,17 @@ from fleet_server.errors import Conflict
 from fleet_server.models.records import PackageRecord, ReleaseState
 from fleet_server.models.service import ModelService
 from fleet_server.rollouts import state, store
+from fleet_server.rollouts.assigning import Assigner, Director
 from fleet_server.rollouts.state import Gate, Rollout, State
 from fleet_server.rollouts.store import RolloutRecord
 
 DEFAULT_WAVES: tuple[int | float, ...] = (1, 0.5, 1.0)
-# Devices told in one step: each is a signature and a transaction, and whoever halts the rollout waits for the step.
+# Devices told in one step, which is one transaction of the director, one of the database, and a message to each;
+# whoever halts the rollout waits for the step.
 _AT_ONCE = 50
+_LOOK_AT_HARDWARE_MS = 10_000
 
 _log = logging.getLogger(__name__)
-
-
-class Director(Protocol):
-    """Signs what each device is to install; :class:`fleet_server.updates.director.Director` is one."""
-
-    def assign(self, device: str, target: str, length: int, sha256: str, assignment: Assignment) -> None:
-        """Name ``target`` for ``device``; the same assignment again changes nothing.
-
-        Raises:
-            Conflict: The release is not above the last one.
-        """
-
-    def release_of(self, device: str, model: str) -> int:
-        """The last release signed for a device and model; 0 where there was none."""
 
 
 class RolloutService:
@@ -63,7 +49,9 @@ class RolloutService:
         *,
         clock: Clock = now_ms,
     ) -> None:
-        self._db, self._devices, self._models, self._director, self._clock = db, devices, models, director, clock
+        self._db, self._devices, self._models, self._clock = db, devices, models, clock
+        self._assigner = Assigner(db, director)
+        self._hardware_seen_ms: int | None = None
         self._said: dict[str, str] = {}  # by rollout: what the log was told last
         self._lock = threading.RLock()  # a tick and a person's command never work on a rollout at once
 
@@ -184,6 +172,7 @@ class RolloutService:
                 except Exception as error:  # noqa: BLE001  raised below: other models must not wait for this one
                     failures.append(error)
             failures += self._welcome()
+            failures += self._look_at_hardware(now)
         if failures:
             raise ExceptionGroup("rollouts that could not be carried on", failures)
 
@@ -195,14 +184,9 @@ class RolloutService:
             sights = {one.name: store.sight(one, rollout.model) for one in twin_store.records(connection)}
             rollout = state.observe(rollout, sights, now)
             self._save(connection, before, rollout, now)
-        due = [(one, self._assign) for one in state.due(rollout, sights)]
-        due += [(member.device, self._send_back) for member in state.to_revert(rollout)]
-        stuck = []
-        for device, carry_on in due[:_AT_ONCE]:
-            try:
-                rollout = carry_on(rollout, device, now)
-            except (ShoalError, OSError) as error:  # the other devices are told all the same
-                stuck.append(f"{device} cannot be told: {error}")
+        due = [(one, False) for one in state.due(rollout, sights)]
+        due += [(member.device, True) for member in state.to_revert(rollout)]
+        rollout, stuck = self._tell(rollout, dict(due[:_AT_ONCE]), now)
         note = "; ".join(stuck[:3])
         if note and self._said.get(rollout_id) != note:
             _log.error("rollout %s: %s", rollout_id, note)
@@ -211,49 +195,49 @@ class RolloutService:
             with self._db.write() as connection:
                 store.save(connection, rollout, dataclasses.replace(rollout, note=note), now)
 
-    def _assign(self, rollout: Rollout, device: str, now: int) -> Rollout:
+    def _tell(self, rollout: Rollout, due: Mapping[str, bool], now: int) -> tuple[Rollout, Sequence[str]]:
+        """Sign for devices, then announce; gives the rollout after it, and which could not be told and why.
+
+        Args:
+            due: Whether to send the device back, by its name.
+        """
+        if not due:
+            return rollout, ()
+        packages: dict[str, tuple[PackageRecord, str]] = {}
+        stuck: dict[str, Exception] = {}
         with self._db.read() as connection:
-            package = self._models.package(connection, rollout.package)
-            twin = twin_store.records(connection, [device])[0]
-            previous = self._way_back(connection, twin, package)
-        release = self._sign(device, package, rollout.id)
-        after = state.assigned(
-            rollout, device, release=release, previous="" if previous == package.digest else previous, now_ms=now
-        )
-        self._announce(device, package, release, before=rollout, after=after, now=now)
-        return after
+            twins = {one.name: one for one in twin_store.records(connection, list(due))}
+            for device, back in due.items():
+                try:
+                    digest = rollout.members[device].previous if back else rollout.package
+                    package = self._models.package(connection, digest)
+                    before = "" if back else self._way_back(connection, twins[device], package)
+                    packages[device] = (package, before)
+                except ShoalError as error:
+                    stuck[device] = error
+        releases, failed = self._assigner.sign({one: package for one, (package, _) in packages.items()}, rollout.id)
+        stuck |= failed
+        after = rollout
+        for device, release in releases.items():
+            previous = packages[device][1]
+            after = (
+                state.reverted(after, device)
+                if due[device]
+                else state.assigned(after, device, release=release, previous=previous, now_ms=now)
+            )
+        with self._db.write() as connection:  # one transaction: no device is told of what the rollout forgot
+            for device, release in releases.items():
+                self._assigner.announce(connection, device, packages[device][0], release, rollout.id)
+            store.save(connection, rollout, after, now)
+        for device in releases:
+            self._devices.publish_desired(device)
+        return after, [f"{device} cannot be told: {error}" for device, error in stuck.items()]
 
     def _way_back(self, connection: sa.Connection, twin: DeviceRecord, package: PackageRecord) -> str:
         """What to send a device back to on a halt: what it proved to run, rather than what it was last told."""
         actual, told = twin.reported.get(package.model), twin.desired.get(package.model)
         candidates = [one.package for one in (actual, told) if one is not None and one.package != package.digest]
         return next((digest for digest in candidates if self._models.is_known(connection, digest)), "")
-
-    def _send_back(self, rollout: Rollout, device: str, now: int) -> Rollout:
-        with self._db.read() as connection:
-            package = self._models.package(connection, rollout.members[device].previous)
-        release = self._sign(device, package, rollout.id)
-        after = state.reverted(rollout, device)
-        self._announce(device, package, release, before=rollout, after=after, now=now)
-        return after
-
-    def _announce(
-        self, device: str, package: PackageRecord, release: int, *, before: Rollout, after: Rollout, now: int
-    ) -> None:
-        wanted = DesiredModel(version=package.version, package=package.digest, release=release, rollout=before.id)
-        with self._db.write() as connection:  # one transaction: no device is told of what the rollout forgot
-            twin_store.set_desired_model(connection, device, package.model, wanted)
-            store.save(connection, before, after, now)
-        self._devices.publish_desired(device)
-
-    def _sign(self, device: str, package: PackageRecord, rollout: str) -> int:
-        with self._db.read() as connection:
-            announced = twin_store.release_of(connection, device, package.model)
-        release = max(announced, self._director.release_of(device, package.model)) + 1
-        target = target_name(package.model, package.version)
-        assignment = Assignment(device=device, release=release, rollout=rollout)
-        self._director.assign(device, target, package.manifest_bytes, package.digest, assignment)
-        return release
 
     def _welcome(self) -> Sequence[Exception]:
         """Give devices that enrolled during or after a rollout what the whole fleet has; gives what went wrong."""
@@ -262,14 +246,24 @@ class RolloutService:
             current = [self._models.current(connection, model) for model in self._models.names(connection)]
             new = [(one, self._devices.without(connection, one.model)) for one in current if one is not None]
         for package, devices in new:
-            for device in devices[:_AT_ONCE]:
-                try:
-                    release = self._sign(device, package, "")
-                    wanted = DesiredModel(version=package.version, package=package.digest, release=release)
-                    self._devices.desire_model(device, package.model, wanted)
-                except (ShoalError, OSError) as error:  # the other devices are welcome all the same
-                    failures.append(error)
+            releases, failed = self._assigner.sign(dict.fromkeys(devices[:_AT_ONCE], package), "")
+            failures += failed.values()  # the other devices are welcome all the same
+            if not releases:
+                continue
+            with self._db.write() as connection:
+                for device, release in releases.items():
+                    self._assigner.announce(connection, device, package, release, "")
+            for device in releases:
+                self._devices.publish_desired(device)
         return failures
+
+    def _look_at_hardware(self, now: int) -> Iterable[Exception]:
+        """Sign anew what was assigned to a device that is other hardware by now: it refuses it until then."""
+        seen_ms = self._hardware_seen_ms
+        if seen_ms is not None and now - seen_ms < _LOOK_AT_HARDWARE_MS:
+            return ()
+        self._hardware_seen_ms = now
+        return self._assigner.readdress().values()
 
     def _move(self, rollout_id: str, wanted: State, note: str = "", *, revert: bool | None = None) -> None:
         now = self._clock()

@@ -29,7 +29,7 @@ from fleet_server.models.service import ModelService
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.updates.director import Director, load_signer
 
-HARDWARE = Hardware(architecture="x86_64", system="Linux", cpus=4)
+HARDWARE = Hardware(architecture="x86_64", system="Linux", cpus=4, runtimes={"onnxruntime": "1.23.2"})
 BROKER = BrokerAddress(host="127.0.0.1", port=1883)
 
 
@@ -120,6 +120,7 @@ class Device:
     def __init__(self, fleet: Fleet, name: str, secret: str) -> None:
         self._fleet, self.name, self.secret = fleet, name, secret
         self.models: dict[str, ReportedModel] = {}
+        self.hardware = HARDWARE
 
     @property
     def desired(self) -> Desired:
@@ -162,7 +163,7 @@ class Device:
                 agent_version="1.0",
                 started_at_ms=1,
                 desired_revision=revision,
-                hardware=HARDWARE,
+                hardware=self.hardware,
                 models=self.models,
                 api="http://127.0.0.1:8500",
             ),

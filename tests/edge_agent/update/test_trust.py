@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
-import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,8 @@ def test_a_release_older_than_the_installed_one_is_refused_even_in_newer_metadat
 ) -> None:
     device.update(server.assign(first, release=5))
     device.events.clear()
-    shutil.rmtree(tmp_path / "server/repository/director/camera-1")
+    with contextlib.closing(sqlite3.connect(tmp_path / "server/repository/director.db", isolation_level=None)) as store:
+        store.executescript("DELETE FROM devices; DELETE FROM signed")
     for _ in range(3):  # newer versions than the device has seen
         server.assign(second, release=server.director.release_of("camera-1", "digits") + 1)
     assert not device.apply(hint(second, 6))

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata, Targets
 
-from edge_agent.contract.repository import Assignment
+from edge_agent.contract.repository import AssignedHardware, Assignment
 from fleet_server.errors import Conflict, NotFound
 from fleet_server.models.records import ReleaseState
 from fleet_server.rollouts.service import RolloutService
@@ -14,6 +14,8 @@ from fleet_server.rollouts.state import Gate, Progress, State
 from tests.fleet_server.fleet import Device, Fleet
 
 GATE = Gate(soak_s=5, device_timeout_s=100, offline_timeout_s=20)
+
+ASSIGNED = AssignedHardware(architecture="x86_64", runtimes={"onnxruntime": "1.23.2"})
 
 
 def begin(fleet: Fleet, version: str, **options: object) -> str:
@@ -47,12 +49,28 @@ def test_a_release_reaches_the_fleet_wave_by_wave_and_becomes_the_champion(fleet
     assert [len(device.desired.models) for device in devices] == [1, 0, 0, 0]
     wanted = devices[0].desired.models["digits"]
     assert (wanted.package, wanted.release, wanted.rollout) == (digest, 1, rollout)
-    assert signed(fleet, "d0") == ("digits/1/manifest.json", Assignment(device="d0", release=1, rollout=rollout))
+    assignment = Assignment(device="d0", release=1, rollout=rollout, hardware=ASSIGNED)
+    assert signed(fleet, "d0") == ("digits/1/manifest.json", assignment)
     finish(fleet, devices, rollout)
     assert fleet.rollouts.get(rollout).state is State.DONE
     assert {device.models["digits"].package for device in devices} == {digest}
     assert fleet.models.champion("digits") == (digest, "1")
     assert fleet.models.find("digits", "1").state is ReleaseState.ROLLED_OUT
+
+
+def test_a_device_that_reports_other_hardware_is_assigned_its_package_anew(fleet: Fleet) -> None:
+    fleet.publish("1")
+    devices = [fleet.join(f"d{number}") for number in range(2)]
+    rollout = begin(fleet, "1")
+    finish(fleet, devices, rollout)
+    before = [signed(fleet, device.name)[1] for device in devices]
+    devices[1].hardware = msgspec.structs.replace(devices[1].hardware, accelerator="orin")
+    devices[1].report()
+    fleet.tick(11)
+    after = [signed(fleet, device.name)[1] for device in devices]
+    assert after[0] == before[0]
+    assert after[1].hardware is not None
+    assert (after[1].release, after[1].hardware.accelerator) == (before[1].release, "orin")
 
 
 def test_a_failing_canary_halts_the_rollout_and_everyone_is_sent_back(fleet: Fleet) -> None:
@@ -101,7 +119,7 @@ def test_a_device_that_enrols_after_a_rollout_gets_the_champion(fleet: Fleet) ->
     late = fleet.join("late")
     fleet.tick()
     assert late.desired.models["digits"].package == digest
-    assert signed(fleet, "late")[1] == Assignment(device="late", release=1)
+    assert signed(fleet, "late")[1] == Assignment(device="late", release=1, hardware=ASSIGNED)
 
 
 def test_a_device_that_enrols_during_a_rollout_gets_the_champion_first_and_the_release_in_the_last_wave(

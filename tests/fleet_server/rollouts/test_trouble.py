@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import math
+import sqlite3
 
 import msgspec
 import pytest
@@ -32,7 +34,8 @@ def done(fleet: Fleet, version: str, devices: list[Device]) -> None:
 
 def damage(fleet: Fleet, device: str) -> None:
     """What a bad sector does to what the director has signed for a device."""
-    (fleet.folder / "director" / device / "timestamp.json").write_text('{"signed": {"_ty')
+    with contextlib.closing(sqlite3.connect(fleet.folder / "director.db", isolation_level=None)) as store:
+        store.execute("UPDATE signed SET targets = ? WHERE device = ?", (b'{"signed": {"_ty', device))
 
 
 def progress(fleet: Fleet, rollout: str, device: str) -> Progress:
@@ -77,7 +80,7 @@ def test_a_device_whose_metadata_is_damaged_holds_up_its_wave_but_no_other_devic
     stuck = fleet.rollouts.get(rollout)
     assert stuck.state is State.RUNNING
     assert "d0 cannot be told" in stuck.note
-    assert "timestamp.json is damaged" in stuck.note
+    assert "what director.db has of d0, version 1, is damaged" in stuck.note
     assert len(caplog.records) == 1  # not one a second
 
 
