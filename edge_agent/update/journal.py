@@ -160,11 +160,11 @@ class Journal:
         except OSError as error:
             raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self.is_new = True
-            aside = path.with_suffix(".damaged")
-            path.replace(aside)
-            self.tell(EventKind.STORAGE, "", "", f"{path}: {error}; set aside as {aside.name}, models come anew")
-            return SlotsFile(path)
+            file, mended = SlotsFile.mended(path)
+            self.is_new = not mended
+            instead = "what it said one step before holds" if mended else "models come anew"
+            self.tell(EventKind.STORAGE, "", "", f"{path}: {error}; set aside as slots.damaged, {instead}")
+            return file
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -5,6 +5,10 @@ What may become of a record is for :mod:`edge_agent.update.transitions`; here it
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from edge_agent.durable import write_durably
 from edge_agent.update.judgement import Seen
 
 SLOTS_FILE = "slots.json"
+BEFORE_FILE = "slots.before.json"
 
 
 class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,23 +61,45 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Slots(msgspec.Struct, kw_only=True):
+    """The file. ``sha256`` is that of the records, so that a lost bit is seen; empty in files of older agents."""
+
     format: int = 1
-    models: dict[str, SlotRecord] = {}
+    sha256: str = ""
+    models: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class SlotsFile:
-    """The journal on disk, read once and kept in memory.
+    """The journal on disk, read once and kept in memory. What it said one step before stays beside it.
 
     Raises:
-        msgspec.DecodeError: The file is there, but is none of ours.
+        msgspec.DecodeError: The file is there, but is not what was written.
         OSError: It cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._records: dict[str, SlotRecord] = {}
-        if path.exists():
-            self._records = msgspec.json.decode(path.read_bytes(), type=_Slots).models
+        self._records = _read(path) if path.exists() else {}
+
+    @classmethod
+    def mended(cls, path: Path) -> tuple[SlotsFile, bool]:
+        """The journal in place of a damaged one, which is kept beside it as ``slots.damaged``.
+
+        It is what the journal said one step before. That may be behind what serves, never behind what is on the disk:
+        the step is taken again.
+
+        Returns:
+            The journal, and whether it could be mended; else nothing is known of any model.
+        Raises:
+            OSError: The disk refuses; the damaged file is where it was.
+        """
+        shutil.copyfile(path, path.with_suffix(".damaged"))
+        try:
+            records = _read(path.with_name(BEFORE_FILE))
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+            path.unlink()
+            return cls(path), False
+        write_durably(path, _encode(records))
+        return cls(path), True
 
     def models(self) -> dict[str, SlotRecord]:
         """All records, by model."""
@@ -120,6 +147,38 @@ class SlotsFile:
         return keep - {""}
 
     def _write(self, records: dict[str, SlotRecord]) -> None:
-        data = msgspec.json.format(msgspec.json.encode(_Slots(models=records)), indent=1)
-        write_durably(self._path, data)
+        self._keep_before()
+        write_durably(self._path, _encode(records))
         self._records = records
+
+    def _keep_before(self) -> None:
+        """Give the file another name, which stays when the first one gets a new file; both become durable together."""
+        before, beside = self._path.with_name(BEFORE_FILE), self._path.with_name(f".{BEFORE_FILE}.new")
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(self._path, beside)
+        except FileNotFoundError:
+            return  # the first one
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return  # a file system without links: what it has is one file, as before
+        beside.replace(before)
+
+
+def _read(path: Path) -> dict[str, SlotRecord]:
+    slots = msgspec.json.decode(path.read_bytes(), type=_Slots)
+    if slots.sha256 and slots.sha256 != _digest(slots.models):
+        raise msgspec.ValidationError("its records are not those that were written")
+    return msgspec.json.decode(slots.models, type=dict[str, SlotRecord])
+
+
+def _encode(records: dict[str, SlotRecord]) -> bytes:
+    models = msgspec.Raw(msgspec.json.encode(records))
+    slots = _Slots(sha256=_digest(models), models=models)
+    return msgspec.json.format(msgspec.json.encode(slots), indent=1)
+
+
+def _digest(models: msgspec.Raw) -> str:
+    # Of the text, not of what this agent knows of it: another one may have written more.
+    return hashlib.sha256(msgspec.json.format(bytes(models), indent=-1)).hexdigest()

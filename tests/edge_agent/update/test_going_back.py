@@ -190,11 +190,22 @@ def test_a_damaged_journal_is_set_aside_and_said(tmp_path: Path, damage: bytes) 
     assert (tmp_path / "slots.damaged").exists()
 
 
-def test_after_a_damaged_journal_the_packages_on_disk_spare_a_download(
+def test_a_damaged_journal_costs_no_model_as_what_it_said_before_holds(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice
+) -> None:
+    device.close()
+    (device.state / "slots.json").write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.version == "1"
+    assert "one step before holds" in restarted.told(EventKind.STORAGE)[0].reason
+
+
+def test_after_the_loss_of_the_journal_the_packages_on_disk_spare_a_download(
     server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package
 ) -> None:
     device.close()
     (device.state / "slots.json").write_bytes(b"rotten")
+    (device.state / "slots.before.json").write_bytes(b"rotten too")
     restarted = new_device()
     assert restarted.slots.models() == []
     server.line.requests.clear()

@@ -67,3 +67,32 @@ def test_what_an_update_needs_stays_on_the_disk_and_what_failed_does_not() -> No
         }
     )
     assert journal.packages() == {a, b, c}
+
+
+def test_a_flipped_bit_anywhere_in_the_journal_is_seen_and_what_it_said_before_holds(tmp_path: Path) -> None:
+    path = tmp_path / "slots.json"
+    journal = SlotsFile(path)
+    records = [SlotRecord(active="a" * 64, release=release, reason="so") for release in (1, 2)]
+    for record in records:
+        journal.put("digits", record)
+    written, seen = path.read_bytes(), 0
+    for at in range(len(written)):
+        path.write_bytes(bytes([*written[:at], written[at] ^ 1, *written[at + 1 :]]))
+        try:
+            read = SlotsFile(path).get("digits")
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            mended, whole = SlotsFile.mended(path)
+            assert whole
+            assert mended.get("digits") == SlotsFile(path).get("digits") == records[0]
+            seen += 1
+        else:
+            assert read == records[1], f"byte {at} was changed, and nobody saw it"
+    assert seen > len(written) / 2
+
+
+def test_a_damaged_journal_that_had_one_step_only_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "slots.json"
+    SlotsFile(path).put("digits", SlotRecord(active="a" * 64))
+    path.write_bytes(b"{")
+    journal, mended = SlotsFile.mended(path)
+    assert (mended, journal.models(), path.with_suffix(".damaged").read_bytes()) == (False, {}, b"{")
