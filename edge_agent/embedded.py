@@ -182,12 +182,14 @@ class Model:
 
     def feedback(
         self, request_id: str, label: str | int, *, source: str = "application", row: int | None = None
-    ) -> None:
+    ) -> bool:
         """Tell the true label of an earlier request; it is on disk when this returns.
 
         Args:
             label: A class by name or by index.
             row: Of a request of several rows.
+        Returns:
+            Whether the row itself goes home: only then can models learn from the label.
         Raises:
             UnknownRequest: The request is not remembered.
             MalformedRequest: The model has no such class.
@@ -196,7 +198,7 @@ class Model:
         if self._recorder is None:
             raise Unsupported(f"model '{self.name}' was loaded without a state folder, so no request is remembered")
         with self._open():
-            keep_label(self._recorder, self._loaded, request_id, label, source=source, row=row)
+            return keep_label(self._recorder, self._loaded, request_id, label, source=source, row=row)
 
     def statistics(self) -> StatisticsSnapshot:
         """What it has done since it was loaded."""

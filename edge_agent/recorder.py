@@ -106,9 +106,9 @@ class Recorder:
         """Count a request that failed though it was right."""
         self._monitor.failed(loaded)
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
         """Keep a label for an earlier request; see :meth:`edge_agent.monitor.monitor.Monitor.feedback`."""
-        self._monitor.feedback(loaded, request_id, label, source)
+        return self._monitor.feedback(loaded, request_id, label, source)
 
     def _take_desired(self, desired: Desired) -> None:
         """Called in the link's thread: nothing here waits."""

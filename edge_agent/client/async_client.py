@@ -110,11 +110,11 @@ class AsyncClient:
 
     async def feedback(
         self, model: str, request_id: str, label: str | int, *, source: str = "application", row: int | None = None
-    ) -> None:
+    ) -> bool:
         """Tell the true label of an earlier request; as :meth:`edge_agent.client.Client.feedback`."""
         number = next(self._numbers)
         told = Feedback(v=VERSION, id=number, model=model, request=request_id, label=label, source=source, row=row)
-        expect(await self._ask(number, [frames.encode(told)], None, again=False), Accepted)
+        return expect(await self._ask(number, [frames.encode(told)], None, again=False), Accepted).sampled
 
     async def models(self) -> list[ServedModel]:
         """The models that serve."""

@@ -153,12 +153,14 @@ class Client:
 
     def feedback(
         self, model: str, request_id: str, label: str | int, *, source: str = "application", row: int | None = None
-    ) -> None:
+    ) -> bool:
         """Tell the true label of an earlier request; it is safe on the device when this returns.
 
         Args:
             label: A class by name or by index.
             row: Of a request of several rows.
+        Returns:
+            Whether the row itself goes home: only then can models learn from the label.
         Raises:
             UnknownRequest: The device does not remember the request.
             MalformedRequest: The model has no such class.
@@ -166,7 +168,7 @@ class Client:
         number = next(self._numbers)
         told = Feedback(v=VERSION, id=number, model=model, request=request_id, label=label, source=source, row=row)
         # Not sent again where the connection ends meanwhile: it may have been taken already.
-        expect(self._ask(number, [frames.encode(told)], None, again=False), Accepted)
+        return expect(self._ask(number, [frames.encode(told)], None, again=False), Accepted).sampled
 
     def models(self) -> list[ServedModel]:
         """The models that serve, each with its version, its package's digest, and whether it is the default."""

@@ -150,12 +150,17 @@ class Inferred(msgspec.Struct, tag_field="op", tag="infer", omit_defaults=True, 
     outputs: list[Values]
 
 
-class Accepted(msgspec.Struct, tag_field="op", tag="feedback", kw_only=True):
-    """The label is safe on this device."""
+class Accepted(msgspec.Struct, tag_field="op", tag="feedback", omit_defaults=True, kw_only=True):
+    """The label is safe on this device.
+
+    Args:
+        sampled: Whether the row itself goes home: only then can models learn from the label.
+    """
 
     id: int
     model: str
     request: str
+    sampled: bool = True
 
 
 class ServedModel(msgspec.Struct, gc=False):

@@ -87,8 +87,8 @@ class Watching(Protocol):
     def failed(self, loaded: LoadedModel) -> None:
         """A request failed though it was right."""
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
-        """A label came for an earlier request."""
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
+        """A label came for an earlier request; whether its row was sampled."""
 
 
 class Shadows:

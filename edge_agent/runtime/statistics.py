@@ -33,6 +33,7 @@ class StatisticsSnapshot:
         last_inference_ms: Unix time of the last answer in milliseconds; 0 before the first.
         refused: Requests that were wrong; ``refused_by_rule`` those of them that broke the signature, by rule.
         violations: Rows that broke a constraint and were let through, by (tensor, rule, policy).
+        labels: Labels taken for rows that go home; ``labels_alone``: for such as stayed here.
         latency: Answered requests by time, in the buckets of :mod:`edge_agent.contract.latency`.
     """
 
@@ -52,6 +53,8 @@ class StatisticsSnapshot:
     refused_by_rule: Mapping[str, int]
     violations: Mapping[tuple[str, str, str], int]
     latency: tuple[int, ...]
+    labels: int = 0
+    labels_alone: int = 0
 
 
 def latency_buckets(latencies_ns: Sequence[int]) -> Mapping[int, int]:
@@ -75,6 +78,8 @@ class Statistics:
         "_fail_ns",
         "_infer_ns",
         "_input_ns",
+        "_labels",
+        "_labels_alone",
         "_last_s",
         "_latency",
         "_lock",
@@ -91,6 +96,7 @@ class Statistics:
         self._lock = threading.Lock()
         self._queue_ns = self._input_ns = self._infer_ns = self._output_ns = 0
         self._fail_count = self._fail_ns = self._not_run = self._rows = self._refused = 0
+        self._labels = self._labels_alone = 0
         self._last_s = 0.0
         self._batches: dict[int, list[int]] = {}
         self._rules: dict[str, int] = {}
@@ -189,6 +195,14 @@ class Statistics:
             if rule is not None:
                 self._rules[rule] = self._rules.get(rule, 0) + 1
 
+    def labelled(self, sampled: bool) -> None:
+        """Count a label; ``sampled``: its row goes home too."""
+        with self._lock:
+            if sampled:
+                self._labels += 1
+            else:
+                self._labels_alone += 1
+
     def violated(self, violations: Iterable[Violation]) -> None:
         """Count rows that broke a constraint and were let through."""
         with self._lock:
@@ -217,4 +231,6 @@ class Statistics:
                 refused_by_rule=dict(self._rules),
                 violations=dict(self._violations),
                 latency=latency,
+                labels=self._labels,
+                labels_alone=self._labels_alone,
             )

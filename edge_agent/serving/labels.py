@@ -11,9 +11,11 @@ from edge_agent.runtime.slots import LoadedModel, Slots
 class LabelSink(Protocol):
     """Who takes labels; may block on the disk."""
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
         """Keep a label for an earlier request; it is safe when this returns.
 
+        Returns:
+            Whether the request's row was sampled, so that the label can teach something.
         Raises:
             UnknownRequest: Nobody remembers the request.
             MalformedRequest: The model has no such class.
@@ -32,22 +34,26 @@ def asked_model(slots: Slots, model: str) -> LoadedModel:
 
 def keep_label(
     sink: LabelSink, loaded: LoadedModel, request_id: str, label: str | int, *, source: str, row: int | None
-) -> None:
+) -> bool:
     """Keep a label for a request, or for one row of it.
 
     A request of one row is remembered by its name alone; its application may name row 0 all the same.
 
+    Returns:
+        Whether the row was sampled, so that the label can teach something; counted.
     Raises:
         UnknownRequest, MalformedRequest, StorageFull: See :class:`LabelSink`.
     """
     if row is not None and row < 0:
         raise MalformedRequest(f"the feedback's row is {row}: rows count from 0")
     if row is None:
-        sink.feedback(loaded, request_id, label, source)
-        return
-    try:
-        sink.feedback(loaded, f"{request_id}/{row}", label, source)
-    except UnknownRequest:
-        if row:
-            raise
-        sink.feedback(loaded, request_id, label, source)
+        sampled = sink.feedback(loaded, request_id, label, source)
+    else:
+        try:
+            sampled = sink.feedback(loaded, f"{request_id}/{row}", label, source)
+        except UnknownRequest:
+            if row:
+                raise
+            sampled = sink.feedback(loaded, request_id, label, source)
+    loaded.statistics.labelled(sampled)
+    return sampled

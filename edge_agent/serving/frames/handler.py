@@ -170,7 +170,7 @@ class FrameHandler:
 
     async def _take_feedback(self, request: Feedback) -> Parts:
         loaded = asked_model(self._slots, request.model)
-        await self._inference.in_thread(
+        sampled = await self._inference.in_thread(
             keep_label,
             self._feedback,
             loaded,
@@ -179,7 +179,7 @@ class FrameHandler:
             source=request.source,
             row=request.row,
         )
-        return [frames.encode(Accepted(id=request.id, model=request.model, request=request.request))]
+        return [frames.encode(Accepted(id=request.id, model=request.model, request=request.request, sampled=sampled))]
 
     def _models(self, request: ListModels, app: App) -> bytes:
         found = [

@@ -48,5 +48,6 @@ class FeedbackRoute:
         keep = functools.partial(
             keep_label, self._sink, loaded, told.request_id, told.label, source=told.source, row=told.row
         )
-        await asyncio.get_running_loop().run_in_executor(self._threads, keep)
-        return document({"model_name": target.model, "request_id": told.request_id, "accepted": True})
+        sampled = await asyncio.get_running_loop().run_in_executor(self._threads, keep)
+        answer = {"model_name": target.model, "request_id": told.request_id, "accepted": True, "sampled": sampled}
+        return document(answer)

@@ -179,6 +179,16 @@ def _write_models(page: Exposition, models: list[LoadedModel]) -> None:
         "Rows of each run of the model.",
         [(labels, *_batches(one)) for labels, one in counts],
     )
+    page.family(
+        "shoal_model_labels_total",
+        "counter",
+        "Labels taken, by whether the row goes home with them: of others models cannot learn.",
+        [
+            ({**labels, "sampled": sampled}, count)
+            for labels, one in counts
+            for sampled, count in (("true", one.labels), ("false", one.labels_alone))
+        ],
+    )
     _write_contract(page, counts)
     memory = [(_of(loaded), loaded.memory_bytes) for loaded in models]
     page.family("shoal_model_memory_bytes", "gauge", "Memory that loading the model took.", memory)

@@ -213,10 +213,11 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "FeedbackAccepted": _object(
         "FeedbackAccepted",
-        ["model_name", "request_id", "accepted"],
+        ["model_name", "request_id", "accepted", "sampled"],
         model_name=_TEXT,
         request_id=_TEXT,
         accepted={"type": "boolean"},
+        sampled={"type": "boolean", "description": "Whether the row goes home: else models cannot learn from it"},
     ),
     "ServerMetadata": _object(
         "ServerMetadata", ["name", "version", "extensions"], name=_TEXT, version=_TEXT, extensions=_list(_TEXT)

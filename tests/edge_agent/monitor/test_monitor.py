@@ -326,7 +326,7 @@ def test_two_versions_in_one_window_are_reported_apart(watching: Watching, loade
 
 def test_a_label_carries_the_request_it_is_for(watching: Watching, loaded: LoadedModel) -> None:
     watching.observe(loaded, reference_images(1), "r1")
-    watching.monitor.feedback(loaded, "r1", "3", "operator")
+    assert watching.monitor.feedback(loaded, "r1", "3", "operator") is True
     (batch,) = watching.sent(Stream.LABELS, LabelBatch)
     (label,) = batch.labels
     outputs = loaded.backend.infer({INPUT: reference_images(1)})[OUTPUT]
@@ -335,10 +335,10 @@ def test_a_label_carries_the_request_it_is_for(watching: Watching, loaded: Loade
     assert label.inclusion_probability == 1.0
 
 
-def test_a_volunteered_label_has_no_inclusion_probability(watching: Watching, loaded: LoadedModel) -> None:
+def test_a_label_of_a_row_that_stays_here_is_kept_and_said_to_teach_nothing(watching: Watching, loaded: LoadedModel) -> None:
     watching.monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=0)})
     assert watching.observe(loaded, reference_images(1), "r1") is False
-    watching.monitor.feedback(loaded, "r1", 3, "operator")
+    assert watching.monitor.feedback(loaded, "r1", 3, "operator") is False
     assert watching.sent(Stream.LABELS, LabelBatch)[0].labels[0].inclusion_probability == 0.0
     watching.monitor.flush()
     assert watching.sent(Stream.SAMPLES, SampleBatch) == []

@@ -50,6 +50,22 @@ def test_of_one_id_used_twice_the_later_request_counts(remembered: Remembered) -
         remembered.persist(0)
 
 
+def test_what_is_sampled_is_known_as_such_in_memory_and_on_disk(tmp_path: Path) -> None:
+    first = Remembered(tmp_path / "requests.db")
+    first.add("digits", answered("sampled"))
+    first.add("digits", answered("passed", sampled=False))
+    told = [first.find("digits", name, 0) for name in ("sampled", "passed")]
+    assert [found is not None and found.sampled for found in told] == [True, False]
+    first.persist(0)
+    first.close()
+    again = Remembered(tmp_path / "requests.db")
+    found = again.find("digits", "sampled", 0)
+    assert found is not None
+    assert found.sampled
+    assert again.find("digits", "passed", 0) is None
+    again.close()
+
+
 def test_remembering_does_not_wait_for_a_disk_that_is_busy(remembered: Remembered) -> None:
     """The serving path calls it, on the event loop's own thread."""
     remembered.add("digits", answered("before"))

@@ -65,8 +65,9 @@ class Listener(Ear):
         self.observed += [(name, inputs[INPUT], next(iter(outputs.values())), "") for name in request_ids]
         return ()
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> None:  # noqa: ARG002
+    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:  # noqa: ARG002
         self.labels.append((request_id, label))
+        return False
 
 
 class Board:

@@ -98,7 +98,9 @@ def test_feedback_is_in_the_outbox_when_it_is_accepted(device: FramesDevice, con
     raw.infer(2, IMAGES, request="four")
     raw.answer(), raw.answer()
     raw.send_map(op="feedback", v=1, id=3, model="digits", request="one", label="7", row=0)
-    assert isinstance(raw.answer(), Accepted)
+    told = raw.answer()
+    assert isinstance(told, Accepted)
+    assert told.sampled
     raw.send_map(op="feedback", v=1, id=4, model="digits", request="four", label=2, row=3, source="operator")
     assert isinstance(raw.answer(), Accepted)
     labels = [label for batch in device.sent(Stream.LABELS, LabelBatch) for label in batch.labels]

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.contract.messages import LabelBatch
+from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from tests.edge_agent.serving.rest.requests import INFER, image
 from tests.fakes.packages import answer, model_weights, reference_images
@@ -31,13 +32,25 @@ def test_feedback_becomes_a_label_of_the_earlier_request(device: Device, label: 
     device.ask_json("POST", INFER, image(id="r1"))
     told = {"request_id": "r1", "label": label, "source": "operator"}
     status, body = device.ask_json("POST", _FEEDBACK, told)
-    assert (status, body) == (200, {"model_name": "digits", "request_id": "r1", "accepted": True})
+    assert (status, body) == (200, {"model_name": "digits", "request_id": "r1", "accepted": True, "sampled": True})
     (batch,) = device.sent(Stream.LABELS, LabelBatch)
     (kept,) = batch.labels
     assert (kept.request_id, kept.label, kept.source) == ("r1", "7", "operator")
     assert kept.package == device.slots.get("digits").digest
     assert kept.prediction == str(answer(*model_weights(), reference_images(1)).argmax())
     assert 0 < kept.inclusion_probability <= 1
+
+
+def test_feedback_on_a_row_that_stays_on_the_device_says_so_and_is_counted(device: Device) -> None:
+    device.ask_json("POST", INFER, image(id="sent"))
+    device.monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=0)})
+    device.ask_json("POST", INFER, image(id="kept"))
+    for name, sampled in (("sent", True), ("kept", False)):
+        body = device.ask_json("POST", _FEEDBACK, {"request_id": name, "label": 7})[1]
+        assert body["sampled"] is sampled
+    page = device.ask("GET", "/metrics")[2].decode()
+    for sampled in ("true", "false"):
+        assert f'shoal_model_labels_total{{model="digits",version="1",sampled="{sampled}"}} 1\n' in page
 
 
 def test_feedback_on_several_rows_names_the_row(device: Device) -> None:
