@@ -95,7 +95,7 @@ class Installer:
         after_step: Callable[[str, UpdateStep], None] = _nothing,
     ) -> None:
         self._state, self._enrolment, self._slots = state, enrolment, slots
-        self._utc_now, self._monotonic = utc_now, monotonic
+        self._utc_now, self._monotonic, self._hardware = utc_now, monotonic, device.hardware
         self._serve: Serving = serve or functools.partial(swap_together, slots)
         self._files = ServerFiles(enrolment.server, enrolment.secret) if enrolment else ServerFiles("", "")
         self._store = PackageStore(state / "packages", self._files, settings)
@@ -286,7 +286,9 @@ class Installer:
 
             if self._enrolment is None:
                 raise DeviceError("this device is not enrolled; enrol it first")
-            self._resolver = Resolver(self._state / "trust", self._enrolment, self._files, clock=self._utc_now)
+            self._resolver = Resolver(
+                self._state / "trust", self._enrolment, self._files, clock=self._utc_now, hardware=self._hardware
+            )
         return self._resolver.resolve(model, lowest_release=lowest_release)
 
     def _reported(self, model: str, record: SlotRecord) -> ReportedModel:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import psutil
 
-from edge_agent.contract.errors import BudgetExceeded, ManifestError, NetworkError, ShoalError
+from edge_agent.contract.errors import BudgetExceeded, DeviceError, ManifestError, NetworkError, ShoalError
 from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import DesiredModel, Hardware, UpdateStep
 from edge_agent.contract.signature import Signature
@@ -181,10 +181,13 @@ class Preparing:
         )
         if reason and for_good:
             reasons.append(reason)
-        if device.still_fits is not None:
-            reasons += device.still_fits(manifest.name, manifest.signature)
         if reasons:
             raise Unfit(fitness.named(manifest, reasons))
+        refused = device.still_fits(manifest.name, manifest.signature) if device.still_fits is not None else ()
+        if refused:  # applications change, and what they sent long ago is forgotten
+            raise DeviceError(
+                fitness.named(manifest, [f"does not fit what applications here send: {'; '.join(refused)}"])
+            )
         if reason:
             raise BudgetExceeded(fitness.named(manifest, [reason]))
         if device.memory is not None:

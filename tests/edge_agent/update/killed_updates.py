@@ -53,11 +53,13 @@ def _agent(state: Path, order: dict[str, Any], step: UpdateStep | None, operatio
             os._exit(KILLED)
 
     enrolment = msgspec.convert(order["enrolment"], Enrolment)
-    device = UpdatingDevice(state, enrolment, after_step=after_step)
+    device = UpdatingDevice(state, enrolment, after_step=after_step, with_shadows=order["with_shadow"])
     if operations is not None:
         _Countdown(operations).arm()
     device.apply(msgspec.convert(order["desired"], Desired))
     device.pass_probation()
+    if order["with_shadow"]:  # which is over, for want of requests; now the probation
+        device.pass_probation()
     os._exit(0)
 
 
