@@ -221,10 +221,19 @@ def settle(keys: KeyFolder, store: MetadataFolder, sign_snapshot: Callable[[], N
     _move_keys(keys, change)
     for file, text in change.files.items():
         store.write(file, text.encode())
+    for name in change.keys:
+        if name.startswith("approvers/"):
+            give_root(store, name)
     sign_snapshot()
     forget_pending(keys.folder)
     shutil.rmtree(keys.folder / PENDING_KEYS, ignore_errors=True)
     return change
+
+
+def give_root(store: MetadataFolder, name: str) -> None:
+    """Put the newest root beside an approver's key: what that person judges the server's words by."""
+    root = store.data(f"{IMAGE}/{store.root_version(IMAGE)}.root.json")
+    store.write(f"{name.rpartition('/')[0]}/root.json", root)
 
 
 def discard(keys: KeyFolder) -> PendingChange | None:

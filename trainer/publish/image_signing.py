@@ -228,8 +228,7 @@ class ImageSigning:
             if name_of(one, "") == name:
                 return one
         found = self._own_key(name, kind)
-        root = self.store.data(f"{IMAGE}/{self.store.root_version(IMAGE)}.root.json")
-        self.store.write(f"approvers/{person}/root.json", root)
+        changes.give_root(self.store, name)
         return found
 
     def _public(self, name: str) -> Key:
