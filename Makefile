@@ -21,7 +21,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 # The fast ones first, so that a broken part is seen within seconds.
 TEST_ORDER := edge_agent conformance docs clients conformance fleet_server trainer packaging integration power_cut gpu e2e
 TEST_FOLDERS = $(wildcard $(addprefix tests/,$(TEST_ORDER)))
-BENCHMARKS = $(sort $(wildcard benchmarks/*.py))
+# The updates' take minutes, and have a target of their own.
+BENCHMARKS = $(filter-out benchmarks/update%.py benchmarks/director.py,$(sort $(wildcard benchmarks/*.py)))
 TYPED = edge_agent fleet_server trainer tests $(sort $(dir $(wildcard models/*/*.py benchmarks/*.py)))
 
 .PHONY: help setup demo test check format bench power-cut protobuf soak real-parts gpu-parts clients clean
@@ -91,6 +92,9 @@ bench-batch: $(DEV_STAMP)  ## batch inference beside a bare loop (ARGS='--rows 1
 
 power-cut: $(DEV_STAMP)  ## cut the power at every operation of an update (ARGS='--share 0.1'); needs a C compiler
 	@$(BIN)/python -m tests.power_cut.campaign $(ARGS)
+
+bench-updates: $(DEV_STAMP)  ## what an update costs on the wire, beside other tools (ARGS='--networks digits --no-install')
+	@$(BIN)/python -m benchmarks.updates $(ARGS)
 
 # By the oldest compiler whose messages the extra `grpc` allows; needs the network, and is not a part of `make setup`.
 protobuf:  ## write the gRPC messages again, after a change of their description
