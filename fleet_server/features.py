@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -97,6 +98,8 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         settings=config.runs,
     )
     later.append(lambda manifest, digest: _approved(approvals, rollouts, config.rollouts, manifest, digest))
+    deltas = Deltas(folder.repository / "deltas", images.blobs, lambda: shown_targets(images.metadata))
+    later.append(lambda manifest, _: _make_deltas(deltas, models, manifest))
     schedules = ScheduleService(db, count_labels=labels_of, settings=config.runs)
     monitoring = _monitoring(
         config,
@@ -116,7 +119,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         director=director,
         images=images,
         approvals=approvals,
-        deltas=Deltas(folder.repository / "deltas", images.blobs, lambda: shown_targets(images.metadata)),
+        deltas=deltas,
         schedules=schedules,
         run_pages=RunPages(runs, schedules, fleet=config.fleet),
         runs=runs,
@@ -207,6 +210,13 @@ def _image_repository(
 
     images = ImageRepository(folder.repository, root=folder.image_root.read_bytes(), on_release=on_release)
     return images
+
+
+def _make_deltas(deltas: Deltas, models: ModelService, manifest: Manifest) -> None:
+    """Most devices have the parent of a release: what makes the one of the other is there before they ask."""
+    if manifest.parent is not None:
+        with contextlib.suppress(NotFound):  # made elsewhere
+            deltas.make_ahead(models.manifest(manifest.parent), manifest)
 
 
 def _released(
