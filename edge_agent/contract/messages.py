@@ -267,6 +267,8 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
         version, package: What serves now.
         step: Where the latest update is; ``target``: the package it is about; ``reason``: why it failed.
         requests, failed: Since the swap; what a rollout's health gate looks at.
+        waits_until_ms: When the update may go on that waits for the device's own window, or for a while that chance
+            drew; None where it does not wait, and from agents that do not tell.
     """
 
     version: str
@@ -279,6 +281,7 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     requests: Count = 0
     failed: Count = 0
     runtime: ReportedRuntime | None = None
+    waits_until_ms: TimeMs | None = None
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):

@@ -117,7 +117,7 @@ class Installer:
         self._waits = Waits(settings, utc_now=utc_now, monotonic=monotonic, zone=zone)
         self._watching = Watching(
             self._journal, self._back, self._serve, probations=self._probations, shadow=self._shadow,
-            stopwatch=self._stopwatch, may_swap=self._waits.check_window,
+            stopwatch=self._stopwatch, waits=self._waits,
         )  # fmt: skip
         self._updating = Updating(
             self._journal, slots, preparing=self._preparing, loader=self._loader, watching=self._watching,
@@ -300,5 +300,5 @@ class Installer:
         return ReportedModel(
             version=version, package=package, step=record.step, target=record.target, reason=record.reason,
             release=max(record.announced, record.release), rollout=record.rollout, requests=requests, failed=bad,
-            runtime=loaded.runtime if loaded is not None else None,
+            runtime=loaded.runtime if loaded is not None else None, waits_until_ms=self._waits.until_ms.get(model),
         )  # fmt: skip

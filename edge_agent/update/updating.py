@@ -74,6 +74,7 @@ class Updating:
     def attempt(self, desired: Desired) -> bool:
         """One attempt; whether nothing is left to do."""
         self.waits_s = None
+        self._waits.begin()
         self._drop_unwanted(desired)
         stands = {model: self._stand(model, wanted) for model, wanted in desired.models.items()}
         todo = {model: desired.models[model] for model, stand in stands.items() if stand is Stand.OPEN}
@@ -242,6 +243,7 @@ class Updating:
         record = msgspec.structs.replace(self._journal.get(model), announced=wanted.release)
         failed = EventKind.UPDATE_FAILED
         if isinstance(error, NotYet) and error.seconds is not None:
+            self._waits.note(model, error)
             self.waits_s = error.seconds if self.waits_s is None else min(self.waits_s, error.seconds)
         if isinstance(error, (NotYet, NetworkError)):
             # Nothing was decided: not worth a write to flash.

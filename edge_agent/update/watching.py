@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from edge_agent.contract.errors import DeviceError
@@ -16,14 +14,11 @@ from edge_agent.update.judgement import Bad, Good
 from edge_agent.update.outcome import NotYet
 from edge_agent.update.probation import Probations, Stopwatch, worst
 from edge_agent.update.shadow_step import Group, ShadowStep
+from edge_agent.update.window import Waits
 
 
 class Watching:
-    """Lets candidates serve, and judges models by what is seen of them.
-
-    Args:
-        may_swap: Raises NotYet where the fleet's updates have to wait.
-    """
+    """Lets candidates serve, and judges models by what is seen of them."""
 
     def __init__(
         self,
@@ -34,11 +29,11 @@ class Watching:
         probations: Probations,
         shadow: ShadowStep,
         stopwatch: Stopwatch,
-        may_swap: Callable[[], None],
+        waits: Waits,
     ) -> None:
         self._journal, self._back, self._serve = journal, back, serve
         self._probations, self._shadow, self._stopwatch = probations, shadow, stopwatch
-        self._may_swap = may_swap
+        self._waits = waits
 
     def swap(self, group: Group, candidates: Candidates, now: float, reason: str = "") -> None:
         """Let tested candidates serve, all at once, on probation; written down in one piece before.
@@ -117,8 +112,10 @@ class Watching:
         """Whether the candidates may serve now; what they wait for is reported."""
         newer = [model for model in group if self._journal.get(model).announced > self._journal.get(model).release]
         try:
-            self._may_swap()
+            self._waits.check_window()
         except NotYet as error:
+            for each in group:
+                self._waits.note(each, error)
             self._say(group, f"{verdict}; {error}")
             return False
         if newer:

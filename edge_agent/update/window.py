@@ -86,6 +86,8 @@ class Waits:
         self._jitter_s, self._draw = settings.jitter_s, draw
         self._utc_now, self._monotonic = utc_now, monotonic
         self._known: dict[str, int] = {}
+        #: When models may go on that wait, Unix milliseconds; replaced whole, for any thread to read.
+        self.until_ms: Mapping[str, int] = {}
         self._not_before = float("-inf")
 
     def announce(self, releases: Mapping[str, int]) -> None:
@@ -94,6 +96,16 @@ class Waits:
         if new and self._jitter_s:
             self._not_before = max(self._not_before, self._monotonic() + self._draw() * self._jitter_s)
         self._known |= new
+
+    def begin(self) -> None:
+        """A new attempt: who still waits will say so."""
+        self.until_ms = {}
+
+    def note(self, model: str, error: NotYet) -> None:
+        """A model waits."""
+        if error.seconds is not None:
+            until_ms = round((self._utc_now().timestamp() + error.seconds) * 1000)
+            self.until_ms = {**self.until_ms, model: max(0, until_ms)}
 
     def check(self) -> None:
         """Return where an update may begin now.

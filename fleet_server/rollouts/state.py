@@ -19,6 +19,9 @@ from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.messages import UpdateStep
 from fleet_server.errors import Conflict
 
+# A device's window comes every day, and what chance draws is shorter: who says more is not believed.
+_LONGEST_WAIT_MS = 2 * 24 * 3600 * 1000
+
 
 class State(enum.StrEnum):
     """Where a rollout is."""
@@ -59,7 +62,8 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
         min_requests: Requests since the swap that a device must have answered before it is judged.
         max_failed_rate: Share of them that may fail.
         max_failures: Devices that may fail before the rollout halts.
-        device_timeout_s: Time for a connected device to commit or fail; after it, it has failed.
+        device_timeout_s: Time for a connected device to commit or fail, beside the shadow and the probation that the
+            package's manifest asks for, and its wait for a window of its own; after it, it has failed.
         offline_timeout_s: Time for a disconnected device to come back; after it, it is skipped.
     Raises:
         ValueError: A figure is negative or not finite, or the rate is no share.
@@ -104,6 +108,7 @@ class Sight:
 
     Args:
         changed_at_ms: Since when it is connected, or is not; None where that is not known.
+        waits_until_ms: When its update may go on that waits for the device's own window.
     """
 
     online: bool
@@ -115,6 +120,7 @@ class Sight:
     reason: str = ""
     requests: int = 0
     failed: int = 0
+    waits_until_ms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +132,7 @@ class Rollout:
         healthy_since_ms: Since when every device of the waves so far is healthy; None while one is not.
         reason: Why it was made; ``note``: why it halted, or what it waits for.
         automatic: No person asked for it: it gives way to what people do.
+        watched_s: Longest that a device shadows and watches the package by its manifest, beside what the update takes.
     """
 
     id: str
@@ -142,6 +149,7 @@ class Rollout:
     note: str = ""
     automatic: bool = False
     revert: bool = False
+    watched_s: float = 0.0
 
     def count(self, *progress: Progress) -> int:
         """How many members are in one of these places."""
@@ -277,17 +285,26 @@ def _look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member
         return _failed(member, f"it left the package: {sight.reason or sight.package}") if left else member
     if member.progress is Progress.SKIPPED and sight.online:
         return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason="")
-    return _patience(gate, member, sight, now_ms) if member.progress is Progress.ASSIGNED else member
+    return _patience(rollout, member, sight, now_ms) if member.progress is Progress.ASSIGNED else member
 
 
-def _patience(gate: Gate, member: Member, sight: Sight, now_ms: int) -> Member:
+def _patience(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member:
     """An assigned device that has not ended its update yet."""
+    gate = rollout.gate
     waited_s = (now_ms - member.assigned_at_ms) / 1000 if member.assigned_at_ms is not None else 0.0
     # Not from the assignment on: an update may take long, and a connection that breaks meanwhile has just broken.
-    away_s = waited_s if sight.changed_at_ms is None else min(waited_s, (now_ms - sight.changed_at_ms) / 1000)
+    away_s = waited_s if sight.changed_at_ms is None else (now_ms - sight.changed_at_ms) / 1000
+    if member.assigned_at_ms is not None and waited_s >= 0:  # else it waits for its window
+        away_s = min(waited_s, away_s)
     if not sight.online and away_s > gate.offline_timeout_s:
         return dataclasses.replace(member, progress=Progress.SKIPPED, reason="offline; it catches up later")
-    if sight.online and waited_s > gate.device_timeout_s:
+    if sight.online and sight.waits_until_ms is not None and sight.waits_until_ms > now_ms:
+        # Its time begins when its wait ends.
+        begins_ms = min(sight.waits_until_ms, now_ms + _LONGEST_WAIT_MS)
+        if member.assigned_at_ms is None or begins_ms > member.assigned_at_ms:
+            return dataclasses.replace(member, assigned_at_ms=begins_ms)
+        return member
+    if sight.online and waited_s > gate.device_timeout_s + rollout.watched_s:
         return _failed(member, f"not committed after {round(waited_s)} s: {sight.reason or 'it says no reason'}")
     return member
 
@@ -322,7 +339,7 @@ def _waits_for(rollout: Rollout, sights: Mapping[str, Sight]) -> str:
     pending = sorted(member.device for member in rollout.members.values() if member.progress is Progress.ASSIGNED)
     if pending:
         have = "1 device has" if len(pending) == 1 else f"{len(pending)} devices have"
-        return f"{have} yet to commit: {', '.join(pending[:5])}"
+        return f"{have} yet to commit: {', '.join(_doing(sights, device) for device in pending[:5])}"
     committed = [member for member in rollout.members.values() if member.progress is Progress.COMMITTED]
     if not committed:
         return "no device that is connected has committed yet; one is needed as evidence"
@@ -351,6 +368,15 @@ def wave_size(wave: float, fleet: int) -> int:
     if isinstance(wave, int):
         return min(fleet, wave)
     return min(fleet, math.ceil(wave * fleet - 1e-9))
+
+
+def _doing(sights: Mapping[str, Sight], device: str) -> str:
+    """A device, and where its update is, where that takes its time or waits."""
+    sight = sights.get(device)
+    if sight is None or sight.step is UpdateStep.COMMITTED or not sight.target:
+        waits = sight is not None and sight.waits_until_ms is not None
+        return f"{device} ({sight.reason})" if waits and sight is not None else device
+    return f"{device} ({': '.join(part for part in (sight.step.value if sight.step else '', sight.reason) if part)})"
 
 
 def _online(sights: Mapping[str, Sight], device: str) -> bool:

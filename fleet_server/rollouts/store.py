@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from edge_agent.contract.manifest import decode_manifest
 from fleet_server.devices.records import DeviceRecord
 from fleet_server.errors import NotFound
+from fleet_server.models.tables import packages
 from fleet_server.rollouts import tables
 from fleet_server.rollouts.state import Gate, Member, Progress, Rollout, Sight, State, to_revert, wave_size
 from fleet_server.upsert import upsert
@@ -97,6 +99,7 @@ def load(connection: sa.Connection, rollout_id: str) -> Rollout:
         gate=msgspec.convert(row["gate"], Gate),
         state=State(row["state"]),
         members={member.device: member for member in _members(connection, rollout_id)},
+        watched_s=_watched_s(connection, row["package"]),
     )
 
 
@@ -161,6 +164,7 @@ def sight(device: DeviceRecord, model: str) -> Sight:
         reason=one.reason,
         requests=one.requests,
         failed=one.failed,
+        waits_until_ms=one.waits_until_ms,
     )
 
 
@@ -174,6 +178,12 @@ def _changing(rollout: Rollout) -> dict[str, Any]:
         "revert": rollout.revert,
         "settled": over,
     }
+
+
+def _watched_s(connection: sa.Connection, package: str) -> float:
+    """How long a device may watch the package, by its manifest, without anything being wrong."""
+    manifest = decode_manifest(connection.scalars(sa.select(packages.c.manifest).filter_by(digest=package)).one())
+    return manifest.shadow.seconds + manifest.probation.seconds
 
 
 def _row(connection: sa.Connection, rollout_id: str) -> sa.RowMapping:

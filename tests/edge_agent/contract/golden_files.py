@@ -208,6 +208,7 @@ TWINS: dict[str, Message] = {
                     building="refitting",
                     building_percent=12.5,
                 ),
+                waits_until_ms=AT_MS + 3_600_000,
             )
         },
         api="http://127.0.0.1:8080",
