@@ -18,9 +18,9 @@ PEERS = Path("build/bench/peers")
 _BSDIFF = Environment(name="bsdiff4", packages=("bsdiff4==1.3.2",))
 _BSDIFF_MAKE = """
 import bsdiff4, sys, time
-began = time.perf_counter()
+began = time.process_time()
 bsdiff4.file_diff(*sys.argv[1:4])
-print(time.perf_counter() - began)
+print(time.process_time() - began)
 """
 _ZSTD_LEVEL, _XDELTA_LEVEL = 19, 9
 _LEAST_S = 0.4
@@ -29,7 +29,7 @@ _ROUNDS = 5
 # Runs in a process of its own: one of ours or a peer's interpreter. Prints the best seconds, and the megabytes that
 # applying took beyond what the process had before. (ru_maxrss would begin with what the parent had: it outlives exec.)
 _APPLY = """
-import json, subprocess, sys, time
+import json, sys, time
 how, base, sent, made, least_s = sys.argv[1:6]
 if how == "ours":
     from edge_agent.contract.delta.apply import apply_delta
@@ -59,19 +59,22 @@ def memory(what):
 before = memory("VmRSS")
 times = []
 while len(times) < 3 or sum(times) < float(least_s) and len(times) < 300:
-    began = time.perf_counter()
+    began = time.process_time()
     once()
-    times.append(time.perf_counter() - began)
+    times.append(time.process_time() - began)
 print(json.dumps([min(times), max(0.0, memory("VmHWM") - before)]))
 """
 # The same for a program: its memory is that of the process which begins as this small one.
 _RUN = """
-import json, resource, subprocess, sys, time
+import json, resource, subprocess, sys
+def spent():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 times = []
 for _ in range(int(sys.argv[1])):
-    began = time.perf_counter()
+    began = spent()
     subprocess.run(sys.argv[2:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    times.append(time.perf_counter() - began)
+    times.append(spent() - began)
 print(json.dumps([min(times), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
 """
 
@@ -82,8 +85,8 @@ class Sent:
 
     Args:
         size_bytes: What crosses the network.
-        make_s: Processor's and disk's time to make it.
-        apply_s: To apply it; None where nothing is to be applied.
+        make_s: Processor time to make it: on a busy machine the clock would measure the others.
+        apply_s: Processor time to apply it, the best of several; None where nothing is to be applied.
         apply_memory_mb: Beyond what the process takes anyway.
     """
 
@@ -110,7 +113,7 @@ def methods(*, install: bool) -> tuple[dict[str, Method], list[str]]:
 
 
 def measured(how: str, base: Path, sent: Path, new: Path, *, python: str = sys.executable) -> tuple[float, float]:
-    """Seconds and megabytes that applying takes, in a process of its own; the result must be ``new``."""
+    """Processor seconds and megabytes that applying takes, in a process of its own; the result must be ``new``."""
     made = sent.with_suffix(".made")
     command = [python, "-c", _APPLY, how, str(base), str(sent), str(made), str(_LEAST_S)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -148,10 +151,10 @@ def _zstd_with(base: Path, new: Path, folder: Path, *, how: str) -> Sent:
         window_log=max(20, (new.stat().st_size + len(old)).bit_length()),
         enable_ldm=how == "patch-from",
     )
-    began = time.perf_counter()
+    began = time.process_time()
     known = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if old else None
     sent.write_bytes(zstandard.ZstdCompressor(compression_params=settings, dict_data=known).compress(new.read_bytes()))
-    make_s = time.perf_counter() - began
+    make_s = time.process_time() - began
     return Sent(sent.stat().st_size, make_s, *measured(how, base, sent, new))
 
 
@@ -183,7 +186,7 @@ def _xdelta3(install: bool) -> Method:
 
 
 def _run(rounds: int, command: list[str]) -> tuple[float, float]:
-    """Best seconds and peak megabytes of a program, its start among them."""
+    """Best seconds of processor time and peak megabytes of a program, its start among them."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", _RUN, str(rounds), *command], capture_output=True, text=True, check=True
     )

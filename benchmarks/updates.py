@@ -25,7 +25,7 @@ from trainer.release.update_search import LADDER
 
 TARGET = Path("build/bench/updates.json")
 OURS, QUANTISED = "shoal", "shoal, quantised"
-# Others need minutes and gigabytes for files of 100 MB: of large ones they get the beginning, and the table says so.
+# Others need minutes and gigabytes for files of 100 MB: of large ones they get a part, and the table says so.
 _PEERS_BYTES = {"bsdiff4": 2 << 20}
 _MOST_PEERS_BYTES = 8 << 20
 # Lost within noise, and by no more than this: what the gate of a release asks by default.
@@ -37,7 +37,8 @@ class Row:
     """One method on one file.
 
     Args:
-        apply_mb_per_s: Megabytes of the new file made per second, on one core; None where nothing is applied.
+        make_s: Processor time.
+        apply_mb_per_s: Megabytes of the new file per second of one core's time; None where nothing is applied.
         apply_memory_mb: Peak beyond what the process had before; of programs of their own, all of it.
         accuracy: On held-out rows, of what arrives.
         note: What else is to be known.
@@ -97,8 +98,8 @@ def _rows(case: Case, peers: dict[str, Method]) -> Iterator[Row]:
             limit = _PEERS_BYTES.get(method, _MOST_PEERS_BYTES)
             if method == "full":
                 limit = 1 << 62
-            base, new = _beginning(case.base, folder / "base", limit), _beginning(case.new, folder / "new", limit)
-            note = "" if new == case.new else f"its first {limit >> 20} MiB"
+            base, new = _middle(case.base, folder / "base", limit), _middle(case.new, folder / "new", limit)
+            note = "" if new == case.new else f"{limit >> 20} MiB from its middle"
             yield _row(case, method, make(base, new, folder), of=(new, accuracy), note=note)
         yield _row(case, OURS, _ours(case, case.new, case.layout, folder), of=(case.new, accuracy))
         if case.dtype == "fp32":
@@ -108,9 +109,9 @@ def _rows(case: Case, peers: dict[str, Method]) -> Iterator[Row]:
 def _ours(case: Case, new: Path, layout: StoredFile, folder: Path) -> Sent:
     sent = folder / "sent.delta"
     with case.base.open("rb") as base, new.open("rb") as target, sent.open("wb") as out:
-        began = time.perf_counter()
+        began = time.process_time()
         make_delta(base, target, out, base_layout=case.base_layout, layout=layout)
-        make_s = time.perf_counter() - began
+        make_s = time.process_time() - began
     return Sent(sent.stat().st_size, make_s, *update_peers.measured("ours", case.base, sent, new))
 
 
@@ -144,10 +145,12 @@ def _row(case: Case, method: str, sent: Sent, *, of: tuple[Path, float], note: s
     )  # fmt: skip
 
 
-def _beginning(file: Path, place: Path, limit: int) -> Path:
-    if file.stat().st_size <= limit:
+def _middle(file: Path, place: Path, limit: int) -> Path:
+    size = file.stat().st_size
+    if size <= limit:
         return file
     with file.open("rb") as source:
+        source.seek((size - limit) // 2)
         place.write_bytes(source.read(limit))
     return place
 
