@@ -180,8 +180,12 @@ def remove_command(config_path: Path | None, state: Path | None, model: str) -> 
 @_config_option
 @_state_option
 def status_command(config_path: Path | None, state: Path | None) -> None:
-    """Show who this device is and which packages it holds, from the state folder (the agent may be stopped)."""
-    from edge_agent.update.slots_file import SLOTS_FILE, SlotsFile
+    """Show who this device is, what its models run on, and where their updates stand.
+
+    All of it from the state folder: the agent may be stopped. What an update waits for is known to the running agent
+    alone, which reports it to its fleet.
+    """
+    from edge_agent.update.status import status_lines
 
     config = _settings(config_path, state)
     folder = Path(config.state)
@@ -189,11 +193,8 @@ def status_command(config_path: Path | None, state: Path | None) -> None:
     click.echo(
         f"device  {identity.device} of fleet {identity.fleet} at {identity.server}" if identity else "not enrolled"
     )
-    for model, slot in sorted(SlotsFile(folder / SLOTS_FILE).models().items()):
-        good = slot.last_known_good[:12] or "-"
-        click.echo(
-            f"{model}  active {slot.active[:12] or '-'}  last known good {good}  {slot.step.value}  {slot.reason}"
-        )
+    for line in status_lines(folder):
+        click.echo(line)
 
 
 def _settings(path: Path | None, state: Path | None) -> AgentConfig:

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from edge_agent.by_hand import install
 from edge_agent.cli import main
+from edge_agent.contract.messages import UpdateStep
+from edge_agent.runtime.runtimes import RUNTIMES_FILE, Remembered, RuntimesFile
+from edge_agent.update.slots_file import SlotRecord, SlotsFile
+from tests.fakes.packages import make_package
 
 
 def test_a_bare_onnx_file_is_refused_with_what_makes_a_package(tmp_path: Path) -> None:
@@ -24,3 +29,42 @@ def test_a_folder_that_is_no_package_is_told_so(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["install", str(tmp_path), "--state", str(tmp_path / "state")])
     assert done.exit_code == 3
     assert "manifest.json: the file is missing" in done.output
+
+
+def test_status_tells_what_serves_on_what_and_where_the_update_is(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    package = make_package(tmp_path / "package", version="7")
+    install(state, package.folder)
+    said = CliRunner().invoke(main, ["status", "--state", str(state)]).output.splitlines()
+    short = package.digest[:12]
+    assert said == [
+        "not enrolled",
+        "digits",
+        f"  serves    version 7 ({short}), on onnxruntime-cpu",
+        "  update    committed, by hand",
+    ]
+    RuntimesFile(state / RUNTIMES_FILE).put(
+        package.digest, Remembered(machine="m", runtime="tensorrt", precision="fp16")
+    )
+    record = SlotRecord(
+        active=package.digest, last_known_good="a" * 64, step=UpdateStep.SHADOW, target="b" * 64, release=4,
+        announced=5, reason="12 of 12 rows agree", group=("digits", "reader"),
+    )  # fmt: skip
+    SlotsFile(state / "slots.json").put("digits", record)
+    said = CliRunner().invoke(main, ["status", "--state", str(state)]).output.splitlines()
+    assert said[2:] == [
+        f"  serves    version 7 ({short}), on tensorrt fp16",
+        "  back to   (aaaaaaaaaaaa)",
+        "  update    shadow, release 4 (release 5 is announced), to (bbbbbbbbbbbb)",
+        "  because   12 of 12 rows agree",
+        "  together  with reader",
+    ]
+
+
+def test_status_of_a_damaged_folder_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "slots.json").write_bytes(b"rotten")
+    done = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
+    assert done.exit_code == 6
+    assert "slots.json" in done.output
+    assert "begins anew" in done.output

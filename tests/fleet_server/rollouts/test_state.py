@@ -174,6 +174,47 @@ def test_a_connected_device_that_never_ends_its_update_has_failed() -> None:
     assert "server away" in one.note
 
 
+def test_a_device_that_shadows_has_neither_failed_nor_committed_and_what_it_does_is_told() -> None:
+    one, sights = rollout(watched_s=3600.0), everyone()
+    one = assign_due(one, sights, 0)
+    sights["d1"] = online(step=UpdateStep.SHADOW, target=NEW, release=2, reason="12 of 12 rows agree")
+    one = state.observe(one, sights, 3_000_000)
+    assert one.members["d1"].progress is Progress.ASSIGNED
+    assert one.note == "1 device has yet to commit: d1 (shadow: 12 of 12 rows agree)"
+    one = state.observe(one, sights, 3_701_000)
+    assert one.state is State.HALTED, "stuck: longer than its shadow, its probation and the gate's patience together"
+
+
+def test_a_device_that_waits_for_its_window_is_waited_for_and_its_time_begins_then() -> None:
+    one, sights = rollout(), everyone()
+    one = assign_due(one, sights, 0)
+    sights["d1"] = online(release=2, reason="waits for the window 22:00-05:00", waits_until_ms=36_000_000)
+    one = state.observe(one, sights, 20_000_000)
+    assert one.members["d1"].progress is Progress.ASSIGNED
+    assert one.note == "1 device has yet to commit: d1 (waits for the window 22:00-05:00)"
+    sights["d1"] = online(step=UpdateStep.DOWNLOADING, target=NEW, release=2)
+    one = state.observe(one, sights, 36_099_000)
+    assert one.members["d1"].progress is Progress.ASSIGNED
+    assert state.observe(one, sights, 36_101_000).state is State.HALTED
+
+
+def test_a_device_that_goes_away_while_it_waits_for_its_window_is_skipped() -> None:
+    one, sights = rollout(), everyone()
+    one = assign_due(one, sights, 0)
+    sights["d1"] = online(release=2, waits_until_ms=36_000_000)
+    one = state.observe(one, sights, 1_000_000)
+    sights["d1"] = dataclasses.replace(sights["d1"], online=False, changed_at_ms=1_000_000)
+    assert state.observe(one, sights, 1_051_000).members["d1"].progress is Progress.SKIPPED
+
+
+def test_a_device_that_says_it_waits_for_years_is_not_believed() -> None:
+    one, sights = rollout(), everyone()
+    one = assign_due(one, sights, 0)
+    sights["d1"] = online(release=2, waits_until_ms=10**14)
+    one = state.observe(one, sights, 1000)
+    assert one.members["d1"].assigned_at_ms == 1000 + 2 * 24 * 3600 * 1000
+
+
 def test_a_device_that_enrols_meanwhile_joins_and_a_revoked_one_leaves() -> None:
     one = state.join(rollout(), [*FLEET[1:], "d5"])
     assert sorted(one.members) == ["d2", "d3", "d4", "d5"]
