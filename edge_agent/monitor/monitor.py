@@ -6,36 +6,26 @@ report interval, turns them into messages.
 
 from __future__ import annotations
 
-import collections
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
-from edge_agent.contract.envelope import Message
 from edge_agent.contract.errors import CallerError, UnknownRequest
-from edge_agent.contract.messages import (
-    Label,
-    LabelBatch,
-    MetricsReport,
-    ModelMetrics,
-    ProfileReport,
-    Sample,
-    SampleBatch,
-)
+from edge_agent.contract.messages import Label, LabelBatch, MetricsReport, ModelMetrics
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from edge_agent.monitor.block import NO_DRAWS, Held, Noted
 from edge_agent.monitor.board.board import Board
 from edge_agent.monitor.machine import Machine
+from edge_agent.monitor.outgoing import OutboxWriter, WaitingSamples, send_counts
 from edge_agent.monitor.remembered import Remembered
 from edge_agent.monitor.sampler import Draw, Sampler
-from edge_agent.monitor.samples import ROOM_BYTES, counts_in_parts, encoded_bytes, parts
 from edge_agent.monitor.watched import Watched, class_called
 from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
@@ -44,27 +34,8 @@ log = logging.getLogger(__name__)
 
 REQUESTS_FILE = "requests.db"
 
-# Samples that wait for the disk to take them; beyond it the oldest go, counted.
-_WAITING_BYTES = 16 * 1024 * 1024
 # Newest packages of a model that stay known even while silent: a late label may be for one of them.
 _PACKAGES_WATCHED = 8
-
-
-class OutboxWriter(Protocol):
-    """Where messages are safe once ``append`` has returned."""
-
-    def append(self, stream: Stream, body: Message) -> int:
-        """Keep a message until the server has it; its sequence number.
-
-        Raises:
-            DeviceError: The disk refuses.
-        """
-
-    def count_lost(self, stream: Stream, count: int = 1) -> None:
-        """Report ``count`` records as lost."""
-
-    def size(self) -> tuple[int, int]:
-        """Messages and bytes that wait."""
 
 
 class Monitor:
@@ -96,9 +67,7 @@ class Monitor:
         self._watched: dict[str, Watched] = {}
         self._samplers: dict[str, Sampler] = {}
         self._policies: dict[str, SamplingPolicy] = {}
-        self._samples: collections.deque[tuple[str, int, Sample]] = collections.deque()  # model, bytes, sample
-        self._sample_bytes = 0
-        self._samples_lost = 0  # since the last report
+        self._samples = WaitingSamples()
         self._from_ms = int(clock() * 1000)
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
@@ -272,7 +241,7 @@ class Monitor:
             windows = self._take_windows()
             try:
                 self._remembered.persist(until_ms)
-                self._send_samples()
+                self._samples.send(self._outbox)
                 self._send_windows(windows, until_ms)
             except BaseException:
                 self._give_back(windows)
@@ -318,22 +287,9 @@ class Monitor:
         else:
             sampler.restart(policy, threshold)
         watched = self._watched[loaded.digest] = Watched.begin_watch(
-            loaded, sampler, policy, keep=self._keep, now_ms=self._now_ms
+            loaded, sampler, policy, keep=self._samples.keep, now_ms=self._now_ms
         )
         return watched
-
-    def _keep(self, model: str, sample: Sample) -> None:
-        size = encoded_bytes(sample)
-        if size > ROOM_BYTES:
-            self._samples_lost += 1
-            log.warning("a sample of %s takes %d bytes, a message holds %d: not sent", model, size, ROOM_BYTES)
-            return
-        self._samples.append((model, size, sample))
-        self._sample_bytes += size
-        while self._sample_bytes > _WAITING_BYTES:
-            _, oldest, _ = self._samples.popleft()
-            self._sample_bytes -= oldest
-            self._samples_lost += 1
 
     def _take_windows(self) -> dict[str, Window]:
         taken: dict[str, Window] = {}
@@ -360,46 +316,22 @@ class Monitor:
                 for digest in digests[:-_PACKAGES_WATCHED]:
                     silent = digest in reported and reported[digest].is_empty
                     watched = self._watched[digest]
-                    if silent and watched.window.is_empty and not watched.block.ids:
+                    if silent and watched.window.is_empty and watched.is_empty:
                         del self._watched[digest]
 
-    def _send_samples(self) -> None:
-        """Append samples in batches; each leaves memory once the outbox has it."""
-        with self._lock:
-            waiting = list(self._samples)
-            lost, self._samples_lost = self._samples_lost, 0
-        if lost:
-            self._outbox.count_lost(Stream.SAMPLES, lost)
-        by_model: dict[str, list[tuple[str, int, Sample]]] = {}
-        for entry in waiting:
-            by_model.setdefault(entry[0], []).append(entry)
-        for model, entries in by_model.items():
-            for part in parts(entries, [size for _, size, _ in entries]):
-                batch = SampleBatch(model=model, samples=tuple(sample for _, _, sample in part))
-                self._outbox.append(Stream.SAMPLES, batch)
-                sent = {id(entry) for entry in part}
-                with self._lock:
-                    self._samples = collections.deque(entry for entry in self._samples if id(entry) not in sent)
-                    self._sample_bytes = sum(size for _, size, _ in self._samples)
-
     def _send_windows(self, windows: dict[str, Window], until_ms: int) -> None:
-        """Append counts; what the outbox has is taken out of the windows, so that giving them back doubles nothing."""
+        """Append what happened to each package, and what the machine does."""
         models: list[ModelMetrics] = []
         for digest, window in windows.items():
             manifest = self._watched[digest].manifest
-            rows = window.counted
-            for part in counts_in_parts(window.counts):
-                report = ProfileReport(
-                    model=manifest.name,
-                    package=digest,
-                    from_ms=self._from_ms,
-                    until_ms=until_ms,
-                    rows=rows,
-                    counts=part,
-                )
-                self._outbox.append(Stream.PROFILES, report)
-                window.counts = {name: counts for name, counts in window.counts.items() if name not in part}
-                rows = window.counted = 0  # the rows stand in the first part alone: receivers add them up
+            send_counts(
+                self._outbox,
+                window,
+                model=manifest.name,
+                package=digest,
+                from_ms=self._from_ms,
+                until_ms=until_ms,
+            )
             if window.requests or window.refused or window.failed:
                 models.append(window.metrics(manifest.name, manifest.version, digest))
         metrics = MetricsReport(

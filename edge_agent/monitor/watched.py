@@ -117,6 +117,11 @@ class Watched:
         """The model's name."""
         return self.manifest.name
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request waits to be looked at."""
+        return not (self.block.ids or self._pending)
+
     def begin(self, rows: int, now_s: float) -> None:
         """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
         block = self.block

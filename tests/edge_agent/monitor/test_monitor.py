@@ -20,7 +20,7 @@ from edge_agent.contract.messages import Event, EventKind, LabelBatch, MetricsRe
 from edge_agent.contract.profile import Projection, count_batch, merge
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor import block, monitor, watched
+from edge_agent.monitor import block, outgoing, watched
 from edge_agent.monitor.machine import Machine, hardware
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.monitor.predictions import prediction, predictions
@@ -295,8 +295,8 @@ def test_samples_that_a_full_disk_leaves_no_memory_for_are_reported_as_lost_and_
     watching: Watching, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watching.observe(loaded, reference_images(1), "first")
-    (_, size, _) = watching.monitor._samples[0]
-    monkeypatch.setattr(monitor, "_WAITING_BYTES", size * 5)
+    size = watching.monitor._samples._bytes
+    monkeypatch.setattr(outgoing, "_WAITING_BYTES", size * 5)
     watching.observe(loaded, reference_images(8), "r")
     watching.disk.full_for = {Stream.SAMPLES}
     for _ in range(3):
@@ -335,7 +335,9 @@ def test_a_label_carries_the_request_it_is_for(watching: Watching, loaded: Loade
     assert label.inclusion_probability == 1.0
 
 
-def test_a_label_of_a_row_that_stays_here_is_kept_and_said_to_teach_nothing(watching: Watching, loaded: LoadedModel) -> None:
+def test_a_label_of_a_row_that_stays_here_is_kept_and_said_to_teach_nothing(
+    watching: Watching, loaded: LoadedModel
+) -> None:
     watching.monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=0)})
     assert watching.observe(loaded, reference_images(1), "r1") is False
     assert watching.monitor.feedback(loaded, "r1", 3, "operator") is False
@@ -496,3 +498,49 @@ def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(
     outbox.close()
     assert metrics.requests == metrics.rows == 100_000
     assert 0.05 < report.rows / 100_000 < 0.3
+
+
+def test_what_nobody_looked_at_is_sampled_within_the_budget_and_still_takes_labels(tmp_path: Path) -> None:
+    sampling = SamplingPolicy(samples_per_minute=600.0, labels_per_minute=0.0)
+    loaded = load(make_package(tmp_path / "package", sampling=sampling))
+    outbox = Outbox(tmp_path / "fast.db", fleet="fleet", device="device")
+    steady = [0.0]
+    (tmp_path / "fast").mkdir()
+    fast = Monitor(outbox, tmp_path / "fast", steady=lambda: steady[0], clock=lambda: 1_700_000_000.0 + steady[0])
+    images = reference_images(1000, seed=14)
+    outputs = loaded.backend.infer({INPUT: images})
+    for at in range(0, 200_000, 8):  # 20,000 rows a second, of which 2,000 are counted
+        row = at % 1000
+        ids = [f"r{number}" for number in range(at, at + 8)]
+        some = slice(row, row + 8)
+        part = {OUTPUT: outputs[OUTPUT][some].copy()}
+        asked = fast.observe_together(loaded, ids, {INPUT: images[some]}, part, latencies_ns=[1] * 8, buckets={0: 8})
+        assert not asked
+        steady[0] += 8 / 20_000
+    for number in (199_999, 198_000, 195_003, 191_007):
+        fast.feedback(loaded, f"r{number}", "3", "test")
+    fast.flush()
+    fast.close()
+    labels = [
+        label
+        for row in outbox.pending(Stream.LABELS, after=0, limit=10)
+        for label in decode(bytes(decode(row.payload, Envelope).body), LabelBatch).labels
+    ]
+    samples = [
+        sample
+        for row in outbox.pending(Stream.SAMPLES, after=0, limit=1000)
+        for sample in decode(bytes(decode(row.payload, Envelope).body), SampleBatch).samples
+    ]
+    outbox.close()
+    best = outputs[OUTPUT].argmax(axis=1)
+    assert len(labels) == 4
+    for label in labels:
+        number = int(label.request_id[1:])
+        assert label.prediction == str(best[number % 1000])
+        assert abs(label.at_ms - (1_700_000_000_000 + number / 20)) < 5
+    assert 20 < len(samples) < 400  # ten seconds of ten a second, and what the bucket held
+    for sample in samples:
+        number = int(sample.request_id[1:])
+        np.testing.assert_array_equal(sample.inputs[INPUT].array(), images[number % 1000])
+        assert sample.prediction == str(best[number % 1000])
+        assert 0.0 < sample.inclusion_probability <= 1.0
