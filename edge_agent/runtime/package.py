@@ -82,10 +82,25 @@ class Package:
             PackageError: A file is missing.
             DigestMismatch: A file's bytes differ.
         """
-        for name, entry in self.manifest.files.items():
-            actual = file_digest(self.path(name))
-            if actual != entry.sha256:
-                raise DigestMismatch(str(self.path(name)), expected=entry.sha256, actual=actual)
+        for name in self.manifest.files:
+            self.verify_file(name)
+
+    def verify_file(self, name: str) -> None:
+        """Compare one file with the manifest.
+
+        Raises:
+            PackageError: It is missing.
+            DigestMismatch: Its bytes differ.
+        """
+        expected, actual = self.manifest.files[name].sha256, file_digest(self.path(name))
+        if actual != expected:
+            raise DigestMismatch(str(self.path(name)), expected=expected, actual=actual)
+
+    def is_served(self, name: str) -> bool:
+        """Whether a device needs the file to serve the model; else it is there to be read by people and servers."""
+        variants = self.manifest.variants
+        models = {path for variant in variants.values() for path in (variant.model, *variant.data)}
+        return name in models | {REFERENCE_FILE, GOLDEN_FILE, *(golden_file(variant) for variant in variants)}
 
     def path(self, name: str) -> Path:
         """Where the file ``name`` of the manifest lies.

@@ -111,7 +111,9 @@ class GoingBack:
         if not record.active or self._serves(model, record.active):
             return
         try:
-            package = self._store.open(record.active, verify=True)
+            package, spoilt = self._store.open_to_serve(record.active)
+            if spoilt is not None:
+                self._journal.tell(EventKind.STORAGE, model, record.active, f"{spoilt}; the model serves without it")
             try:
                 pipeline = bool(package.manifest.pipeline)
                 self._serve(self._load(package, slots=self._slots) if pipeline else self._load(package))
@@ -176,12 +178,8 @@ class GoingBack:
         return self._loader.earlier(digests) if digests else None
 
     def _digests(self, group: Sequence[str]) -> dict[str, str]:
-        records = {each: self._journal.get(each) for each in group}
-        return {
-            each: record.last_known_good
-            for each, record in records.items()
-            if record.last_known_good not in ("", record.active)
-        }
+        earlier = {each: transitions.earlier(self._journal.get(each)) for each in group}
+        return {each: digest for each, digest in earlier.items() if digest}
 
     def _serves(self, model: str, digest: str) -> bool:
         try:

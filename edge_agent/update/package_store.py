@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_agent.config import UpdateSettings
-from edge_agent.contract.errors import DeviceError, DigestMismatch, PackageError, StorageFull, storage_error
+from edge_agent.contract.errors import DeviceError, DigestMismatch, PackageError, ShoalError, StorageFull, storage_error
 from edge_agent.contract.manifest import MANIFEST_FILE, FileEntry, Manifest, decode_manifest
 from edge_agent.durable import sync_folder, sync_tree
 from edge_agent.runtime.package import Package, file_digest
@@ -72,6 +72,25 @@ class PackageStore:
         if package.digest != digest:
             raise DigestMismatch(str(package.folder / MANIFEST_FILE), expected=digest, actual=package.digest)
         return package
+
+    def open_to_serve(self, digest: str) -> tuple[Package, ShoalError | None]:
+        """A package that is here, its files verified that serving needs.
+
+        Returns:
+            The package, and what is wrong with a file that serving does not need.
+        Raises:
+            PackageError, DigestMismatch: It is missing, or damaged where it matters.
+        """
+        package = self.open(digest, verify=False)
+        spoilt: ShoalError | None = None
+        for name in package.manifest.files:
+            try:
+                package.verify_file(name)
+            except (PackageError, DigestMismatch) as error:
+                if package.is_served(name):
+                    raise
+                spoilt = error
+        return package, spoilt
 
     def fetch_manifest(self, digest: str, length: int, *, between_chunks: Callable[[], None]) -> Manifest:
         """The manifest of a package, downloaded into the folder where the package will gather.

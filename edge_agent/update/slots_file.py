@@ -29,6 +29,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         active: Digest of the package that serves; empty where none does.
         last_known_good: Digest of what is gone back to: the newest package that got through its probation, or what
             served before a person put another in its place.
+        spare: Digest of what was the last known good one before that, in case the disk spoils it; it makes room when
+            the next update begins.
         step: Where the latest update is; ``target``: the package it is about; ``reason``: why it failed or waits.
         release: Highest release that the director signed for this model here; a lower one is a rollback.
         announced: Release of the latest hint, which nobody signed; only reported.
@@ -44,6 +46,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     active: str = ""
     last_known_good: str = ""
+    spare: str = ""
     step: UpdateStep = UpdateStep.COMMITTED
     target: str = ""
     reason: str = ""
@@ -138,10 +141,10 @@ class SlotsFile:
         self._records = {**self._records, **records}
 
     def packages(self) -> set[str]:
-        """Digests that must stay on disk: active, last known good, and the target of an update under way."""
+        """Digests that must stay on disk: active, last known good, spare, and the target of an update under way."""
         keep: set[str] = set()
         for record in self._records.values():
-            keep |= {record.active, record.last_known_good}
+            keep |= {record.active, record.last_known_good, record.spare}
             if record.step is not UpdateStep.FAILED:
                 keep.add(record.target)
         return keep - {""}

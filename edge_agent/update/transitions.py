@@ -77,6 +77,8 @@ def begun(record: SlotRecord, target: str, *, release: int, rollout: str) -> Slo
     return msgspec.structs.replace(
         record, step=_to(record, UpdateStep.RESOLVED), target=target, release=release, rollout=rollout, reason="",
         crashes=record.crashes if same else 0, cuts=record.cuts if same else 0, group=(), watched_s=0.0, before=None,
+        # Two packages have room on a device that could be updated at all, three may not.
+        spare=record.spare if target == record.active else "",
     )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def installed(record: SlotRecord, package: str) -> SlotRecord:
     on_probation = record.step is UpdateStep.PROBATION or record.active == package
     good = record.last_known_good if on_probation else _good(record)
     after = _settled_on(msgspec.structs.replace(record, active=package))
-    return msgspec.structs.replace(after, last_known_good=good or package)
+    return msgspec.structs.replace(after, last_known_good=good or package, spare="")
 
 
 def committed(record: SlotRecord) -> SlotRecord:
@@ -159,12 +161,22 @@ def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
         refuse: Whether the package is to blame; a package that the disk has spoilt may come again.
     """
     bad = record.active or record.target
+    good = earlier(record, bad)
     return msgspec.structs.replace(
-        record, step=_to(record, UpdateStep.FAILED),
-        active=record.last_known_good if record.last_known_good != bad else "",
-        target=bad, reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None,
+        record, step=_to(record, UpdateStep.FAILED), active=good, last_known_good=good, spare="", target=bad, reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None,
         refused={**record.refused, bad: record.release} if refuse else record.refused,
     )  # fmt: skip
+
+
+def earlier(record: SlotRecord, bad: str | None = None) -> str:
+    """Digest of what can be gone back to; empty where there is nothing.
+
+    Args:
+        bad: What is to go; None for what is active.
+    """
+    bad = record.active if bad is None else bad
+    others = (record.last_known_good, record.spare)
+    return next((digest for digest in others if digest not in ("", bad)), "")
 
 
 def started(record: SlotRecord, boot: str) -> SlotRecord:
@@ -214,7 +226,7 @@ def _settled_on(record: SlotRecord) -> SlotRecord:
     refused = {digest: release for digest, release in record.refused.items() if digest != record.active}
     return msgspec.structs.replace(
         record, step=UpdateStep.COMMITTED, target=record.active, last_known_good=record.active, reason="", crashes=0,
-        cuts=0, group=(), watched_s=0.0, before=None, refused=refused,
+        cuts=0, group=(), watched_s=0.0, before=None, refused=refused, spare=earlier(record),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from edge_agent.runtime.package import Package
 from edge_agent.runtime.slots import LoadedModel, Slots, load
 from edge_agent.update.installer import Installer
 from tests.edge_agent.update.conftest import NewDevice
+from tests.fakes.packages import make_package
 from tests.fakes.update_server import UpdateServer, hint
 from tests.fakes.updating_device import UpdatingDevice
 
@@ -71,6 +72,41 @@ def test_a_start_needs_no_network_and_no_fresh_metadata_and_falls_back_when_the_
     restarted = new_device()
     assert restarted.version == "1"
     assert restarted.told(EventKind.ROLLED_BACK)[0].package == second.digest
+
+
+def test_a_committed_package_that_the_disk_spoils_is_replaced_by_its_spare_and_comes_again_with_the_network(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    device.update(desired)
+    device.close()
+    (device.state / "packages" / second.digest / "model.onnx").write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.version == "1", "with no network"
+    assert restarted.told(EventKind.ROLLED_BACK)[0].package == second.digest
+    restarted.update(desired)
+    assert restarted.version == "2"
+
+
+def test_the_spare_makes_room_when_the_next_update_begins(
+    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package, tmp_path: Path
+) -> None:
+    device.update(server.assign(second))
+    assert device.packages() == {first.digest, second.digest}
+    third = make_package(tmp_path / "built", version="3", seed=3)
+    server.publisher.publish(third)
+    device.apply(server.assign(third))
+    assert device.packages() == {second.digest, third.digest}
+
+
+def test_a_spoilt_file_that_serving_does_not_need_is_said_and_costs_nothing(
+    device: UpdatingDevice, new_device: NewDevice, first: Package
+) -> None:
+    device.close()
+    (device.state / "packages" / first.digest / "card.md").write_bytes(b"rotten")
+    restarted = new_device()
+    assert (restarted.version, restarted.told(EventKind.ROLLED_BACK)) == ("1", [])
+    assert "card.md" in restarted.told(EventKind.STORAGE)[0].reason
 
 
 def test_a_package_that_kills_the_agent_twice_on_probation_is_rolled_back(

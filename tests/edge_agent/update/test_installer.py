@@ -42,7 +42,7 @@ def test_an_update_goes_through_every_step_and_commits_after_probation(
     steps = [event.detail["step"] for event in device.told(EventKind.UPDATE_STEP)]
     assert steps == ["resolved", "downloading", "verified", "staged", "self-tested", "probation"]
     assert device.told(EventKind.UPDATE_COMMITTED)[0].package == second.digest
-    assert device.packages() == {second.digest}, "the replaced package and the parts of downloads are gone"
+    assert device.packages() == {first.digest, second.digest}, "the spare stays, the parts of downloads are gone"
 
 
 def test_an_update_that_is_there_already_asks_the_server_nothing(

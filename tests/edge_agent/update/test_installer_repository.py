@@ -272,6 +272,7 @@ def test_installed_pipelines_start_after_their_steps_also_where_these_come_from_
     records = json.loads(text)
     scaler = records["models"].pop("scaler")
     records["models"] = dict(reversed(records["models"].items()))
+    del records["sha256"]  # as a person leaves it who has changed something
     journal.write_text(json.dumps(records))
     assert scaler
     make_scaler_package(device.state / "models/scaler")

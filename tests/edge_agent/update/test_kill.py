@@ -27,7 +27,7 @@ def test_an_agent_killed_at_any_step_sync_or_rename_serves_after_a_restart_and_c
     tmp_path: Path, server: UpdateServer, device: UpdatingDevice, second: Package, stride: int, *, with_shadow: bool
 ) -> None:
     """Killed after each step is written down, and before each (or every seventh) sync and rename of the update."""
-    old = device.infer()
+    old, first = device.infer(), device.reported().package
     if with_shadow:
         second = make_package(tmp_path / "built", version="3", seed=3, shadow=Shadow(seconds=60.0))
         server.publisher.publish(second)
@@ -64,5 +64,5 @@ def test_an_agent_killed_at_any_step_sync_or_rename_serves_after_a_restart_and_c
         assert (restarted.version, restarted.reported().step) == (version, UpdateStep.COMMITTED), state.name
         new = restarted.infer() if new is None else new
         np.testing.assert_array_equal(restarted.infer(), new)
-        assert restarted.packages() == {second.digest}, state.name
+        assert restarted.packages() == {first, second.digest}, state.name
         restarted.close()
