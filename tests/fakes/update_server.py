@@ -8,7 +8,7 @@ import datetime as dt
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from edge_agent.contract.messages import Desired, DesiredModel
 from edge_agent.contract.repository import Assignment, target_name
 from edge_agent.runtime.package import Package
 from fleet_server import http_errors
+from fleet_server.data_folder import newest_root
 from fleet_server.errors import NotAuthenticated
 from fleet_server.updates import approval_routes
 from fleet_server.updates.approvals import Approvals
@@ -38,6 +39,10 @@ TOKEN = "publisher-token"
 SECRETS = {"camera-1": "secret-1", "camera-2": "secret-2"}
 
 
+# Given the path and where the answer goes.
+Answer = Callable[[str, Send], Awaitable[None]]
+
+
 @dataclasses.dataclass
 class Release:
     """What ``on_release`` was told."""
@@ -48,10 +53,15 @@ class Release:
 
 
 class OnTheLine:
-    """Somebody between server and device, who may replace bodies and cut connections."""
+    """Somebody between server and device, who may replace bodies, cut connections, and answer in any way.
+
+    Args:
+        answers: By the beginning of a path: who answers instead of the server.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self.answers: dict[str, Answer] = {}
         self.replace: dict[str, bytes] = {}
         self.cut_after: dict[str, int] = {}
         self.requests: list[tuple[str, str, str]] = []
@@ -63,12 +73,21 @@ class OnTheLine:
         path = scope["path"]
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.requests.append((scope["method"], path, headers.get("range", "")))
-        if path in self.replace:
+        answer = next((one for beginning, one in self.answers.items() if path.startswith(beginning)), None)
+        if answer is not None:
+            await answer(path, send)
+        elif path in self.replace:
             await _answer(send, self.replace[path])
         elif path in self.cut_after:
             await self._app(scope, receive, _cutting(send, self.cut_after.pop(path)))
         else:
             await self._app(scope, receive, send)
+
+    def leave(self) -> None:
+        """The attack ends."""
+        self.answers.clear()
+        self.replace.clear()
+        self.cut_after.clear()
 
     def asked(self, path: str) -> list[str]:
         """The ranges with which a path was asked for."""
@@ -124,7 +143,7 @@ class UpdateServer:
         )
         self.director = Director(
             folder / "repository",
-            root=(self.keys_folder / "director/1.root.json").read_bytes(),
+            root=newest_root(self.keys_folder / "director").read_bytes(),
             signer=load_signer(self.keys.path(DIRECTOR)),
             utc_now=now,
         )

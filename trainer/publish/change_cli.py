@@ -11,7 +11,8 @@ import click
 
 from trainer.plain_errors import plainly
 from trainer.publish import guidance
-from trainer.publish.change import add_signature, counts_for, discard
+from trainer.publish.change import add_signature, counts_for
+from trainer.publish.differences import differences
 from trainer.publish.errors import SigningKeyError
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.key_uses import KeyUse, in_role, named_key
@@ -30,6 +31,7 @@ from trainer.publish.pending import (
 from trainer.publish.proposals import signatures_of
 from trainer.publish.public_key import read_public
 from trainer.publish.rotation import keep_releases, replace_keys
+from trainer.publish.settling import discard
 
 
 @click.command()
@@ -153,6 +155,7 @@ def status(folder: Path) -> None:
 def _pending_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
     needed = requirements(change, signing.store)
     lines = [f"pending   {what}" for what in change.what]
+    lines += [f"changes   {line}" for line in differences(change, signing.store)]
     lines += [f"needs     {one.text()}" for one in needed]
     missing = any(one.missing for one in needed)
     rest = "not in force before these have signed: shoal keys sign DIR --key FILE" if missing else (
@@ -206,8 +209,10 @@ def _sign_with(
     if not useful:
         names = ", ".join(map(str, paths)) or "no key"
         raise SigningKeyError(f"{names}: of no use to this change; see `shoal keys status`")
+    for line in differences(change, signing.store):
+        click.echo(f"changes   {line}")
     if ask and sys.stdin.isatty():
-        click.confirm(f"Sign: {'; '.join(change.what)}?", abort=True)
+        click.confirm("Sign this?", abort=True)
     for path in useful:
         for file in add_signature(change, signing.store, signers[path]) or ["nothing more: it had signed already"]:
             click.echo(f"signed {file} with {path}")

@@ -32,6 +32,7 @@ from trainer.publish.metadata_folder import (
 from trainer.publish.pending import PendingChange, read_pending
 from trainer.publish.proposals import RENEWAL, Proposal
 from trainer.publish.releases import Releases
+from trainer.publish.settling import give_root, settle
 
 __all__ = ["ImageSigning", "Lifetimes"]
 
@@ -184,7 +185,7 @@ class ImageSigning:
         Returns:
             What came into force now.
         """
-        return changes.settle(self._keys, self.store, lambda: self._sign_snapshot(self._all_roles()))
+        return settle(self._keys, self.store, lambda: self._sign_snapshot(self._all_roles()))
 
     def files(self) -> dict[str, bytes]:
         """What the repository consists of now, by file name: what an upload sends."""
@@ -228,7 +229,7 @@ class ImageSigning:
             if name_of(one, "") == name:
                 return one
         found = self._own_key(name, kind)
-        changes.give_root(self.store, name)
+        give_root(self.store, name)
         return found
 
     def _public(self, name: str) -> Key:

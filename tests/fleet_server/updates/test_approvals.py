@@ -13,7 +13,7 @@ import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, Targets
 
 from edge_agent.contract.repository import target_name
 from edge_agent.runtime.package import Package
@@ -185,7 +185,7 @@ def test_a_version_that_waits_is_taken(server: UpdateServer, waiting: Package, t
 
 def test_a_proposal_that_changes_more_than_it_says_is_refused(server: UpdateServer, waiting: Package) -> None:
     proposal = server.approvals.details("digits", "1").proposal
-    metadata = Metadata.from_bytes(proposal.roles["digits"].encode())
+    metadata = Metadata[Targets].from_bytes(proposal.roles["digits"].encode())
     signer = server.keys.signer("publisher/digits")
     metadata.signed.targets[target_name("digits", "7")] = metadata.signed.targets[target_name("digits", "1")]
     metadata.sign(signer)

@@ -120,6 +120,24 @@ def test_a_copy_that_somebody_altered_is_refused(folder: Path, tmp_path: Path) -
     assert "differs in the other copy" in refused.stderr
 
 
+def test_what_is_signed_is_told_from_the_metadata_and_not_from_the_words_in_the_file(
+    folder: Path, tmp_path: Path
+) -> None:
+    succeeds("revoke", folder, "anna", "--no-successor")
+    path = folder / PENDING_FILE
+    path.write_text(path.read_text().replace("revoke anna", "a harmless renewal"))
+    said = succeeds("sign", folder, "--key", tmp_path / "persons/ben")
+    assert "image/2.root.json: root loses the key offline/anna/image-root (" in said
+    assert "image/2.root.json: targets loses the key offline/anna/image-targets (" in said
+    succeeds("discard", folder)
+    succeeds("add-model", folder, "faces", "--approver", "dora")
+    said = succeeds("status", folder)
+    assert "the model faces is new" in said
+    assert "faces may sign faces/*/manifest.json" in said
+    assert "faces gets the key approvers/dora/approver (" in said
+    assert "faces needs 2 signatures of 2 keys" in said
+
+
 def test_each_person_has_a_passphrase_of_their_own(tmp_path: Path) -> None:
     folder, secret = tmp_path / "keys", tmp_path / "passphrase"
     secret.write_text("open sesame\n")

@@ -1,0 +1,90 @@
+"""What a pending change changes, read from the metadata itself: the words in the file could say anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from securesystemslib.signer import Key
+from tuf.api.metadata import DelegatedRole, Role, Root, Signed, Targets
+
+from trainer.publish.hash_bins import version_of
+from trainer.publish.metadata_folder import MetadataFolder, name_of
+from trainer.publish.pending import PendingChange, default_name, metadata_in, role_of
+
+_SHOWN_DIGITS = 12
+_SHOWN_VERSIONS = 8
+
+
+def differences(change: PendingChange, store: MetadataFolder) -> list[str]:
+    """Everything that the files of a change say otherwise than what is in force, a line each."""
+    roles = store.roles()
+    lines: list[str] = []
+    for file in sorted(change.files):
+        new = metadata_in(change, file).signed
+        repository, role = file.partition("/")[0], role_of(file)
+        lines += [f"{file}: {line}" for line in _of(new, store.root(repository), roles.get(role), file)]
+    return lines
+
+
+def _of(new: Signed, root: Root, before: Targets | None, file: str) -> Iterator[str]:
+    yield f"version {new.version}, believed until {new.expires:%Y-%m-%d}"
+    if isinstance(new, Root):
+        for role in new.roles:
+            yield from _keys(role, (root.roles.get(role), root.keys), (new.roles[role], new.keys), default_name(file))
+        if new.consistent_snapshot != root.consistent_snapshot:
+            yield f"consistent snapshots: {new.consistent_snapshot}"
+    elif isinstance(new, Targets):
+        yield from _models(new, before)
+        yield from _packages(new, before)
+
+
+def _models(new: Targets, before: Targets | None) -> Iterator[str]:
+    old_rules, old_keys = _rules(before)
+    rules, keys = _rules(new)
+    for model in sorted(old_rules.keys() - rules.keys()):
+        yield f"the model {model} is not believed any more"
+    for model, rule in rules.items():
+        known = old_rules.get(model)
+        if known is None:
+            yield f"the model {model} is new"
+        if known is None or known.paths != rule.paths:
+            yield f"{model} may sign {', '.join(rule.paths or ())}"
+        yield from _keys(model, (known, old_keys), (rule, keys), f"publisher/{model}")
+
+
+def _rules(role: Targets | None) -> tuple[Mapping[str, DelegatedRole], Mapping[str, Key]]:
+    delegations = role.delegations if role is not None else None
+    if delegations is None or delegations.roles is None:
+        return {}, {}
+    return delegations.roles, delegations.keys
+
+
+def _keys(
+    role: str, old: tuple[Role | None, Mapping[str, Key]], new: tuple[Role, Mapping[str, Key]], default: str
+) -> Iterator[str]:
+    before, after = set(old[0].keyids if old[0] is not None else ()), set(new[0].keyids)
+    yield from (f"{role} loses the key {_named(old[1], keyid, default)}" for keyid in sorted(before - after))
+    yield from (f"{role} gets the key {_named(new[1], keyid, default)}" for keyid in sorted(after - before))
+    threshold = old[0].threshold if old[0] is not None else None
+    if threshold != new[0].threshold:
+        was = f", until now {threshold}" if threshold is not None else ""
+        yield f"{role} needs {new[0].threshold} signatures of {len(after)} keys{was}"
+
+
+def _named(keys: Mapping[str, Key], keyid: str, default: str) -> str:
+    return f"{name_of(keys[keyid], default)} ({keyid[:_SHOWN_DIGITS]})"
+
+
+def _packages(new: Targets, before: Targets | None) -> Iterator[str]:
+    known = before.targets if before is not None else {}
+    added = [path for path, target in new.targets.items() if known.get(path) != target]
+    if added:
+        yield f"signs {_listed(added)}"
+    if gone := known.keys() - new.targets.keys():
+        yield f"signs no longer {_listed(gone)}"
+
+
+def _listed(paths: Iterable[str]) -> str:
+    versions = sorted(map(version_of, paths))
+    more = len(versions) - _SHOWN_VERSIONS
+    return ", ".join(versions[:_SHOWN_VERSIONS]) + (f" and {more} more" if more > 0 else "")
