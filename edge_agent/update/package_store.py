@@ -82,15 +82,16 @@ class PackageStore:
             PackageError, DigestMismatch: It is missing, or damaged where it matters.
         """
         package = self.open(digest, verify=False)
-        spoilt: ShoalError | None = None
-        for name in package.manifest.files:
-            try:
+        by_need = sorted(package.manifest.files, key=package.is_served, reverse=True)
+        serving = [name for name in by_need if package.is_served(name)]
+        for name in serving:
+            package.verify_file(name)
+        try:
+            for name in by_need[len(serving) :]:
                 package.verify_file(name)
-            except (PackageError, DigestMismatch) as error:
-                if package.is_served(name):
-                    raise
-                spoilt = error
-        return package, spoilt
+        except (PackageError, DigestMismatch) as error:
+            return package, error
+        return package, None
 
     def fetch_manifest(self, digest: str, length: int, *, between_chunks: Callable[[], None]) -> Manifest:
         """The manifest of a package, downloaded into the folder where the package will gather.

@@ -163,7 +163,8 @@ def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
     bad = record.active or record.target
     good = earlier(record, bad)
     return msgspec.structs.replace(
-        record, step=_to(record, UpdateStep.FAILED), active=good, last_known_good=good, spare="", target=bad, reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None,
+        record, step=_to(record, UpdateStep.FAILED), active=good, last_known_good=good, spare="", target=bad,
+        reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None,
         refused={**record.refused, bad: record.release} if refuse else record.refused,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from typing import TypeVar
 from tests.power_cut.disk import Crash, Disk, inodes_of
 from tests.power_cut.fleet import (
     NEW,
-    OLD,
+    VERSIONS,
     Fleet,
     copy_state,
     fleet,
@@ -178,7 +178,7 @@ class Campaign:
             version = version_that_answers(agent.state)
         except (OSError, ValueError) as error:
             return f"it does not serve: {error}"
-        return "" if version in (OLD, NEW) else "it answers what neither version answers"
+        return "" if version in VERSIONS else "it answers what no version answers"
 
 
 def _said(agent: PoweredAgent) -> str:

@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.manifest import Probation
+from edge_agent.contract.manifest import Probation, Shadow
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.runtime.package import Package
 from tests.e2e.running_agent import shoal_agent, until
-from tests.fakes.packages import INPUT, OUTPUT, answer, make_package, model_weights, reference_images
+from tests.fakes.packages import INPUT, OUTPUT, answer, model_weights, reference_images
+from tests.fakes.weight_packages import make_weighty, weights
 from tests.fleet_server.running_server import Running, prepared, server
 from tests.power_cut.power import Outlet, PoweredAgent
 from trainer.publish.image_signing import ImageSigning
@@ -27,9 +28,11 @@ from trainer.publish.keys import KeyFolder
 from trainer.publish.repository import Publisher
 
 MODEL = "digits"
-OLD, NEW = "1", "2"
+SPARE, OLD, NEW = "0", "1", "2"
+VERSIONS = (SPARE, OLD, NEW)
 _SETTINGS = "tick_s = 0.2\n[rollouts.gate]\nsoak_s = 0.2\n"
 _PROBATION = Probation(seconds=0.1, max_error_rate=0.01)
+_SHADOW = Shadow(seconds=0.1)
 _QUIET = SamplingPolicy(samples_per_minute=0.0, labels_per_minute=0.0)
 _IMAGES = reference_images(3, seed=7)
 
@@ -43,7 +46,7 @@ class Fleet:
 
     def __init__(self, folder: Path, running: Running, keys: Path, outlet: Outlet) -> None:
         self.folder, self._running, self._keys, self._outlet = folder, running, keys, outlet
-        self.old, self.new = self._package(OLD), self._package(NEW)
+        self.spare, self.old, self.new = (self._package(version) for version in VERSIONS)
 
     def device(self, name: str) -> Path:
         """The state folder of a new device that has committed to version 1 and is switched off."""
@@ -58,7 +61,8 @@ class Fleet:
         return state
 
     def bring_old(self, states: list[Path]) -> None:
-        """Bring version 1 to these devices, then switch them off."""
+        """Bring version 0 to these devices, then version 1, then switch them off: 0 stays as the spare."""
+        self._bring(states, self.spare)
         self._bring(states, self.old)
 
     def offer_new(self, states: list[Path]) -> None:
@@ -74,9 +78,10 @@ class Fleet:
             assert agent.stop() == 0, agent.log.read_text()
 
     def _package(self, version: str) -> Package:
-        return make_package(
-            self.folder / f"package-{version}", version=version, seed=int(version), external_data=True,
-            probation=_PROBATION, sampling=_QUIET, extra_files={"labels.txt": b"shared by both versions\n"},
+        content = weights(updates=int(version)).tobytes()
+        return make_weighty(
+            self.folder / f"package-{version}", version=version, content=content, external_data=True,
+            probation=_PROBATION, shadow=_SHADOW, sampling=_QUIET,
         )  # fmt: skip
 
     def _release(self, package: Package) -> None:
@@ -125,7 +130,8 @@ def has_committed(state: Path, package: Package) -> bool:
     record = slots(state)
     if record.get("last_known_good") != package.digest or record.get("step", "committed") != "committed":
         return False
-    return [path.name for path in (state / "packages").iterdir()] == [package.digest]
+    here = {path.name for path in (state / "packages").iterdir()}
+    return here == {record["active"], record.get("spare", record["active"])}
 
 
 def listens(agent: PoweredAgent) -> bool:
@@ -157,7 +163,7 @@ def ask(state: Path) -> NDArray[np.float32]:
 def version_that_answers(state: Path) -> str | None:
     """Which version's weights give the answers that the device gives; None where neither's do."""
     found = ask(state)
-    for version in (OLD, NEW):
+    for version in VERSIONS:
         if np.allclose(found, answer(*model_weights(int(version)), _IMAGES), atol=1e-5):
             return version
     return None
