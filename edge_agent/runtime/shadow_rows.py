@@ -87,7 +87,10 @@ def _some_rows(inputs: Tensors) -> tuple[Tensors, int] | None:
         if array.dtype.kind == "O":
             if array.size > _TEXT_ELEMENTS:
                 return None
-            size += sum(map(len, array.ravel()))
+            try:
+                size += sum(map(len, array.ravel()))
+            except TypeError:  # neither text nor bytes
+                return None
     if size <= _COPIED_BYTES:
         return {name: array.copy() for name, array in some.items()}, size
     return some, sum([array.nbytes for array in inputs.values()])

@@ -203,10 +203,14 @@ def _share(seen: Seen, name: str) -> float:
 def _faults(report: ShadowReport) -> str:
     parts = []
     if report.failed:
-        parts.append(f"it failed {report.failed} times on requests that version {report.champion} answered")
+        parts.append(f"it failed on {_requests(report.failed)} that version {report.champion} answered")
     if report.refused:
-        parts.append(f"its signature refuses {report.refused} requests that version {report.champion} answered")
+        parts.append(f"its signature refuses {_requests(report.refused)} that version {report.champion} answered")
     return f"{' and '.join(parts)}; the first: {report.why}"
+
+
+def _requests(count: int) -> str:
+    return f"{count} requests" if count != 1 else "1 request"
 
 
 def _memory(rule: Shadow, report: ShadowReport) -> str:

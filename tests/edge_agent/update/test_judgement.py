@@ -252,7 +252,7 @@ def test_a_candidate_that_takes_too_much_memory_is_bad_at_once() -> None:
 @pytest.mark.parametrize("rule", [RULE, Shadow(seconds=60.0)])
 def test_a_failure_or_a_refusal_is_bad_whatever_the_limits(rule: Shadow) -> None:
     failed = judge_shadow(rule, equal(1000, failed=1, why="index out of bounds"), elapsed_s=1.0)
-    assert reason(failed) == "it failed 1 times on requests that version 1 answered; the first: index out of bounds"
+    assert reason(failed) == "it failed on 1 request that version 1 answered; the first: index out of bounds"
     refused = judge_shadow(rule, equal(1000, refused=3, why="input 'image'"), elapsed_s=1.0)
     assert reason(refused) == "its signature refuses 3 requests that version 1 answered; the first: input 'image'"
 
