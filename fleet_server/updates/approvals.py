@@ -128,6 +128,8 @@ class Approvals:
     def list(self) -> list[Approval]:
         """All that wait, and what was refused, the newest first; what was released since is forgotten."""
         with self._lock:
+            if not any(self._folder.glob("*/*.json")):
+                return []
             shown = all_targets(roles) if (roles := shown_roles(self._images.metadata)) else {}
             kept = [self._read(path) for path in sorted(self._folder.glob("*/*.json"))]
             for one in kept:

@@ -29,8 +29,8 @@ from edge_agent.contract.repository import parse_target
 from fleet_server.updates.errors import UploadRefused
 
 TIMESTAMP_FILE = "timestamp.json"
-# 65,536 bins of 1,000 packages each.
-_BIN_BITS = 16
+# Each bin is 140 bytes in the snapshot, of which devices read a megabyte at most.
+_BIN_BITS = 12
 
 
 @dataclasses.dataclass(frozen=True)

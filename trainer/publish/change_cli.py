@@ -218,6 +218,14 @@ def _sign_with(
             click.echo(f"signed {file} with {path}")
 
 
+def _is_readable(folder: Path) -> bool:
+    try:
+        read_pending(folder)
+    except SigningKeyError:
+        return False
+    return True
+
+
 def _other_copy(path: Path) -> PendingChange:
     file = path / PENDING_FILE if path.is_dir() else path
     found = read_pending_file(file)
@@ -238,6 +246,9 @@ def discard_command(folder: Path) -> None:
     """Forget the change that waits for signatures, and the new keys that it would have brought."""
     keys = KeyFolder.from_environment(folder)
     with keys.alone():
+        if _is_readable(folder) and ImageSigning(keys).settle() is not None:
+            click.echo("it had all its signatures, and is in force")
+            return
         change = discard(keys)
     click.echo(f"discarded: {'; '.join(change.what)}" if change is not None else "no change waits")
 

@@ -15,7 +15,8 @@ from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.repository import parse_target
 
 TARGETS_PER_ROLE = 1_000
-_BITS = (4, 8, 12, 16)
+# 4,096 bins are half a megabyte of snapshot, which devices read up to one megabyte of.
+_BITS = (4, 8, 12)
 _BIN = re.compile(r"(.+)-bins-[0-9a-f]+")
 
 

@@ -7,6 +7,7 @@ holds.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from trainer.publish.keys import DIRECTOR, DIRECTOR_ROOT, IMAGE_ROOT, IMAGE_TARG
 from trainer.publish.metadata_folder import DIRECTOR_REPOSITORY, IMAGE, MetadataFolder, name_of
 
 PENDING_FILE = "pending.json"
+_KEY = re.compile(r"(offline|approvers|publisher|server)(/[a-z0-9_-]{1,80}){1,2}")
+_FILE = re.compile(r"(image|director)/[0-9]{1,9}\.[a-z0-9_-]{1,80}\.json")
 
 
 class PendingChange(msgspec.Struct, kw_only=True):
@@ -96,13 +99,21 @@ def read_pending_file(path: Path) -> PendingChange | None:
         SigningKeyError: The file is damaged.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=PendingChange)
+        change = msgspec.json.decode(path.read_bytes(), type=PendingChange)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise SigningKeyError(
             f"{path}: cannot be read: {error}; take it from another person's copy, or `shoal keys discard`"
         ) from error
+    # It comes from other machines: no name in it may lead out of the folder.
+    for name in (*change.keys, *change.retired):
+        if _KEY.fullmatch(name) is None:
+            raise SigningKeyError(f"{path}: {name!r} is no name of a key; do not sign it")
+    for name in change.files:
+        if _FILE.fullmatch(name) is None:
+            raise SigningKeyError(f"{path}: {name!r} is no name of a metadata file; do not sign it")
+    return change
 
 
 def write_pending(folder: Path, change: PendingChange) -> None:

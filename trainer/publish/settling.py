@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.durable import sync_folder
+from trainer.publish.errors import SigningKeyError
 from trainer.publish.keys import PENDING_KEYS, RETIRED, SNAPSHOT, TIMESTAMP, KeyFolder
 from trainer.publish.metadata_folder import IMAGE, MetadataFolder
 from trainer.publish.pending import PendingChange, forget_pending, read_pending, requirements
@@ -47,8 +48,14 @@ def give_root(store: MetadataFolder, name: str) -> None:
 
 
 def discard(keys: KeyFolder) -> PendingChange | None:
-    """Forget the change that waits, and the keys that it would have brought."""
-    change = read_pending(keys.folder)
+    """Forget the change that waits, and the keys that it would have brought.
+
+    One that has all its signatures must be settled first: it may be half in force.
+    """
+    try:
+        change = read_pending(keys.folder)
+    except SigningKeyError as error:
+        change = PendingChange(what=[str(error)])
     if change is not None:
         forget_pending(keys.folder)
     shutil.rmtree(keys.folder / PENDING_KEYS, ignore_errors=True)

@@ -138,6 +138,33 @@ def test_what_is_signed_is_told_from_the_metadata_and_not_from_the_words_in_the_
     assert "faces needs 2 signatures of 2 keys" in said
 
 
+@pytest.mark.parametrize(
+    ("member", "value"), [("retired", ["../../home/anna/id"]), ("keys", ["/etc/key"]), ("files", {"../x.json": "{}"})]
+)
+def test_a_file_that_leads_out_of_the_folder_is_not_followed(folder: Path, member: str, value: object) -> None:
+    succeeds("add-model", folder, "faces")
+    path = folder / PENDING_FILE
+    path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | {member: value}))
+    refused = shoal_keys("status", folder)
+    assert refused.exit_code == 2
+    assert "do not sign it" in refused.stderr
+    assert "discarded" in succeeds("discard", folder)
+    assert "no change" in succeeds("status", folder)
+
+
+def test_passphrases_are_asked_for_once_per_person(tmp_path: Path) -> None:
+    made = CliRunner().invoke(
+        keys_commands,
+        ["init", str(tmp_path / "keys"), "--threshold", "1", "--person", "anna", "--person", "ben", "--ask"],
+        input="one\none\ntwo\ntwo\n",
+    )
+    assert made.exit_code == 0, made.stderr
+    for person, secret in (("anna", "one"), ("ben", "two")):
+        keys = KeyFolder(tmp_path / "keys", passphrase=secret)
+        for key in ("image-root", "image-targets", "director-root"):
+            keys.signer(f"offline/{person}/{key}")
+
+
 def test_each_person_has_a_passphrase_of_their_own(tmp_path: Path) -> None:
     folder, secret = tmp_path / "keys", tmp_path / "passphrase"
     secret.write_text("open sesame\n")
