@@ -246,7 +246,8 @@ class Release(Table, frozen=True, kw_only=True):
     Args:
         update: ``quantised``: what changed is rounded as coarsely as the limits below allow, so that it takes a few
             bits per weight; ``exact``: weights are released as they were trained.
-        update_budget: How much the rounded weights may lose against the exact ones on held-out rows.
+        update_budget: How much the rounded weights may lose against the exact ones on held-out rows (two rows where
+            these are few), unless it is shown not to be chance.
         update_distance: How far their answers may be from the exact ones' on average: of probabilities the total
             variation (0..1), of other numbers the difference in standard deviations.
     """

@@ -23,6 +23,9 @@ from trainer.gates.parity import check_probabilities
 from trainer.gates.statistics import calibration_error
 from trainer.recipe import Recipe
 
+# Of few rows one that tips over is more than any budget: so many are noise where all else is near.
+_FEW_ROWS = 2.0
+
 
 @dataclass(frozen=True)
 class Nearness:
@@ -67,6 +70,9 @@ class UpdateGate:
         self._inputs = dict(dataset.rows.take(self._judged).inputs)
         self._answers = predict(exact, self._inputs)
         self._right = right_rows(dataset.rows, self._judged, self._answers[recipe.task.output])
+        weights = dataset.rows.take(dataset.holdout).weights()
+        effective = float(weights.sum() ** 2 / (weights**2).sum())  # Kish 1965
+        self._budget = max(recipe.file.release.update_budget, _FEW_ROWS / effective)
 
     def judge(self, rounded: InferenceBackend) -> Nearness:
         """The rounded weights beside the exact ones."""
@@ -75,7 +81,7 @@ class UpdateGate:
         answers = predict(rounded, self._inputs)
         right = right_rows(dataset.rows, self._judged, answers[output])
         judge = Judge(recipe, dataset.rows, right, self._right, seed=self._seed)
-        comparison, faults = losses(judge, recipe, dataset, budget=limits.update_budget, beside="the exact weights")
+        comparison, faults = losses(judge, recipe, dataset, budget=self._budget, beside="the exact weights")
         try:
             check_probabilities(output, answers[output])
         except ParityFailed as error:

@@ -4,6 +4,11 @@
 step is a share (the factor) of the root mean square of what training changed in that tensor. A device that has the
 parent needs the codes alone. The released weights are what is judged, measured and signed; the exact ones are not kept.
 
+Codes are the nearest whole numbers, but for a few of each row of weights (of each output, that is) that go to the
+next one, so that the row's errors sum up to less than a step: inputs of a layer are mostly positive, and with a mean
+error an output would be off on all of them alike. It takes no more bits, and answers move a quarter to a half less far
+(measured on digits and on a network of 25 million weights).
+
 The arithmetic is the same on every machine: a step has so few significant bits that ``step * code`` is exact in fp32,
 so that one rounding is left, with or without a fused multiply-add. ADR 0021 says why it is done so.
 """
@@ -60,26 +65,18 @@ class RoundedUpdate:
     Args:
         factor: Steps in root mean squares of the tensors' updates.
         layout: Of the file, with base and steps, as ``tensors.json`` names them.
-        exact_bytes: Of the file that have no step: they travel as any other difference does.
     """
 
     factor: float
     layout: StoredFile
     tensors: tuple[RoundedTensor, ...]
     size_bytes: int
-    exact_bytes: int
 
     @property
     def bits(self) -> float:
         """Entropy of the codes, bits per weight that has a step."""
         rounded = [tensor for tensor in self.tensors if tensor.step is not None]
         return sum(tensor.bits * tensor.count for tensor in rounded) / sum(tensor.count for tensor in rounded)
-
-    @property
-    def expected_share(self) -> float:
-        """What the update takes at least, as a share of the file: the codes' entropy, and what has no step in full."""
-        codes = sum(tensor.bits * tensor.count for tensor in self.tensors) / 8
-        return (codes + self.exact_bytes) / self.size_bytes
 
 
 class Difference:
@@ -101,7 +98,7 @@ class Difference:
         self._layout = layout
         shapes, parents = _shapes(model), _shapes(parent)
         self._large = {
-            tensor.name
+            tensor.name: shapes[tensor.name]
             for tensor in layout.tensors
             if tensor.dtype is StoredType.FP32
             and tensor.count >= _LEAST_COUNT
@@ -135,16 +132,13 @@ class Difference:
             tensors.append(
                 StoredTensor(name=tensor.name, dtype=tensor.dtype, offset=tensor.offset, count=tensor.count, step=step)
             )
-        rounded = sum(tensor.count for tensor in said if tensor.step is not None)
-        if not rounded:
+        if all(tensor.step is None for tensor in said):
             raise UpdateNotQuantisable("no large tensor changed in a way that can be rounded")
-        size = target.stat().st_size
         return RoundedUpdate(
             factor=factor,
             layout=StoredFile(tensors=tuple(tensors), base=file_digest(self._base)),
             tensors=tuple(said),
-            size_bytes=size,
-            exact_bytes=size - rounded * StoredType.FP32.size_bytes,
+            size_bytes=target.stat().st_size,
         )
 
     def _round(self, target: Path, tensor: StoredTensor, factor: float) -> tuple[float | None, float]:
@@ -155,9 +149,11 @@ class Difference:
         if step is None:
             return None, 0.0
         counts: dict[int, int] = {}
-        for at in range(0, tensor.count, _CHUNK):
-            part = slice(at, at + _CHUNK)
-            codes = codes_of(base[part], weights[part], step)
+        row = tensor.count // self._large[tensor.name][0]
+        rows = max(1, _CHUNK // row)
+        for at in range(0, tensor.count, rows * row):
+            part = slice(at, at + rows * row)
+            codes = balanced_codes(base[part], weights[part], step, row=row)
             values, times = np.unique(codes, return_counts=True)
             for value, many in zip(values.tolist(), times.tolist(), strict=True):
                 counts[value] = counts.get(value, 0) + many
@@ -192,6 +188,26 @@ def codes_of(base: Weights, weights: Weights, step: float) -> Codes:
     """The nearest whole number of steps from the base, weight by weight."""
     update = weights.astype(np.float64) - base
     return np.rint(update / step).astype(np.int32)
+
+
+def balanced_codes(base: Weights, weights: Weights, step: float, *, row: int) -> Codes:
+    """The nearest codes, but for a few of each row that go to the next ones, so that its errors even out.
+
+    Args:
+        base, weights: [N * row], the weights of one output after those of the other.
+    Returns:
+        Codes at most one step away from the exact weights, of which each row's sum is at most half a step off.
+    """
+    wanted = (weights.astype(np.float64) - base).reshape(-1, row) / step
+    codes = np.rint(wanted)
+    errors = wanted - codes
+    missing = np.rint(errors.sum(axis=1))
+    some = np.flatnonzero(missing)
+    # Those that were rounded the furthest the wrong way; equal ones in order, so that no machine chooses otherwise.
+    order = np.argsort(-np.sign(missing[some])[:, None] * errors[some], axis=1, kind="stable")
+    at, place = np.nonzero(np.arange(row) < np.abs(missing[some])[:, None])
+    codes[some[at], order[at, place]] += np.sign(missing[some])[at]
+    return codes.reshape(-1).astype(np.int32)
 
 
 def apply_codes(base: Weights, step: float, codes: Codes) -> Weights:
