@@ -297,8 +297,12 @@ class Installer:
         if loaded is not None:
             # Not the record's package: a swap writes it down before it serves, and counts must not be given to it yet.
             version, package, requests, bad = loaded.version, loaded.digest, loaded.requests, loaded.failed
+        reason = record.reason
+        if record.step is UpdateStep.DOWNLOADING and not reason and (progress := self._store.progress) is not None:
+            done, wanted = (part / 1e6 for part in (progress.done_bytes, progress.wanted_bytes))
+            reason = f"{done:.1f} of {wanted:.1f} MB, of which {progress.received_bytes / 1e6:.1f} MB were received"
         return ReportedModel(
-            version=version, package=package, step=record.step, target=record.target, reason=record.reason,
+            version=version, package=package, step=record.step, target=record.target, reason=reason,
             release=max(record.announced, record.release), rollout=record.rollout, requests=requests, failed=bad,
             runtime=loaded.runtime if loaded is not None else None, waits_until_ms=self._waits.until_ms.get(model),
         )  # fmt: skip

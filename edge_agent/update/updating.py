@@ -135,11 +135,11 @@ class Updating:
         if on_probation and not self._leave_probation(model, target.digest, target.release, target.rollout):
             return None
         record = msgspec.structs.replace(self._journal.get(model), announced=wanted.release)
+        if not transitions.is_under_way(record, target.digest, target.release):
+            self._shadow.break_off(model)
         if record.refused.get(target.digest, -1) >= target.release:
             self._journal.put({model: transitions.failed(record, record.reason, refuse=False)})
             return None
-        if not transitions.is_under_way(record, target.digest, target.release):
-            self._shadow.break_off(model)
         if target.digest == record.active:
             begun = transitions.begun(record, target.digest, release=target.release, rollout=target.rollout)
             self._journal.put({model: transitions.committed(begun)})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import msgspec
 
 from edge_agent.contract.errors import DeviceError
@@ -15,6 +18,8 @@ from edge_agent.update.outcome import NotYet
 from edge_agent.update.probation import Probations, Stopwatch, worst
 from edge_agent.update.shadow_step import Group, ShadowStep
 from edge_agent.update.window import Waits
+
+_log = logging.getLogger(__name__)
 
 
 class Watching:
@@ -66,9 +71,15 @@ class Watching:
         """
         for model in self._journal.models():
             if self._journal.get(model).step is UpdateStep.PROBATION:
-                self._watch_probation(self._back.group(model), now)
+                self._look(self._watch_probation, self._back.group(model), now)
         for group in self._shadow.groups():
-            self._watch_shadow(group, now)
+            self._look(self._watch_shadow, group, now)
+
+    def _look(self, watch: Callable[[Group, float], None], group: Group, now: float) -> None:
+        try:
+            watch(group, now)
+        except Exception:  # noqa: BLE001 - whatever went wrong with one, the others must be watched
+            _log.exception("%s: could not be judged; the next look tries again", ", ".join(group))
 
     def _watch_probation(self, group: Group, now: float) -> None:
         records = {model: self._journal.get(model) for model in group}

@@ -18,6 +18,7 @@ from edge_agent.contract.manifest import (
     Manifest,
     PipelineStep,
     Probation,
+    Shadow,
     Variant,
 )
 from edge_agent.contract.profile import (
@@ -96,6 +97,7 @@ def make_pipeline_package(
     max_run_s: float = 30.0,
     seed: int = 0,
     probation: Probation | None = None,
+    shadow: Shadow | None = None,
 ) -> Package:
     """Make a package in ``folder`` that runs the steps; golden samples are of "scaler" and "digits" with ``seed``."""
     raw = reference_images(64) * np.float32(255)
@@ -119,6 +121,7 @@ def make_pipeline_package(
             pipeline=steps,
             max_run_s=max_run_s,
             probation=probation or Probation(),
+            shadow=shadow or Shadow(),
         )
 
     return write_package(folder, files=files, manifest=manifest)

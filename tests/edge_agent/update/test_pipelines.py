@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge_agent.contract.errors import ShoalError
-from edge_agent.contract.manifest import PipelineStep, Probation
+from edge_agent.contract.manifest import PipelineStep, Probation, Shadow
 from edge_agent.contract.messages import Desired, EventKind, UpdateStep
 from edge_agent.runtime.package import Package
 from tests.edge_agent.update.conftest import NewDevice
@@ -290,3 +291,52 @@ def test_a_step_with_which_an_installed_pipeline_would_not_run_is_refused(
     assert device.slots.get("digits").version == "2", "with the new digits it runs"
     assert device.slots.get("reader").version == "5"
     read(device)
+
+
+def test_a_group_shadows_swaps_and_is_resumed_as_one(
+    server: UpdateServer, device: UpdatingDevice, built: Built, new_device: NewDevice, tmp_path: Path
+) -> None:
+    device.close()
+    shadow = Shadow(seconds=3600.0, rows=20, min_agreement=0.9)
+    digits = make_package(tmp_path / "digits", version="3", seed=1, shadow=shadow)
+    reader = make_pipeline_package(tmp_path / "reader", version="3", steps=pinned("2", "3"), seed=1, shadow=shadow)
+    for package in (digits, reader):
+        server.publisher.publish(package)
+    desired = wish(server, digits, reader, built.second["scaler"])
+    first = new_device(with_shadows=True)
+    first.apply(desired)
+    assert (versions(first), steps(first)) == (OLD, {UpdateStep.SHADOW})
+    first.close()
+    device = new_device(with_shadows=True)
+    assert not device.apply(desired)
+    assert (versions(device), steps(device)) == (OLD, {UpdateStep.SHADOW})
+    images, until = reference_images(8), time.monotonic() + 60
+    while steps(device) == {UpdateStep.SHADOW}:
+        assert time.monotonic() < until, device.installer.reported()
+        device.ask(images)
+        if device.installer.reported()["reader"].reason.startswith("no rows"):
+            assert versions(device) == OLD, "the pipeline has yet to be compared, though its step has proved itself"
+        device.ask(images * np.float32(255), "reader", RAW)
+        device.installer.watch()
+    assert steps(device) == {UpdateStep.PROBATION}
+    assert versions(device) == {"digits": "3", "reader": "3", "scaler": "2"}
+    read(device)
+
+
+def test_a_group_of_which_one_disagrees_in_its_shadow_stays_away_as_one(
+    server: UpdateServer, device: UpdatingDevice, built: Built, new_device: NewDevice, tmp_path: Path
+) -> None:
+    device.close()
+    shadow = Shadow(seconds=3600.0, rows=20, min_agreement=0.9)
+    digits = make_package(tmp_path / "digits", version="3", seed=8, shadow=shadow)
+    reader = make_pipeline_package(tmp_path / "reader", version="3", steps=pinned("2", "3"), seed=8)
+    for package in (digits, reader):
+        server.publisher.publish(package)
+    device = new_device(with_shadows=True)
+    device.apply(wish(server, digits, reader, built.second["scaler"]))
+    device.ask_until(lambda: steps(device) == {UpdateStep.FAILED}, reference_images(16))
+    assert versions(device) == OLD
+    reported = device.installer.reported()
+    assert "90.0% are asked for" in reported["digits"].reason
+    assert reported["reader"].reason.startswith("was to come with 'digits', which failed")
+    np.testing.assert_allclose(read(device), expected(built.first["reader"]), rtol=1e-4)
