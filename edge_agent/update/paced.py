@@ -39,8 +39,8 @@ class Pace:
         *,
         stall_s: float,
         deadline_s: float | None,
-        least_bytes_per_s: float = 64.0,
-        window_s: float = 60.0,
+        least_bytes_per_s: float,
+        window_s: float,
         while_waiting: Callable[[], None] | None = None,
     ) -> None:
         self._url, self._stall_s, self._deadline_s = url, stall_s, deadline_s

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 64 * 1024
 _ERROR_TEXT_BYTES = 300
+# Slower than this over a minute of waiting is no connection, or somebody who plays for time.
+_LEAST_BYTES_PER_S, _WINDOW_S = 64.0, 60.0
 
 
 class ServerFiles:
@@ -55,7 +57,10 @@ class ServerFiles:
     def _begin(self, url: str, deadline_s: float | None) -> None:
         from edge_agent.update.paced import Pace
 
-        self._pace = Pace(url, stall_s=self._stall_s, deadline_s=deadline_s, while_waiting=self._while_waiting)
+        self._pace = Pace(
+            url, stall_s=self._stall_s, deadline_s=deadline_s, least_bytes_per_s=_LEAST_BYTES_PER_S,
+            window_s=_WINDOW_S, while_waiting=self._while_waiting,
+        )  # fmt: skip
 
     def url(self, path: str) -> str:
         """The URL of a path that begins with a slash."""
