@@ -6,7 +6,6 @@ Run with the key folder to copy and a folder for the copies; prints one line for
 from __future__ import annotations
 
 import os
-import pathlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,10 +33,8 @@ def dies_after(changes: int) -> None:
 
         return wrapped
 
-    for name in ("rename", "replace", "unlink", "rmdir", "fsync"):
+    for name in ("rename", "replace", "unlink", "rmdir"):
         setattr(os, name, counted(getattr(os, name)))
-    for name in ("rename", "replace", "unlink"):
-        setattr(pathlib.Path, name, counted(getattr(pathlib.Path, name)))
 
 
 def main() -> None:

@@ -199,7 +199,7 @@ def test_a_threshold_that_nobody_can_meet_is_refused(tmp_path: Path) -> None:
         ImageSigning(KeyFolder(tmp_path)).create((), persons=("anna",), threshold=2)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_as_many_signatures_as_the_threshold_and_no_fewer_convince_a_stock_client(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 4), "persons")
