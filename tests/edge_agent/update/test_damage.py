@@ -110,7 +110,7 @@ def test_a_chain_of_roots_longer_than_one_look_may_follow_is_followed_in_several
 ) -> None:
     monkeypatch.setattr(LIMITS, "max_root_rotations", 4)
     first = server.images.root.encode()
-    rotations = LIMITS.max_root_rotations + 5
+    rotations = LIMITS.max_root_rotations + 3
     for _ in range(rotations):
         server.signing.renew()
     newest = server.signing.files()
