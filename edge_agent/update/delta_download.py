@@ -16,7 +16,7 @@ from edge_agent.update.server_files import ServerFiles
 from edge_agent.update.sources import Sources
 
 _log = logging.getLogger(__name__)
-_BEING_MADE = 503
+_BEING_MADE, _ITS_OWN_FAULT = 503, 500
 _ASK_AGAIN_S = 2.0
 # A server makes about 10 MB a second; a device that waits longer than the whole file would take has gained nothing.
 _PATIENCE_S, _MADE_BYTES_PER_S = 20.0, 5_000_000
@@ -24,7 +24,15 @@ _RANGE_NOT_SATISFIABLE = 416
 
 
 class _NoDelta(Exception):
-    """Here there is none; somebody else may have one."""
+    """Here there is none; somebody else may have one.
+
+    Args:
+        later: There may be one here later: the source is away, or still at it.
+    """
+
+    def __init__(self, why: object, *, later: bool) -> None:
+        super().__init__(str(why))
+        self.later = later
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,13 +68,15 @@ class DeltaDownload:
             return False
         self.parts.mkdir(parents=True, exist_ok=True)
         try:
-            made = any(self._from(source) for source in self.sources.each())
+            if not any(self._from(source) for source in self.sources.each()):
+                self._give_up("nobody has one that can be used")
+                return False
+        except _NoDelta as error:
+            _log.info("no delta for %s now: %s", self.sha256[:12], error)
+            return False
         except (MemoryError, OSError) as error:
             # Without the delta there may be room enough, on the disk and in memory.
-            self._give_up(error)
-            return False
-        if not made:
-            self._give_up(None)
+            self._give_up(repr(error))
             return False
         place.parent.mkdir(parents=True, exist_ok=True)
         self._made.replace(place)
@@ -89,17 +99,21 @@ class DeltaDownload:
     def _mark(self) -> Path:
         return self.parts / f"{self._name}.none"
 
-    def _give_up(self, error: BaseException | None) -> None:
+    def _give_up(self, why: str) -> None:
         """Leave nothing but the mark that this delta is not to be tried again."""
-        if error is not None:
-            _log.warning("delta for %s: %s; the whole file is fetched", self.sha256[:12], error)
+        _log.info("delta for %s: %s; the whole file is fetched", self.sha256[:12], why)
         with contextlib.suppress(OSError):
             self._made.unlink(missing_ok=True)
             self._delta.unlink(missing_ok=True)
             self._mark.touch()
 
     def _from(self, source: ServerFiles) -> bool:
-        """Whether the file could be made of what one source has."""
+        """Whether the file could be made of what one source has.
+
+        Raises:
+            _NoDelta: The server may have one later.
+            NetworkError: The server's broke off half-way.
+        """
         resumed = self._delta.exists()
         try:
             self._fetch(source)
@@ -113,7 +127,8 @@ class DeltaDownload:
                 self._fetch(source)
                 self._apply()
         except _NoDelta as error:
-            _log.debug("%s has no delta for %s: %s", source.url(""), self.sha256[:12], error)
+            if error.later and source is self.sources.server:
+                raise
             return False
         except DeltaUnusable as error:
             _log.warning("%s: %s", source.url(delta_path(self.base_sha256, self.sha256)), error)
@@ -135,7 +150,7 @@ class DeltaDownload:
         begun = self._size()
         while not self._is_fetched(source, begun):
             if time.monotonic() > until:
-                raise _NoDelta("it takes too long to be made")
+                raise _NoDelta("it takes too long to be made", later=True)
             self._wait()
 
     def _is_fetched(self, source: ServerFiles, begun: int) -> bool:
@@ -148,13 +163,13 @@ class DeltaDownload:
             if error.status == _RANGE_NOT_SATISFIABLE:
                 return True  # all of it is here, or more than that: then it is found unusable
             if error.status != _BEING_MADE or source is not self.sources.server:
-                raise _NoDelta(str(error)) from error
+                raise _NoDelta(error, later=error.status >= _ITS_OWN_FAULT) from error
             return False
         except NetworkError as error:
             self.between_chunks()  # which says it again, where it was this that broke off
             if source is self.sources.server and self._size() > begun:
                 raise
-            raise _NoDelta(str(error)) from error
+            raise _NoDelta(error, later=True) from error
         return True
 
     def _receive(self, source: ServerFiles) -> None:

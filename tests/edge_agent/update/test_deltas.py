@@ -132,6 +132,19 @@ def test_a_delta_that_failed_is_not_tried_again_in_the_same_update(
     assert server.line.asked(WHOLE)[1].startswith("bytes="), "what came of the whole file was kept"
 
 
+def test_a_server_that_is_away_for_a_moment_is_asked_for_the_delta_again(
+    server: UpdateServer, store: PackageStore, built: Path
+) -> None:
+    server.line.cut_after[DELTA] = 0
+    server.line.cut_after[WHOLE] = 0
+    with pytest.raises(NetworkError):
+        fetch(store, built)
+    server.line.requests.clear()
+    fetch(store, built)
+    assert DELTA in received(server)
+    assert WHOLE not in received(server)
+
+
 def test_a_delta_that_broke_off_goes_on_where_it_did(server: UpdateServer, store: PackageStore, built: Path) -> None:
     server.line.cut_after[DELTA] = 50_000
     with pytest.raises(NetworkError):
