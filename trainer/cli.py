@@ -245,6 +245,9 @@ def work(
     worker. Killed and begun anew in the same --work folder, a worker goes on at once with what it had, from the last
     checkpoint; told to stop, it hands its runs to others. A server that is away is asked again. Exit status 4: the
     server refuses the token; 0: told to stop.
+
+    The lake is the server's: each run says where it lies (DATA/lake there, or what its setting SHOAL_LAKE says), and
+    this machine must reach it under that path or URI.
     """
     from trainer.publish.repository import Publisher
     from trainer.server_client import ServerClient

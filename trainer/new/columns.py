@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 import numpy as np
@@ -175,20 +177,25 @@ def _date(pattern: str) -> dict[str, str]:
 
 
 def _range(numbers: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, str]:
-    """The values seen, and as much again on either side; what lies beyond is let through, and counted."""
-    low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
-    reach = max(high - low, abs(high), 1.0) if high == low else high - low
-    bottom = 0.0 if low >= 0 else low - reach
+    """The values seen, and as much again on either side; what lies beyond is let through, and counted.
+
+    Rounded away from them, to one digit of how far they reach; what is never negative is not expected to become so.
+    """
+    seen = numbers[np.isfinite(numbers)]
+    if not len(seen):
+        return {}
+    low, high = float(seen.min()), float(seen.max())
+    reach = high - low or abs(high) or 1.0
+    if not math.isfinite(reach):
+        return {}
+    unit = Decimal(1).scaleb(math.floor(math.log10(reach)))
+    bottom = ((Decimal(low) - Decimal(reach)) / unit).to_integral_value(ROUND_FLOOR) * unit
+    top = ((Decimal(high) + Decimal(reach)) / unit).to_integral_value(ROUND_CEILING) * unit
     return {
-        "minimum": _rounded(bottom),
-        "maximum": _rounded(high + reach),
+        "minimum": repr(float(max(bottom, Decimal(0)) if low >= 0 else bottom)),
+        "maximum": repr(float(min(top, Decimal(0)) if high < 0 else top)),
         "policies": '{ range = "flag" }',
     }
-
-
-def _rounded(number: float) -> str:
-    written = f"{number:.3g}"
-    return repr(float(written))
 
 
 def _input_name(source: str) -> str:

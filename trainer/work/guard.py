@@ -2,7 +2,8 @@
 
 A worker that is killed cannot end what it has started; the lease then goes to another worker, and two would train the
 same. The guard holds a pipe to the worker: when that closes, whatever the reason, all that the command has started is
-ended, processes that left its session too. It ends as the command does, by the same status or signal.
+ended, processes that left its session too. It ends as the command does, by the same status or signal. Should the guard
+itself be killed, the system kills the command, and the worker what is left of its session.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import psutil
 
 STOP_WAIT_S = 10.0
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main(command: list[str]) -> int:
@@ -27,7 +29,8 @@ def main(command: list[str]) -> int:
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     signal.signal(signal.SIGINT, lambda *_: ending.set())
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # No thread of ours has begun yet, so that code may run between fork and exec.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_dies_with(os.getpid()))  # noqa: PLW1509
     done = threading.Event()
     threading.Thread(target=_wait_for_the_worker, args=(ending,), daemon=True).start()
     threading.Thread(target=_wait_for, args=(process, done, ending), daemon=True).start()
@@ -44,6 +47,19 @@ def _adopt_orphans() -> None:
     """Become the parent of what its own parent leaves behind: only so is it found. Linux alone can do this."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _dies_with(guard: int) -> Callable[[], None]:
+    """To be called in the command's process: the system kills it when the guard is gone. Linux alone can do this."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+
+    def bind() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != guard:  # gone before it was said
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return bind
 
 
 def _wait_for_the_worker(ending: threading.Event) -> None:

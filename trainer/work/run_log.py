@@ -57,6 +57,8 @@ class RunLog:
             with self._path.open("rb") as file:
                 size = file.seek(0, 2)
                 skipped = 0
+                if size < self._at:  # it was full, and another has begun
+                    self._at = 0
                 if size - self._at > _MOST_BEHIND:  # it writes faster than anyone reads: the newest counts
                     skipped = size - self._at - MOST_BYTES
                     self._at += skipped

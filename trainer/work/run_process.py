@@ -16,6 +16,7 @@ from typing import IO
 
 import msgspec
 
+from trainer.work.bounded_log import BoundedLog
 from trainer.work.guard import STOP_WAIT_S
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def run_to_end(
     It gets none of our variables (``SHOAL_...``) but those that say how training and batches are carried out.
 
     Args:
-        log_path: Where its standard error goes.
+        log_path: Where its standard error goes: the newest part of it, and the one before beside it.
         say: Told each line of progress on its standard output.
         given_up: Asked ten times a second.
         limit_s: After which it counts as hung and is ended.
@@ -61,7 +62,9 @@ def run_to_end(
     Raises:
         OSError: It cannot be started, or the log cannot be written.
     """
-    with log_path.open("wb") as errors:
+    heard, errors = os.pipe()
+    try:
+        written = BoundedLog(os.fdopen(heard, "rb", buffering=0), log_path)
         process = subprocess.Popen(
             [sys.executable, "-m", "trainer.work.guard", *command],
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends
@@ -72,6 +75,8 @@ def run_to_end(
             errors="replace",
             start_new_session=True,  # a Ctrl-C at our terminal is for us to pass on
         )
+    finally:
+        os.close(errors)
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
     reader = threading.Thread(target=_read_progress, args=(process.stdout, say), daemon=True)
     reader.start()
@@ -84,7 +89,7 @@ def run_to_end(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.1)
     finally:
-        _end(process, reader)
+        _end(process, reader, written)
     return process.returncode, [*_last_lines(log_path), *words]
 
 
@@ -104,7 +109,7 @@ def _read_progress(stream: IO[str], say: Callable[[ProgressLine], None]) -> None
             log.debug("the run's process wrote: %s", line.rstrip())
 
 
-def _end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
+def _end(process: subprocess.Popen[str], reader: threading.Thread, written: BoundedLog) -> None:
     assert process.stdin is not None  # noqa: S101 - a pipe was asked for
     process.stdin.close()
     try:
@@ -113,11 +118,13 @@ def _end(process: subprocess.Popen[str], reader: threading.Thread) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     reader.join(1.0)
-    if reader.is_alive():
-        # Its output is still open: something that it started has outlived it.
+    if reader.is_alive() or process.returncode < 0 or not written.wait(1.0):
+        # Its output is still open, or the guard was killed: something that it started may have outlived it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         reader.join()
+    written.wait()
+    written.close()
     if process.stdout is not None:
         process.stdout.close()
 

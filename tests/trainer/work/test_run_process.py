@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 
 import psutil
 
+from trainer.work.bounded_log import BoundedLog
 from trainer.work.run_log import RunLog
 from trainer.work.run_process import ProgressLine, run_to_end
 
@@ -71,3 +75,48 @@ def test_the_log_of_an_earlier_attempt_is_not_taken_for_this_ones(tmp_path: Path
     path.write_text("of the second\n")
     log.begin()
     assert log.piece() == "of the second\n"
+
+
+def test_a_log_that_grows_without_end_keeps_its_newest_part(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    heard, errors = os.pipe()
+    log = BoundedLog(os.fdopen(heard, "rb", buffering=0), path, most_bytes=100_000)
+    shown, read = RunLog(path), ""
+    shown.begin()
+    with os.fdopen(errors, "wb") as writing:
+        for at in range(20_000):
+            writing.write(f"line {at:06d}\n".encode())
+            if at % 4_000 == 0:
+                writing.flush()
+                piece = shown.piece()
+                shown.sent(piece)
+                read += piece
+    assert log.wait(30)
+    log.close()
+    kept = path.with_name("log.before").read_bytes() + path.read_bytes()
+    assert len(kept) <= 200_000
+    assert kept.endswith(b"line 019999\n")
+    assert path.stat().st_size <= 100_000
+    while piece := shown.piece():
+        shown.sent(piece)
+        read += piece
+    assert read.endswith("line 019999\n")
+
+
+def test_a_run_whose_guard_is_killed_ends_with_all_that_it_has_started(tmp_path: Path) -> None:
+    kill = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    script = f"sleep 600 & echo $! $$ > {tmp_path}/pids; {sys.executable} -c 'import time; time.sleep(0.5)'; "
+    script += f"exec {sys.executable} -c '{kill}; import time; time.sleep(600)'"
+    status, _, _ = shell(script, tmp_path)
+    assert status == -signal.SIGKILL
+    assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_a_log_that_cannot_be_written_does_not_hold_the_run_up(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")  # the kernel's own full disk
+    heard, errors = os.pipe()
+    log = BoundedLog(os.fdopen(heard, "rb", buffering=0), tmp_path / "log")
+    with os.fdopen(errors, "wb") as writing:
+        writing.write(b"more than a pipe holds\n" * 50_000)
+    assert log.wait(30)
+    log.close()
