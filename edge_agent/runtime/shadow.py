@@ -13,6 +13,7 @@ find no room are dropped and counted. A candidate that hangs is broken off by a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -251,4 +252,5 @@ class Shadows:
 def _step_back() -> None:
     """Let others have the processor first; on Linux a niceness is a thread's own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        with contextlib.suppress(OSError):  # a sandbox that does not let it: it works for a share of the time anyway
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

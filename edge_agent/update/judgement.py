@@ -107,10 +107,9 @@ def judge_probation(rule: Probation, now: Seen, before: Seen | None, *, elapsed_
             latency nor shift is judged.
         elapsed_s: Since the swap, restarts left out.
     """
-    reason = (
-        _errors(rule, now)
-        or (before is not None and now.requests >= rule.min_requests and _beside(rule, now, before))
-    )  # fmt: skip
+    reason = _errors(rule, now)
+    if not reason and before is not None and now.requests >= rule.min_requests:
+        reason = _latency(rule, now, before) or _shift(rule, now, before)
     if reason:
         return Bad(reason)
     requests = f"{now.requests} requests, {now.failed} of them failed"
@@ -149,10 +148,6 @@ def _errors(rule: Probation, now: Seen) -> str:
     if requests < rule.min_requests and tail(now.failed, requests, rule.max_error_rate) >= RARELY:
         return ""
     return f"{now.failed} of {requests} requests failed on probation, {rule.max_error_rate:.1%} are allowed"
-
-
-def _beside(rule: Probation, now: Seen, before: Seen) -> str:
-    return _latency(rule, now, before) or _shift(rule, now, before)
 
 
 def _latency(rule: Probation, now: Seen, before: Seen) -> str:
