@@ -70,6 +70,7 @@ def test_a_stolen_publisher_key_alone_releases_nothing(
     forged = signed_by(role, server.keys.signer(model_key("digits")))  # the version that the snapshot names
     role.version += 1
     newer = signed_by(role, server.keys.signer(model_key("digits")))
+    (device.state / "trust/image/digits.json").unlink()  # as on a device that has never seen the true one
     server.line.replace |= director_files(director_key, 2, target(evil))
     for version, data in ((role.version - 1, forged), (role.version, newer)):
         server.line.replace[f"{IMAGE_PATH}{version}.digits.json"] = data
