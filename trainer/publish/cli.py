@@ -15,7 +15,8 @@ from trainer.publish.key_uses import uses
 from trainer.publish.keys import KeyFolder, encoded, generate
 from trainer.publish.options import ASK, FOLDER, KIND, MAY_WAIT, PASSPHRASE_FILE, opened
 from trainer.publish.passphrases import chosen
-from trainer.publish.public_key import SUFFIX, read_public, write_public
+from trainer.publish.public_key import SUFFIX, write_public
+from trainer.publish.sharing_cli import read_approvers, sharing_commands
 
 
 @click.group("keys")
@@ -27,7 +28,7 @@ def keys_commands() -> None:
     """
 
 
-for _command in change_commands:
+for _command in (*change_commands, *sharing_commands):
     keys_commands.add_command(_command)
 
 
@@ -127,10 +128,7 @@ def add_model(folder: Path, model: str, *, kind: str, may_wait: bool, **more: An
     With --approver a release is signed by the publisher and waits until one of these persons has signed it, too:
     `shoal models approve`.
     """
-    people = {}
-    for given in more["approvers"]:
-        person, _, file = given.partition("=")
-        people[person] = read_public(Path(file)) if file else None
+    people = read_approvers(more["approvers"])
     keys = opened(folder, more)
     with keys.alone():
         signing = ImageSigning(keys)

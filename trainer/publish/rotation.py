@@ -127,9 +127,14 @@ def _swap(change: KeyChange, use: KeyUse, keyid: str, new: Key | None) -> None:
         root.add_key(new, use.role)
 
 
+def sign_model_anew(change: KeyChange, model: str) -> None:
+    """Let a model's role and bins be signed by the keys that the targets role names now."""
+    _sign_model_anew(change, model, targets_of(model, change.roles()))
+
+
 def _sign_models_anew(change: KeyChange, models: Iterable[str]) -> None:
     for model in sorted(models):
-        _sign_model_anew(change, model, targets_of(model, change.roles()))
+        sign_model_anew(change, model)
 
 
 def _sign_model_anew(change: KeyChange, model: str, targets: dict[str, TargetFile]) -> None:
