@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.contract.latency import BUCKETS, bucket_of
@@ -18,6 +18,8 @@ from edge_agent.update.judgement import (
     judge_shadow,
 )
 
+# Histograms are long to make up.
+fast = settings(deadline=None, max_examples=30)
 LABELS = tuple(str(digit) for digit in range(10))
 
 
@@ -141,6 +143,7 @@ probations = st.builds(
 sights = st.builds(Seen, requests=requests, latency=histograms, classes=classes)
 
 
+@fast
 @given(probations, sights, sights, st.data())
 def test_another_failure_never_makes_a_bad_version_better(
     rule: Probation, now: Seen, before: Seen, data: st.DataObject
@@ -153,6 +156,7 @@ def test_another_failure_never_makes_a_bad_version_better(
         assert isinstance(judge_probation(rule, second, before, elapsed_s=1.0), Bad)
 
 
+@fast
 @given(probations, sights, sights, st.integers(0, BUCKETS - 2), st.integers(1, 50))
 def test_slower_requests_never_make_a_slow_version_better(
     rule: Probation, now: Seen, before: Seen, bucket: int, most: int
@@ -166,12 +170,14 @@ def test_slower_requests_never_make_a_slow_version_better(
         assert isinstance(judge_probation(rule, slower, before, elapsed_s=1.0), Bad)
 
 
+@fast
 @given(probations, sights)
 def test_a_version_is_never_bad_beside_itself(rule: Probation, now: Seen) -> None:
     rule = msgspec.structs.replace(rule, max_latency_ratio=max(1.0, rule.max_latency_ratio or 1.0))
     assert not isinstance(judge_probation(rule, now, now, elapsed_s=1.0), Bad)
 
 
+@fast
 @given(probations, sights, sights)
 def test_verdicts_on_a_probation_end_with_its_time(rule: Probation, now: Seen, before: Seen) -> None:
     early = judge_probation(rule, now, before, elapsed_s=0.0)
@@ -181,6 +187,7 @@ def test_verdicts_on_a_probation_end_with_its_time(rule: Probation, now: Seen, b
     assert judge_probation(rule, now, before, elapsed_s=0.0) == early
 
 
+@fast
 @given(sights)
 def test_what_was_seen_outlives_the_process(found: Seen) -> None:
     assert msgspec.json.decode(msgspec.json.encode(found), type=Seen) == found
