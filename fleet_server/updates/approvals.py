@@ -149,11 +149,12 @@ class Approvals:
         Raises:
             NotFound: There is none.
         """
+        shown = self._shown()  # not under our lock: a release takes the repository's first, then ours
         with self._lock:
             kept = self._get(model, version)
             fields = msgspec.structs.asdict(self._told(kept))
             fields["evaluation"] = kept.evaluation
-            return ApprovalDetails(**fields, proposal=kept.proposal, shown=self._shown())
+            return ApprovalDetails(**fields, proposal=kept.proposal, shown=shown)
 
     def file(self, model: str, version: str, name: str) -> Path:
         """The manifest, evaluation or card of a release that waits: what an approver reads.

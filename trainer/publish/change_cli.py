@@ -110,14 +110,18 @@ def _replace(
         needed = change.sign(what)
         for line in [*guidance.plan(replaced, change.pending, needed, folder), *versions]:
             click.echo(line)
-        if more["dry_run"]:
-            click.echo("dry run: nothing was changed")
-            return
-        change.save()
-        in_force = signing.settle() is not None
-    click.echo(f"\n{'In force here.' if in_force else 'Signatures are missing.'} What to do now:")
+        in_force = not any(one.missing for one in needed)
+        if not more["dry_run"]:
+            change.save()
+            in_force = signing.settle() is not None
+    words = "It would be in force here." if more["dry_run"] else "In force here."
+    click.echo(
+        f"\n{words if in_force else 'Signatures are missing.'} What to do {'then' if more['dry_run'] else 'now'}:"
+    )
     for step in guidance.after(replaced, folder, in_force=in_force, stolen=stolen):
         click.echo(f"- {step}")
+    if more["dry_run"]:
+        click.echo("dry run: nothing was changed")
 
 
 def _choose(
