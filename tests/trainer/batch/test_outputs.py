@@ -178,7 +178,7 @@ def test_two_attempts_may_write_one_mark_at_once_and_readers_find_it_whole(tmp_p
 
 def test_a_folder_that_another_attempt_makes_this_moment_is_empty_and_no_error(tmp_path: Path) -> None:
     storage, folder = Storage(str(tmp_path)), str(tmp_path / "staged")
-    come_and_go = f"import os\nfor _ in range(10_000):\n    os.mkdir({folder!r})\n    os.rmdir({folder!r})"
+    come_and_go = f"import os\nfor _ in range(5_000):\n    os.mkdir({folder!r})\n    os.rmdir({folder!r})"
     with subprocess.Popen([sys.executable, "-c", come_and_go]) as other:
         while other.poll() is None:  # Arrow made an error of some hundred of these listings
             assert storage.names("staged") == []
