@@ -174,3 +174,24 @@ def push_ahead(mirror: Path, stolen: KeyFolder, version: int = 900_000_000) -> N
 def test_what_lies_beside_a_stolen_key_is_told(folder: Path) -> None:
     assert "revoke both" in succeeds("revoke", folder, "snapshot")
     assert "has its other keys too" in succeeds("revoke", folder, "publisher/faces")
+
+
+def test_keys_that_were_made_before_metadata_named_them_are_rotated_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("first_keys", "image_signing"):
+        monkeypatch.setattr(f"trainer.publish.{module}.named", lambda key, _name: key)
+    keys = KeyFolder(tmp_path / "keys")
+    ImageSigning(keys).create(("digits",))
+    ImageSigning(keys).add_target("digits", PATH, 7, "1" * 64)
+    monkeypatch.undo()
+    assert b"x-shoal-name" not in (keys.folder / "image/1.root.json").read_bytes()
+    device = StockClient(tmp_path / "device", keys.folder / "image")
+    assert device.target(PATH) is not None
+    before = {name: keys.signer(name).public_key.keyid for name in keys.names()}
+    for role in (*ROLES, "director", "director-root"):
+        succeeds("rotate", keys.folder, role)
+    after = {name: keys.signer(name).public_key.keyid for name in keys.names()}
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+    assert device.target(PATH) is not None
