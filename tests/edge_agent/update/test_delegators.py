@@ -54,7 +54,7 @@ def release(signer: CryptoSigner, content: bytes) -> bytes:
 
 
 def diamond() -> dict[str, bytes]:
-    """Files of a repository: targets names parent-a and parent-b, each of which names ``release`` with a key of its own."""
+    """Files of a repository: targets names parent-a and parent-b, both of which name ``release`` with own keys."""
     root = Root(expires=EXPIRES)
     for role in ("root", "targets", "snapshot", "timestamp"):
         root.add_key(TOP.public_key, role)
