@@ -29,7 +29,7 @@ from trainer.recipe_file import RecipeFile, with_choices
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
-    from trainer.training.transform import Transformation
+    from trainer.transform import Transformation
 
 _FILE = "model.toml"
 # A local variable, and the argument of sys.getrefcount.
@@ -159,7 +159,7 @@ class Recipe:
         kind = getattr(self.module("model"), "Transform", None)
         if kind is None:
             return None
-        from trainer.training.transform import Transformation
+        from trainer.transform import Transformation
 
         path = self.folder / "model.py"
         try:

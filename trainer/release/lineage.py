@@ -19,7 +19,7 @@ from trainer.release.package import Known, lock_digest
 
 _TRAINER = Path(__file__).resolve().parents[1]
 # Of the trainer's code what decides about weights and verdicts.
-_PARTS = ("data", "training", "gates", "release", "front_end.py", "work/challenger.py")
+_PARTS = ("data", "training", "gates", "release", "front_end.py", "transform.py", "work/challenger.py")
 _RECIPE_PARTS = ("recipe.py", "recipe_file.py", "recipe_tensors.py")
 
 
