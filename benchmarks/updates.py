@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from benchmarks import director, update_peers
 from benchmarks.update_networks import NETWORKS, Case, cases
 from benchmarks.update_peers import Method, Sent
@@ -56,6 +58,17 @@ class Row:
     note: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """What one method is given: two files, or a part of each."""
+
+    base: Path
+    new: Path
+    base_layout: StoredFile
+    layout: StoredFile
+    note: str = ""
+
+
 def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -94,25 +107,27 @@ def _rows(case: Case, peers: dict[str, Method]) -> Iterator[Row]:
     accuracy = case.accuracy(case.new)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        limits = {method: _PEERS_BYTES.get(method, _MOST_PEERS_BYTES) for method in peers if method != "full"}
+        pairs = {limit: _part(case, limit, folder) for limit in {*limits.values()}}
+        whole = Pair(case.base, case.new, case.base_layout, case.layout)
         for method, make in peers.items():
-            limit = _PEERS_BYTES.get(method, _MOST_PEERS_BYTES)
-            if method == "full":
-                limit = 1 << 62
-            base, new = _middle(case.base, folder / "base", limit), _middle(case.new, folder / "new", limit)
-            note = "" if new == case.new else f"{limit >> 20} MiB from its middle"
-            yield _row(case, method, make(base, new, folder), of=(new, accuracy), note=note)
-        yield _row(case, OURS, _ours(case, case.new, case.layout, folder), of=(case.new, accuracy))
+            pair = pairs[limits[method]] if method in limits else whole
+            yield _row(case, method, make(pair.base, pair.new, folder), of=(pair.new, accuracy), note=pair.note)
+        for pair in pairs.values():
+            if pair.note:  # others got a part alone: beside them stands what we make of it
+                yield _row(case, OURS, _ours(pair, folder), of=(pair.new, accuracy), note=pair.note)
+        yield _row(case, OURS, _ours(whole, folder), of=(case.new, accuracy))
         if case.dtype == "fp32":
             yield from _quantised(case, folder)
 
 
-def _ours(case: Case, new: Path, layout: StoredFile, folder: Path) -> Sent:
+def _ours(pair: Pair, folder: Path) -> Sent:
     sent = folder / "sent.delta"
-    with case.base.open("rb") as base, new.open("rb") as target, sent.open("wb") as out:
+    with pair.base.open("rb") as base, pair.new.open("rb") as target, sent.open("wb") as out:
         began = time.process_time()
-        make_delta(base, target, out, base_layout=case.base_layout, layout=layout)
+        make_delta(base, target, out, base_layout=pair.base_layout, layout=pair.layout)
         make_s = time.process_time() - began
-    return Sent(sent.stat().st_size, make_s, *update_peers.measured("ours", case.base, sent, new))
+    return Sent(sent.stat().st_size, make_s, *update_peers.measured("ours", pair.base, sent, pair.new))
 
 
 def _quantised(case: Case, folder: Path) -> Iterator[Row]:
@@ -127,7 +142,7 @@ def _quantised(case: Case, folder: Path) -> Iterator[Row]:
             return
         lost, low, high = case.lost(weights)
         if lost >= 0 or (lost >= -_MOST_LOST and low <= 0 <= high):
-            sent = _ours(case, weights, rounded.layout, folder)
+            sent = _ours(Pair(case.base, weights, case.base_layout, rounded.layout), folder)
             note = f"step {factor:g} RMS, {rounded.bits:.2f} bits, accuracy {100 * lost:+.2f} points"
             yield _row(case, QUANTISED, sent, of=(weights, case.accuracy(weights)), note=note)
             return
@@ -145,14 +160,24 @@ def _row(case: Case, method: str, sent: Sent, *, of: tuple[Path, float], note: s
     )  # fmt: skip
 
 
-def _middle(file: Path, place: Path, limit: int) -> Path:
-    size = file.stat().st_size
-    if size <= limit:
-        return file
-    with file.open("rb") as source:
-        source.seek((size - limit) // 2)
-        place.write_bytes(source.read(limit))
-    return place
+def _part(case: Case, limit: int, folder: Path) -> Pair:
+    """Both files; of large ones so many bytes from the middle of their largest tensor."""
+    if case.new.stat().st_size <= limit:
+        return Pair(case.base, case.new, case.base_layout, case.layout)
+    alike = [each for each in case.layout.tensors if each.dtype.value == case.dtype]
+    tensor = max(alike or case.layout.tensors, key=lambda each: each.count * each.dtype.size_bytes)
+    before = next(each for each in case.base_layout.tensors if each.name == tensor.name)
+    length = min(limit, tensor.count * tensor.dtype.size_bytes)
+    inside = (tensor.count * tensor.dtype.size_bytes - length) // 2 // tensor.dtype.size_bytes * tensor.dtype.size_bytes
+    places = [folder / f"{name}-{limit}" for name in ("base", "new")]
+    for place, file, offset in zip(places, (case.base, case.new), (before.offset, tensor.offset), strict=True):
+        with file.open("rb") as source:
+            source.seek(offset + inside)
+            place.write_bytes(source.read(length))
+    layout = StoredFile(
+        tensors=(msgspec.structs.replace(tensor, offset=0, count=length // tensor.dtype.size_bytes, step=None),)
+    )
+    return Pair(places[0], places[1], layout, layout, f"{length >> 20} MiB of its largest tensor")
 
 
 def _heading() -> None:
@@ -175,14 +200,15 @@ def _show(row: Row) -> None:
 
 def _verdicts(rows: list[Row]) -> Iterator[str]:
     """The goals, each with what was found."""
-    by_file: dict[tuple[str, str, str], dict[str, Row]] = {}
+    by_file: dict[tuple[str, str, str, str], dict[str, Row]] = {}
     for row in rows:
-        by_file.setdefault((row.network, row.optimiser, row.dtype), {})[row.method] = row
+        if row.method != QUANTISED:
+            by_file.setdefault((row.network, row.optimiser, row.dtype, row.note), {})[row.method] = row
     beaten = [
         f"{' '.join(file)} by {row.method}"
         for file, found in by_file.items()
         for row in found.values()
-        if row.method not in (OURS, QUANTISED) and row.percent_of_full <= found[OURS].percent_of_full
+        if row.method != OURS and row.percent_of_full <= found[OURS].percent_of_full
     ]
     yield _verdict(
         "the lossless delta is the smallest", not beaten, f"{len(by_file)} files" if not beaten else str(beaten)
