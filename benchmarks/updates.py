@@ -21,6 +21,8 @@ from benchmarks.update_peers import Method, Sent
 from edge_agent.contract.delta.make import make_delta
 from edge_agent.contract.stored_tensors import StoredFile
 from trainer.errors import UpdateNotQuantisable
+from trainer.gates.update_gate import distance
+from trainer.recipe_file import Release
 from trainer.release.export import WEIGHTS_FILE
 from trainer.release.quantised_update import Difference
 from trainer.release.update_search import LADDER
@@ -30,8 +32,8 @@ OURS, QUANTISED = "shoal", "shoal, quantised"
 # Others need minutes and gigabytes for files of 100 MB: of large ones they get a part, and the table says so.
 _PEERS_BYTES = {"bsdiff4": 2 << 20}
 _MOST_PEERS_BYTES = 8 << 20
-# Lost within noise, and by no more than this: what the gate of a release asks by default.
-_MOST_LOST = 0.005
+# What the gate of a release asks unless a recipe says otherwise.
+_LIMITS = Release()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +133,9 @@ def _ours(pair: Pair, folder: Path) -> Sent:
 
 
 def _quantised(case: Case, folder: Path) -> Iterator[Row]:
-    """The coarsest update that loses nothing beyond noise on the held-out rows."""
+    """The coarsest update that loses nothing beyond noise on the held-out rows, and whose answers are near."""
     difference = Difference(case.graph, case.base_graph)
-    weights = folder / WEIGHTS_FILE
+    weights, exact = folder / WEIGHTS_FILE, case.answers(case.new)
     for factor in LADDER:
         try:
             rounded = difference.round_to(weights, factor=factor)
@@ -141,9 +143,13 @@ def _quantised(case: Case, folder: Path) -> Iterator[Row]:
             print(f"  {case.network} {case.optimiser}: no quantised update: {error}")
             return
         lost, low, high = case.lost(weights)
-        if lost >= 0 or (lost >= -_MOST_LOST and low <= 0 <= high):
+        apart = distance(exact, case.answers(weights), probabilities=True)
+        if apart <= _LIMITS.update_distance and high >= 0 and lost >= -_LIMITS.update_budget:
             sent = _ours(Pair(case.base, weights, case.base_layout, rounded.layout), folder)
-            note = f"step {factor:g} RMS, {rounded.bits:.2f} bits, accuracy {100 * lost:+.2f} points"
+            note = (
+                f"step {factor:g} RMS, {rounded.bits:.2f} bits, answers {apart:.4f} apart, accuracy {100 * lost:+.2f} "
+                f"points ({100 * low:+.2f} to {100 * high:+.2f})"
+            )
             yield _row(case, QUANTISED, sent, of=(weights, case.accuracy(weights)), note=note)
             return
     print(f"  {case.network} {case.optimiser}: no step passed")
