@@ -38,7 +38,8 @@ ALLOWED: Mapping[UpdateStep, frozenset[UpdateStep]] = {
     UpdateStep.RESOLVED: frozenset(
         {UpdateStep.RESOLVED, UpdateStep.DOWNLOADING, UpdateStep.STAGED, UpdateStep.COMMITTED, UpdateStep.FAILED}
     ),
-    UpdateStep.DOWNLOADING: frozenset({UpdateStep.RESOLVED, UpdateStep.VERIFIED, UpdateStep.FAILED}),
+    # A damaged journal is read as it was one step before: the package may be whole and in its place already.
+    UpdateStep.DOWNLOADING: frozenset({UpdateStep.RESOLVED, UpdateStep.VERIFIED, UpdateStep.STAGED, UpdateStep.FAILED}),
     # Where the disk has spoilt what was there, it is fetched again.
     UpdateStep.VERIFIED: frozenset({UpdateStep.RESOLVED, UpdateStep.DOWNLOADING, UpdateStep.STAGED, UpdateStep.FAILED}),
     UpdateStep.STAGED: frozenset(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.config import UpdateSettings
 from edge_agent.contract.messages import Event, EventKind, UpdateStep
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.slots import Slots, load
@@ -66,6 +67,21 @@ def test_a_wish_that_cannot_be_met_yet_is_tried_again(
     server.assign(second)
     eventually(lambda: agent.installer.reported()["digits"].step is UpdateStep.PROBATION)
     assert agent.slots.get("digits").version == "2"
+
+
+def test_what_waits_for_chance_comes_when_its_wait_is_over_and_not_at_the_next_retry(
+    tmp_path: Path, server: UpdateServer, second: Package
+) -> None:
+    slots, settings = Slots(), UpdateSettings(jitter_s=0.5)
+    (tmp_path / "state").mkdir()
+    installer = Installer(tmp_path / "state", server.enrolment(), slots, lambda _event: None, load, settings=settings)
+    installer.start()
+    thread = UpdateThread(installer, watch_s=0.02, retry_s=(3600.0, 3600.0))
+    thread.start()
+    thread.submit(server.assign(second))
+    eventually(lambda: "digits" in {loaded.name for loaded in slots.models()})
+    thread.stop()
+    slots.close()
 
 
 def test_an_unexpected_error_in_one_update_does_not_end_the_thread(
