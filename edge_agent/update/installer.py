@@ -247,6 +247,7 @@ class Installer:
                     for model, record in self._journal.models().items()
                 }
             )
+        self._store.close()
         self._files.close()
 
     def _refuse_fleets(self, model: str, record: SlotRecord, instead: str) -> None:

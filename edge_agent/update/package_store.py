@@ -178,6 +178,10 @@ class PackageStore:
         if not any(path.name.startswith(".gathering-") for path in self._packages()):
             shutil.rmtree(self._parts, ignore_errors=True)
 
+    def close(self) -> None:
+        """Close the connections to mirrors; the server's are not this one's."""
+        self._sources.close()
+
     def _gathering(self, digest: str) -> Path:
         return self._folder / f".gathering-{digest}"
 
