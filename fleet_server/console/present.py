@@ -69,7 +69,9 @@ def status_badge(device: DeviceRecord) -> Badge:
 
 
 def step_badge(model: ReportedModel) -> Badge:
-    """Where a device's latest update is."""
+    """Where a device's latest update is, or that the next one waits for the device's own window."""
+    if model.waits_until_ms is not None and model.step is not UpdateStep.FAILED:
+        return Badge(text=f"{model.step.value}, next waits", tone=Tone.BUSY, why=model.reason)
     tone = {UpdateStep.COMMITTED: Tone.GOOD, UpdateStep.FAILED: Tone.BAD}.get(model.step, Tone.BUSY)
     return Badge(text=model.step.value, tone=tone, why=model.reason)
 

@@ -95,6 +95,28 @@ async def test_the_fleet_leads_to_each_devices_page(harbour: Harbour) -> None:
     assert '<a href="/">harbour</a>' in await page(harbour, "/devices/camera-2")
 
 
+async def test_a_shadow_is_neither_good_nor_bad_and_shows_its_figures(empty: Harbour) -> None:
+    empty.enrol("camera-1")
+    reason = "12 of 12 rows agree (100.0%)"
+    shadowing = ReportedModel(version="1", package="00", step=UpdateStep.SHADOW, target="11", reason=reason)
+    empty.report("camera-1", shadowing)
+    text = await page(empty, "/devices/camera-1")
+    assert "digits 1 00 shadow 11" in part(text, "models")
+    assert f'<p class="note">{reason}</p>' in text
+
+
+async def test_an_update_that_waits_for_the_device_s_window_says_so(empty: Harbour) -> None:
+    empty.enrol("camera-1")
+    reason = "waits for the window 22:00-05:00"
+    empty.report(
+        "camera-1",
+        ReportedModel(version="1", package="00", step=UpdateStep.COMMITTED, reason=reason, waits_until_ms=10**12),
+    )
+    models = part(await page(empty, "/devices/camera-1"), "models")
+    assert "committed, next waits" in models
+    assert reason in models
+
+
 async def test_a_fleet_without_boards_has_no_columns_for_them(empty: Harbour) -> None:
     empty.enrol("camera-1")
     empty.devices.on_status("camera-1", Status(online=True, at_ms=1))
