@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -217,10 +218,10 @@ def read_config(path: Path | None) -> AgentConfig:
 def prepare_state(state: Path) -> None:
     """Make the state folder, readable by its owner alone, and prove that it can be written.
 
-    A full disk is said in the log and no more: what is on it can be served.
+    A full disk is said in the log and no more, where there is anything on it: that can be served.
 
     Raises:
-        StorageNotWritable, StorageFull: It cannot be made, or not written by this user.
+        StorageNotWritable, StorageFull: It cannot be made, or not written by this user, or is new and has no room.
         ConfigurationError: Something else is there.
     """
     probe = state / ".writable"
@@ -231,6 +232,10 @@ def prepare_state(state: Path) -> None:
     except OSError as error:
         known = storage_error(error, str(state))
         if isinstance(known, StorageFull) and state.is_dir():
+            with contextlib.suppress(OSError):
+                probe.unlink()
+            if not any(state.iterdir()):
+                raise known from error
             _log.error("%s; models that are there are served, nothing can be kept", known)
             return
         if known is not None:

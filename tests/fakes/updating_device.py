@@ -122,4 +122,5 @@ class _Nobody:
 
     def failed(self, *_about: Any) -> None: ...
 
-    def feedback(self, *_about: Any) -> None: ...
+    def feedback(self, *_about: Any) -> bool:
+        return False

@@ -277,6 +277,7 @@ from edge_agent.config import prepare_state
 from edge_agent.contract.topics import Stream
 from edge_agent.outbox.outbox import Outbox
 state = Path(sys.argv[1])
+(state / "slots.json").touch()
 prepare_state(state)
 outbox = Outbox(state / "outbox.db", fleet="reef", device="d1")
 (first,) = outbox.pending(Stream.EVENTS, after=0, limit=9)

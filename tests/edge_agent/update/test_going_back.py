@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.package import Package
+from edge_agent.runtime.pipeline import ModelSource
 from edge_agent.runtime.slots import LoadedModel, Slots, load
 from edge_agent.update.installer import Installer
 from tests.edge_agent.update.conftest import NewDevice
@@ -177,10 +178,10 @@ def test_a_package_that_no_longer_loads_for_a_reason_nobody_foresaw_does_not_kee
     device.apply(server.assign(second))
     device.close()
 
-    def fussy(package: Package) -> LoadedModel:
+    def fussy(package: Package, *, slots: ModelSource | None = None) -> LoadedModel:
         if package.manifest.version == "2":
             raise MemoryError("a machine with less memory than before")
-        return load(package)
+        return load(package, slots=slots)
 
     slots = Slots()
     installer = Installer(device.state, server.enrolment(), slots, lambda _event: None, fussy)

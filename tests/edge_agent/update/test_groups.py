@@ -81,7 +81,8 @@ def test_every_pipeline_that_goes_has_its_pins_and_every_model_is_in_one_group(d
     def some(version: str) -> dict[str, Manifest]:
         found = {}
         for name in data.draw(st.sets(names)):
-            steps = data.draw(st.lists(st.tuples(names.filter(lambda one, me=name: one != me), pins), max_size=2))
+            others = st.sampled_from(sorted(set("abcd") - {name}))
+            steps = data.draw(st.lists(st.tuples(others, pins), max_size=2))
             found[name] = model(name, version, *steps)
         return found
 

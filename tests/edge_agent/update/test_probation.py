@@ -105,7 +105,12 @@ def test_a_probation_writes_to_flash_a_tenth_of_its_time_at_most(
     device.apply(server.assign(release(probation=Probation(seconds=3600.0))))
     writes: list[int] = []
     real = device.installer._journal._file._write
-    monkeypatch.setattr(device.installer._journal._file, "_write", lambda records: (writes.append(1), real(records)))
+
+    def counted(records: Any) -> None:
+        writes.append(1)
+        real(records)
+
+    monkeypatch.setattr(device.installer._journal._file, "_write", counted)
     for _ in range(3599):
         device.now_s += 1
         device.installer.watch()

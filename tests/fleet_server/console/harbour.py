@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,9 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 
 from edge_agent.contract.envelope import Envelope
+from edge_agent.contract.errors import ShoalError
 from edge_agent.contract.messages import Event, EventKind, Hardware, Reported, ReportedModel
+from edge_agent.contract.repository import AssignedHardware
 from edge_agent.contract.topics import Stream
 from fleet_server import http_errors
 from fleet_server.access.guard import SESSION_COOKIE, Guard
@@ -29,6 +32,7 @@ from fleet_server.monitoring.settings import DriftRule
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService, RunSettings
+from fleet_server.updates.orders import Order
 from tests.fakes.packages import make_package
 
 MODEL = "digits"
@@ -54,8 +58,11 @@ class MovableClock:
 class NoDirector:
     """Signs nothing: the console never asks for it."""
 
-    def assign(self, *_: object) -> None:
-        raise AssertionError("the console assigned a package")
+    def assign_many(self, orders: Sequence[Order]) -> dict[str, ShoalError]:
+        raise AssertionError(f"the console assigned {len(orders)} packages")
+
+    def readdress(self, hardware: Mapping[str, AssignedHardware]) -> dict[str, ShoalError]:
+        raise AssertionError(f"the console told the director of {len(hardware)} devices")
 
     def release_of(self, device: str, model: str) -> int:
         raise AssertionError(f"the console asked for the release of {model} on {device}")

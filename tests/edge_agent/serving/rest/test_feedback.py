@@ -49,8 +49,8 @@ def test_feedback_on_a_row_that_stays_on_the_device_says_so_and_is_counted(devic
         body = device.ask_json("POST", _FEEDBACK, {"request_id": name, "label": 7})[1]
         assert body["sampled"] is sampled
     page = device.ask("GET", "/metrics")[2].decode()
-    for sampled in ("true", "false"):
-        assert f'shoal_model_labels_total{{model="digits",version="1",sampled="{sampled}"}} 1\n' in page
+    for value in ("true", "false"):
+        assert f'shoal_model_labels_total{{model="digits",version="1",sampled="{value}"}} 1\n' in page
 
 
 def test_feedback_on_several_rows_names_the_row(device: Device) -> None:
