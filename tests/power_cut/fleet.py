@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -139,15 +140,25 @@ def listens(agent: PoweredAgent) -> bool:
     return (agent.state / "agent.json").exists()
 
 
-def ask(state: Path) -> NDArray[np.float32]:
-    """What the device's API answers to the images, over HTTP.
+def address_of(state: Path) -> str:
+    """Where the agent that runs on a state folder says that its API is."""
+    return str(json.loads((state / "agent.json").read_text())["api"])
+
+
+def said_address(agent: PoweredAgent) -> str:
+    """Where its log says that its API is; empty as long as it does not. Of the first agent on a state folder."""
+    found = re.search(r"listening on (http://[0-9.:]+)", agent.log.read_text() if agent.log.exists() else "")
+    return found[1] if found else ""
+
+
+def ask(address: str) -> NDArray[np.float32]:
+    """What the API at an address answers to the images, over HTTP.
 
     Raises:
         OSError, ValueError: It answers nothing, or an error.
     """
-    netloc = urlsplit(json.loads((state / "agent.json").read_text())["api"]).netloc
     tensor = {"name": INPUT, "shape": list(_IMAGES.shape), "datatype": "FP32", "data": _IMAGES.ravel().tolist()}
-    connection = http.client.HTTPConnection(netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
     try:
         connection.request("POST", f"/v2/models/{MODEL}/infer", json.dumps({"inputs": [tensor]}))
         answered = connection.getresponse()
@@ -160,9 +171,9 @@ def ask(state: Path) -> NDArray[np.float32]:
     return np.array(outputs[OUTPUT]["data"], np.float32).reshape(outputs[OUTPUT]["shape"])
 
 
-def version_that_answers(state: Path) -> str | None:
-    """Which version's weights give the answers that the device gives; None where neither's do."""
-    found = ask(state)
+def version_that_answers(address: str) -> str | None:
+    """Which version's weights give the answers that are given at an address; None where none's do."""
+    found = ask(address)
     for version in VERSIONS:
         if np.allclose(found, answer(*model_weights(int(version)), _IMAGES), atol=1e-5):
             return version
