@@ -23,6 +23,8 @@ from edge_agent.link.wake import Wake
 
 _CONNECT_TIMEOUT_S = 10.0
 _GOODBYE_S = 2.0
+# A broker that is busy with the end of our last connection may take the new one and never answer to it.
+_READY_S = 20.0
 
 
 class Connection:
@@ -39,6 +41,7 @@ class Connection:
         self._refused: str | None = None
         self._received: list[tuple[str, bytes]] = []
         self._selector = selectors.DefaultSelector()
+        self._ready_by = 0.0
         self.ready = False
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -73,6 +76,7 @@ class Connection:
             OSError: Nobody answers there.
         """
         broker = self._enrolment.broker
+        self._ready_by = time.monotonic() + _READY_S
         self._client.connect(broker.host, broker.port, self._keepalive_s)
         self._selector.register(self._wake, selectors.EVENT_READ)
         if (sock := self._client.socket()) is not None:
@@ -100,8 +104,10 @@ class Connection:
         if self._refused is not None:
             raise NetworkError(self._refused)
         received, self._received = self._received, []
+        broker = self._enrolment.broker
+        if not self.ready and time.monotonic() > self._ready_by:
+            raise NetworkError(f"the broker at {broker.host}:{broker.port} has not let us in within {_READY_S:.0f} s")
         if self._client.socket() is None and not received:
-            broker = self._enrolment.broker
             raise NetworkError(f"the connection to the broker at {broker.host}:{broker.port} is lost")
         return received
 

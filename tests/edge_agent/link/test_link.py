@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from edge_agent.contract.envelope import encode
 from edge_agent.contract.messages import Desired
-from edge_agent.link import link
+from edge_agent.link import connection, link
 from edge_agent.link.backoff import Backoff
 from tests.integration.devices_and_server import Device, Embedded, Server, running, until
 
@@ -42,6 +43,25 @@ def test_an_unexpected_error_in_the_link_does_not_cut_the_device_off(
         until(lambda: len(taken) == 2, "the wish comes again on a new connection")
         until(lambda: device.link.connected, "it is linked again")
     assert "a bug" in caplog.text
+
+
+def test_a_broker_that_takes_the_connection_and_never_lets_us_in_is_asked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "_READY_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        device = Device("d1", tmp_path, listener.getsockname()[1])
+        device.link._backoff = Backoff(0.01, 0.02)
+        device.link._keepalive_s = 1  # how often it looks
+        device.start()
+        taken = []
+        for _ in range(3):
+            taken.append(listener.accept()[0])
+            taken[-1].sendall(b"\x20\x02\x00\x00")  # CONNACK, and no answer to SUBSCRIBE ever
+        device.stop()
+        for each in taken:
+            each.close()
+    assert "has not let us in within" in caplog.text
 
 
 def test_attempts_that_never_led_to_a_link_do_not_begin_the_backoff_again(
