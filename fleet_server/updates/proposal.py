@@ -13,7 +13,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets, VerificationResult
 from edge_agent.contract.names import check_name, check_version
 from edge_agent.contract.repository import target_name
 from fleet_server.updates.errors import UploadRefused
-from fleet_server.updates.image_verification import all_targets
+from fleet_server.updates.image_verification import all_targets, reached
 
 # Stands for a version where nothing new is released: the model's role only needs its signatures for longer.
 RENEWAL = "_renewal"
@@ -55,6 +55,7 @@ def check_proposal(
         raise UploadRefused(f"model {proposal.model!r} has no key in what is shown; publish its keys first")
     parsed = {name: _parsed(proposal, name, text) for name, text in proposal.roles.items()}
     proposed = {**shown, **{name: metadata.signed for name, metadata in parsed.items()}}
+    _check_delegations(proposed)
     results = {}
     for name, metadata in parsed.items():
         if name != proposal.model and not name.startswith(f"{proposal.model}-bins-"):
@@ -104,6 +105,15 @@ def _parsed(proposal: Proposal, name: str, text: str) -> Metadata[Targets]:
     if not isinstance(metadata.signed, Targets):
         raise UploadRefused(f"{proposal.model} {proposal.version}: role {name!r} holds {metadata.signed.type}")
     return metadata
+
+
+def _check_delegations(proposed: Mapping[str, Targets]) -> None:
+    def load(role: str, delegator: str) -> Targets:
+        if role not in proposed:
+            raise UploadRefused(f"the proposal lacks the role {role!r}, to which {delegator!r} delegates")
+        return proposed[role]
+
+    reached(load)
 
 
 def _verified(proposed: Mapping[str, Targets], name: str, metadata: Metadata[Targets]) -> VerificationResult:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Delegations, SuccinctRoles, TargetFile, Targets
 
+from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_verification import shown_roles
 from fleet_server.updates.proposal import Proposal, check_proposal, payloads, with_signatures
 from tests.trainer.publish.stock_client import StockClient
+from trainer.publish.change import signed_bytes
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder, approver_key
 
@@ -52,6 +57,72 @@ def test_a_release_is_complete_with_the_threshold_and_not_before(data: st.DataOb
         enough = 1 + len(signers) >= threshold
         assert signing.releases.complete(waiting, signed) is enough
         assert (device.target(PATH) is not None) is enough
+
+
+def proposed(keys: KeyFolder, roles: dict[str, Targets]) -> Proposal:
+    """The release of PATH in these roles, with the publisher's signature."""
+    signer = keys.signer("publisher/digits")
+    texts = {name: signed_bytes(role, [signer]).decode() for name, role in roles.items()}
+    return Proposal(model="digits", version="1", roles=texts, path=PATH, length=7, package="1" * 64)
+
+
+def approved(keys: KeyFolder, folder: Path) -> tuple[Targets, Callable[[str], bytes | None]]:
+    """The next version of a model that asks for an approver too, with PATH in it, and what is shown until then."""
+    ImageSigning(keys).create(())
+    ImageSigning(keys).add_model("digits", approvers={"dora": None})
+    role = shown_roles(lambda file: _read(folder / "image" / file))["digits"]
+    role.version += 1
+    role.targets[PATH] = TargetFile(7, {"sha256": "1" * 64}, PATH)
+    return role, lambda file: _read(folder / "image" / file)
+
+
+@pytest.mark.parametrize("claimed", ["other keys", "one signature", "a key behind the approver's name"])
+def test_a_release_cannot_bring_bins_that_the_publisher_signs_alone(tmp_path: Path, claimed: str) -> None:
+    keys = KeyFolder(tmp_path / "keys")
+    role, stored = approved(keys, keys.folder)
+    publisher, dora = (keys.signer(name).public_key for name in ("publisher/digits", approver_key("dora")))
+    both = {publisher.keyid: publisher, dora.keyid: dora}
+    if claimed == "other keys":
+        rule = SuccinctRoles([publisher.keyid], 1, 4, "digits-bins")
+    elif claimed == "one signature":
+        rule = SuccinctRoles(list(both), 1, 4, "digits-bins")
+    else:
+        rule = SuccinctRoles(list(both), 2, 4, "digits-bins")
+        another = CryptoSigner.generate_ed25519().public_key
+        another.keyid = dora.keyid
+        both[dora.keyid] = another
+    role.delegations = Delegations(both, succinct_roles=rule)
+    roles = {"digits": role} | {name: Targets(version=1, expires=role.expires) for name in rule.get_roles()}
+    with pytest.raises(UploadRefused, match="the bins of 'digits' need other keys"):
+        check_proposal(proposed(keys, roles), shown_roles(stored), dt.datetime.now(dt.UTC))
+
+
+def test_a_release_into_bins_that_it_does_not_bring_is_refused(tmp_path: Path) -> None:
+    keys = KeyFolder(tmp_path / "keys")
+    role, stored = approved(keys, keys.folder)
+    known = shown_roles(stored)["targets"].delegations
+    assert known is not None
+    rule = SuccinctRoles(list(known.keys), 2, 4, "digits-bins")
+    role.delegations = Delegations(known.keys, succinct_roles=rule)
+    with pytest.raises(UploadRefused, match="lacks the role 'digits-bins-0'"):
+        check_proposal(proposed(keys, {"digits": role}), shown_roles(stored), dt.datetime.now(dt.UTC))
+
+
+def test_a_path_that_two_roles_sign_is_refused_whatever_they_say(tmp_path: Path) -> None:
+    keys = KeyFolder(tmp_path / "keys")
+    role, stored = approved(keys, keys.folder)
+    known = shown_roles(stored)["targets"].delegations
+    assert known is not None
+    rule = SuccinctRoles(list(known.keys), 2, 4, "digits-bins")
+    role.delegations = Delegations(known.keys, succinct_roles=rule)
+    roles = {"digits": role} | {name: Targets(version=1, expires=role.expires) for name in rule.get_roles()}
+    check_proposal(proposed(keys, roles), shown_roles(stored), dt.datetime.now(dt.UTC))
+    # A device would come to the model's own role first; what is counted must not be the bin's.
+    honest = TargetFile(7, {"sha256": "1" * 64}, PATH)
+    roles[rule.get_role_for_target(PATH)].targets[PATH] = honest
+    role.targets[PATH] = TargetFile(7, {"sha256": "2" * 64}, PATH)
+    with pytest.raises(UploadRefused, match="which another role signs already"):
+        check_proposal(proposed(keys, roles), shown_roles(stored), dt.datetime.now(dt.UTC))
 
 
 def _read(path: Path) -> bytes | None:
