@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -37,6 +38,9 @@ def apply_delta(
     head = read_head(reader)
     if (head.base_sha256, head.sha256, head.size_bytes) != (base_sha256, sha256, size_bytes):
         raise DeltaUnusable(f"makes {head.sha256[:12]} of {head.base_sha256[:12]}, which is not what was asked for")
+    base_bytes = base.seek(0, os.SEEK_END)
+    if base_bytes != head.base_bytes:  # else the head's offsets may be such as no file has
+        raise DeltaUnusable(f"is about a file of {head.base_bytes} bytes, the one here has {base_bytes}")
     digest = hashlib.sha256()
     for segment in head.segments:
         most = segment.chunk_bytes

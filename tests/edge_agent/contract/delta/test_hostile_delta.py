@@ -6,6 +6,7 @@ import contextlib
 import io
 import struct
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -85,7 +86,7 @@ def test_a_base_that_is_not_what_it_was_gives_no_other_file() -> None:
     out = io.BytesIO()
     with pytest.raises(DeltaUnusable, match="its result has SHA-256"):
         apply_to(DELTAS["fp32"], bytes(len(base)), out, sha256(base), target)
-    with pytest.raises(DeltaUnusable, match="shorter"):
+    with pytest.raises(DeltaUnusable, match="the one here has"):
         apply_to(DELTAS["fp32"], base[:-4], out, sha256(base), target)
 
 
@@ -175,3 +176,21 @@ def test_another_version_is_named() -> None:
     head[8] = 2
     with pytest.raises(DeltaUnusable, match="version 2; this code reads"):
         applied(bytes(head), BASE, TARGET)
+
+
+def test_offsets_that_no_file_has_are_unusable_before_anything_is_sought(tmp_path: Path) -> None:
+    far, half = (1 << 63) - 1, len(TARGET) // 2
+    segments = [
+        Segment(kind=SegmentKind.BYTES, length=half, base_offset=offset, base_length=half)
+        for offset in (far - half, 2 * far - half)
+    ]
+    out = io.BytesIO()
+    head = Head(
+        base_sha256=sha256(BASE), sha256=sha256(TARGET), base_bytes=2 * far, size_bytes=len(TARGET),
+        segments=tuple(segments),
+    )  # fmt: skip
+    form.write_head(out, head)
+    out.seek(0)
+    (tmp_path / "base").write_bytes(BASE)
+    with (tmp_path / "base").open("rb") as base, pytest.raises(DeltaUnusable, match="the one here has 400"):
+        apply_delta(out, base, io.BytesIO(), base_sha256=sha256(BASE), sha256=sha256(TARGET), size_bytes=len(TARGET))
