@@ -164,6 +164,7 @@ class PackageStore:
             for name in (MANIFEST_FILE, *package.manifest.files):
                 place = gathering / name
                 place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)  # a download that broke off may share it with a package that serves
                 shutil.copyfile(package.folder / name, place)
                 with place.open("rb+") as file:
                     os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,17 @@ def test_a_damaged_factory_image_is_refused(tmp_path: Path) -> None:
         device.installer.preinstall(bad.folder)
     assert device.installer.reported() == {}
     device.close()
+
+
+def test_a_package_that_is_copied_over_a_broken_off_download_writes_to_no_file_of_what_serves(
+    tmp_path: Path, first: Package, second: Package
+) -> None:
+    device = UpdatingDevice(tmp_path / "state", None)
+    device.installer.preinstall(first.folder)
+    packages = tmp_path / "state/packages"
+    gathering, shared = packages / f".gathering-{second.digest}", packages / first.digest / "model.onnx"
+    gathering.mkdir()
+    os.link(shared, gathering / "model.onnx")
+    device.installer.preinstall(second.folder)
+    device.close()
+    assert shared.read_bytes() == (first.folder / "model.onnx").read_bytes()
