@@ -49,13 +49,15 @@ def read_identity(state: Path) -> Enrolment | None:
         ConfigurationError: The file is there, but is not what enrolment wrote, and no copy is whole.
     """
     path = state / IDENTITY_FILE
+    kept = _whole_copy(state / COPY_FILE)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
-    kept = _whole_copy(state / COPY_FILE)
+        if kept is None:
+            raise ConfigurationError(f"{path}: {error.strerror}") from error
+        data = b""  # a sector that the disk cannot read any more
     if kept is not None and kept != data:
         _log.error(
             "%s is not what enrolment wrote: taken from %s. To change it by hand, remove %s first.",

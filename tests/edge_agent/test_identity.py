@@ -59,3 +59,13 @@ def test_a_damaged_identity_without_a_copy_is_named_and_says_what_to_do(tmp_path
     (tmp_path / "identity.json").write_bytes(b'{"fleet": ')
     with pytest.raises(ConfigurationError, match=r"identity\.json.*enrol this device again"):
         read_identity(tmp_path)
+
+
+def test_a_file_that_the_disk_cannot_read_any_more_is_taken_from_its_copy(tmp_path: Path) -> None:
+    keep_identity(tmp_path, MINE)
+    (tmp_path / "identity.json").unlink()
+    (tmp_path / "identity.json").mkdir()
+    assert read_identity(tmp_path) == MINE
+    (tmp_path / "identity.copy.json").unlink()
+    with pytest.raises(ConfigurationError, match=r"identity\.json: Is a directory"):
+        read_identity(tmp_path)
