@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import Delegations, SuccinctRoles, TargetFile, Targets
 
 from fleet_server.updates.errors import UploadRefused
@@ -81,7 +81,7 @@ def test_a_release_cannot_bring_bins_that_the_publisher_signs_alone(tmp_path: Pa
     keys = KeyFolder(tmp_path / "keys")
     role, stored = approved(keys, keys.folder)
     publisher, dora = (keys.signer(name).public_key for name in ("publisher/digits", approver_key("dora")))
-    both = {publisher.keyid: publisher, dora.keyid: dora}
+    both: dict[str, Key] = {publisher.keyid: publisher, dora.keyid: dora}
     if claimed == "other keys":
         rule = SuccinctRoles([publisher.keyid], 1, 4, "digits-bins")
     elif claimed == "one signature":
