@@ -222,12 +222,13 @@ def _sign_with(
             click.echo(f"signed {file} with {path}")
 
 
-def _is_readable(folder: Path) -> bool:
+def _may_be_in_force(folder: Path, signing: ImageSigning) -> bool:
+    """Whether the change that waits can be judged at all: what cannot be was never put in force, not even half."""
     try:
-        read_pending(folder)
+        change = read_pending(folder)
+        return change is not None and not any(one.missing for one in requirements(change, signing.store))
     except SigningKeyError:
         return False
-    return True
 
 
 def _other_copy(path: Path) -> PendingChange:
@@ -250,7 +251,8 @@ def discard_command(folder: Path) -> None:
     """Forget the change that waits for signatures, and the new keys that it would have brought."""
     keys = KeyFolder.from_environment(folder)
     with keys.alone():
-        if _is_readable(folder) and ImageSigning(keys).settle() is not None:
+        signing = ImageSigning(keys)
+        if _may_be_in_force(folder, signing) and signing.settle() is not None:
             click.echo("it had all its signatures, and is in force")
             return
         change = discard(keys)

@@ -35,6 +35,7 @@ def _of(new: Signed, root: Root, before: Targets | None, file: str) -> Iterator[
             yield f"consistent snapshots: {new.consistent_snapshot}"
     elif isinstance(new, Targets):
         yield from _models(new, before)
+        yield from _bins(new, before, role_of(file))
         yield from _packages(new, before)
 
 
@@ -47,9 +48,22 @@ def _models(new: Targets, before: Targets | None) -> Iterator[str]:
         known = old_rules.get(model)
         if known is None:
             yield f"the model {model} is new"
-        if known is None or known.paths != rule.paths:
-            yield f"{model} may sign {', '.join(rule.paths or ())}"
+        if known is None or (known.paths, known.path_hash_prefixes) != (rule.paths, rule.path_hash_prefixes):
+            said = rule.paths or [f"whatever has a hash of {one or 'any'}" for one in rule.path_hash_prefixes or ()]
+            yield f"{model} may sign {', '.join(said)}"
         yield from _keys(model, (known, old_keys), (rule, keys), f"publisher/{model}")
+
+
+def _bins(new: Targets, before: Targets | None, role: str) -> Iterator[str]:
+    """Who may sign packages in a role's place: bins have keys and a threshold of their own."""
+    known = before.delegations if before is not None else None
+    if new.delegations is None or (bins := new.delegations.succinct_roles) is None:
+        return
+    old = known.succinct_roles if known is not None else None
+    if old is None or (old.name_prefix, old.bit_length) != (bins.name_prefix, bins.bit_length):
+        yield f"{role} lets {1 << bins.bit_length} bins {bins.name_prefix}-... sign its packages"
+    old_keys = known.keys if known is not None else {}
+    yield from _keys(f"{bins.name_prefix}-...", (old, old_keys), (bins, new.delegations.keys), f"publisher/{role}")
 
 
 def _rules(role: Targets | None) -> tuple[Mapping[str, DelegatedRole], Mapping[str, Key]]:
@@ -65,6 +79,9 @@ def _keys(
     before, after = set(old[0].keyids if old[0] is not None else ()), set(new[0].keyids)
     yield from (f"{role} loses the key {_named(old[1], keyid, default)}" for keyid in sorted(before - after))
     yield from (f"{role} gets the key {_named(new[1], keyid, default)}" for keyid in sorted(after - before))
+    for keyid in sorted(before & after):
+        if (was := _named(old[1], keyid, default)) != (called := _named(new[1], keyid, default)):
+            yield f"{role}: the key {was} is called {called} from then on"
     threshold = old[0].threshold if old[0] is not None else None
     if threshold != new[0].threshold:
         was = f", until now {threshold}" if threshold is not None else ""

@@ -22,6 +22,7 @@ from trainer.publish.errors import SigningKeyError
 from trainer.publish.hash_bins import model_of
 from trainer.publish.keys import DIRECTOR, DIRECTOR_ROOT, IMAGE_ROOT, IMAGE_TARGETS, SNAPSHOT, TIMESTAMP, model_key
 from trainer.publish.metadata_folder import DIRECTOR_REPOSITORY, IMAGE, MetadataFolder, name_of
+from trainer.publish.public_key import is_itself
 
 PENDING_FILE = "pending.json"
 _KEY = re.compile(r"(offline|approvers|publisher|server)(/[a-z0-9_-]{1,80}){1,2}")
@@ -131,12 +132,23 @@ def metadata_in(change: PendingChange, file: str) -> Metadata[Any]:
     """One file of a change.
 
     Raises:
-        SigningKeyError: It is no metadata.
+        SigningKeyError: It is no metadata, or a key in it is not the one that it is called.
     """
     try:
-        return Metadata.from_bytes(change.files[file].encode())
+        found: Metadata[Any] = Metadata.from_bytes(change.files[file].encode())
     except RepositoryError as error:
         raise SigningKeyError(f"{PENDING_FILE}: {file}: {error}; take it from another person's copy") from error
+    for keyid, key in _keys_in(found.signed).items():
+        if not is_itself(key):
+            raise SigningKeyError(f"{PENDING_FILE}: {file}: {keyid} is the identifier of another key; do not sign it")
+    return found
+
+
+def _keys_in(signed: Signed) -> Mapping[str, Key]:
+    if isinstance(signed, Root):
+        return signed.keys
+    delegations = signed.delegations if isinstance(signed, Targets) else None
+    return delegations.keys if delegations is not None else {}
 
 
 def requirements(change: PendingChange, store: MetadataFolder) -> list[Requirement]:

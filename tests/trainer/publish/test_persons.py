@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Delegations, Metadata, Root, SuccinctRoles, Targets
 
 from tests.trainer.publish.stock_client import StockClient
 from trainer.publish.cli import keys_commands
@@ -19,6 +23,7 @@ from trainer.publish.errors import PublishRefused, SigningKeyError
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder
 from trainer.publish.pending import PENDING_FILE
+from trainer.publish.public_key import read_public
 
 PERSONS = ("anna", "ben", "carla")
 
@@ -136,6 +141,82 @@ def test_what_is_signed_is_told_from_the_metadata_and_not_from_the_words_in_the_
     assert "faces may sign faces/*/manifest.json" in said
     assert "faces gets the key approvers/dora/approver (" in said
     assert "faces needs 2 signatures of 2 keys" in said
+
+
+def altered(folder: Path, file: str, change: Callable[[Any], None]) -> None:
+    """The pending change with something else in one of its files, which somebody else is asked to sign then."""
+    pending = msgspec.json.decode((folder / PENDING_FILE).read_bytes())
+    metadata = Metadata[Any].from_bytes(pending["files"][file].encode())
+    change(metadata.signed)
+    metadata.signatures.clear()
+    pending["files"][file] = metadata.to_bytes().decode()
+    (folder / PENDING_FILE).write_bytes(msgspec.json.encode(pending))
+
+
+def test_a_key_behind_the_identifier_of_another_is_not_signed(folder: Path, tmp_path: Path) -> None:
+    """No role would name another key than before, and yet whoever proposes it would hold two of three."""
+    succeeds("rotate", folder, "timestamp")
+    ben = KeyFolder(tmp_path / "persons").read(tmp_path / "persons/ben/image-root.pem", "ben").public_key.keyid
+
+    def replace(root: Root) -> None:
+        root.keys[ben].keyval["public"] = "ab" * 32
+
+    altered(folder, "image/2.root.json", replace)
+    refused = shoal_keys("sign", folder, "--key", tmp_path / "persons/carla")
+    assert refused.exit_code == 2
+    assert f"{ben} is the identifier of another key; do not sign it" in refused.stderr
+    assert "discarded" in succeeds("discard", folder)
+    succeeds("rotate", folder, "timestamp")
+
+
+def test_that_a_change_hands_a_models_packages_to_bins_and_a_key_to_somebody_is_told(
+    folder: Path, tmp_path: Path
+) -> None:
+    succeeds("rotate", folder, "digits")
+    stranger = CryptoSigner.generate_ed25519().public_key
+
+    def delegate(role: Targets) -> None:
+        bins = SuccinctRoles([stranger.keyid], 1, 4, "digits-bins")
+        role.delegations = Delegations({stranger.keyid: stranger}, succinct_roles=bins)
+
+    altered(folder, "image/2.digits.json", delegate)
+    said = succeeds("status", folder)
+    assert "image/2.digits.json: digits lets 16 bins digits-bins-... sign its packages" in said
+    assert f"digits-bins-... gets the key publisher/digits ({stranger.keyid[:12]}" in said
+    succeeds("discard", folder)
+    succeeds("rotate", folder, "timestamp")
+
+    def rename(root: Root) -> None:
+        for key in root.keys.values():
+            key.unrecognized_fields["x-shoal-name"] = "offline/ben/image-root"
+
+    altered(folder, "image/2.root.json", rename)
+    said = succeeds("status", folder)
+    assert "root: the key offline/anna/image-root (" in said
+    assert "is called offline/ben/image-root (" in said
+
+
+def test_a_change_that_nobody_can_sign_can_be_discarded(folder: Path) -> None:
+    succeeds("add-model", folder, "faces")
+    path = folder / PENDING_FILE
+    pending = msgspec.json.decode(path.read_bytes())
+    pending["files"]["image/2.letters.json"] = pending["files"].pop("image/1.faces.json")
+    path.write_bytes(msgspec.json.encode(pending))
+    assert "`shoal keys discard`" in shoal_keys("status", folder).stderr
+    assert "discarded: add the model faces" in succeeds("discard", folder)
+    assert "no change" in succeeds("status", folder)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa"])
+def test_a_public_key_under_the_identifier_of_another_is_not_taken(folder: Path, tmp_path: Path, kind: str) -> None:
+    for name in ("dora", "mine"):
+        succeeds("make", tmp_path / name, "--kind", kind)
+    assert read_public(tmp_path / "mine.pub").keyid != read_public(tmp_path / "dora.pub").keyid
+    mine, dora = (msgspec.json.decode((tmp_path / f"{name}.pub").read_bytes()) for name in ("mine", "dora"))
+    (tmp_path / "mine.pub").write_bytes(msgspec.json.encode(mine | {"keyid": dora["keyid"]}))
+    refused = shoal_keys("add-model", folder, "faces", "--approver", f"dora={tmp_path / 'mine.pub'}")
+    assert refused.exit_code == 2
+    assert "its keyid is that of another key" in refused.stderr
 
 
 @pytest.mark.parametrize(
