@@ -11,7 +11,7 @@ import datetime as dt
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,8 @@ class Installer:
         self._state, self._enrolment, self._slots = state, enrolment, slots
         self._utc_now, self._monotonic, self._hardware = utc_now, monotonic, device.hardware
         self._serve: Serving = serve or functools.partial(swap_together, slots)
-        self._files = ServerFiles(enrolment.server, enrolment.secret) if enrolment else ServerFiles("", "")
+        server, secret = (enrolment.server, enrolment.secret) if enrolment else ("", "")
+        self._files = ServerFiles(server, secret, while_waiting=self._while_waiting)
         self._store = PackageStore(state / "packages", self._files, settings)
         self._journal = Journal(
             state, events, utc_now=utc_now, after_step=after_step, boot=boot_id() if boot is None else boot
@@ -158,7 +159,6 @@ class Installer:
         """
         if self._enrolment is None:
             return all(self._journal.get(model).step is not UpdateStep.PROBATION for model in desired.models)
-        self._newest = desired
         return self._updating.attempt(desired)
 
     def watch(self, now: float | None = None) -> None:
@@ -240,15 +240,18 @@ class Installer:
         """An orderly stop; no package is blamed for it."""
         watched_s = self._stopwatch.running(self._monotonic())
         self._shadow.close()
-        if self._has_started:
-            self._journal.note(
-                {
-                    model: transitions.stopped(record, watched_s.get(model))
-                    for model, record in self._journal.models().items()
-                }
-            )
+        self._note_stop(watched_s)
         self._store.close()
         self._files.close()
+
+    def excuse(self) -> None:
+        """The agent ends in the middle of a step: no package is blamed for that either. Safe from any thread."""
+        self._note_stop({})
+
+    def _note_stop(self, watched_s: Mapping[str, float]) -> None:
+        if self._has_started:
+            models = self._journal.models().items()
+            self._journal.note({model: transitions.stopped(record, watched_s.get(model)) for model, record in models})
 
     def _refuse_fleets(self, model: str, record: SlotRecord, instead: str) -> None:
         """Refuse to change by hand what the fleet would change back."""
@@ -267,18 +270,24 @@ class Installer:
 
     def _between_chunks(self) -> None:
         """Neither an orderly stop, nor a newer wish, nor another model's probation waits for a download."""
+        if self._newest is not None:
+            for model, release in self._updating.fetching.items():
+                wanted = self._newest.models.get(model)
+                if wanted is None or wanted.release > release:
+                    raise NotYet(f"release {release} is wanted no more: its download was broken off", seconds=0.0)
+        if self._while_waiting():
+            self._waits.check_window()
+
+    def _while_waiting(self) -> bool:
+        """Neither an orderly stop nor a probation waits for a server that does not answer; whether it was looked."""
         if self._interrupted.is_set():
             raise NetworkError("the agent stops; the download goes on after the next start")
-        newest = self._newest
-        for model, release in self._updating.fetching.items():
-            wanted = newest.models.get(model) if newest is not None else None
-            if wanted is None or wanted.release > release:
-                raise NotYet(f"release {release} is wanted no more: its download was broken off", seconds=0.0)
         now = self._monotonic()
-        if now >= self._next_watch:
-            self._next_watch = now + _WATCH_EVERY_S
-            self._waits.check_window()
-            self.watch(now)
+        if now < self._next_watch:
+            return False
+        self._next_watch = now + _WATCH_EVERY_S
+        self.watch(now)
+        return True
 
     def _resolve(self, model: str, lowest_release: int) -> ResolvedTarget:
         if self._resolver is None:

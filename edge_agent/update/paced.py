@@ -41,7 +41,7 @@ class Pace:
         deadline_s: float | None,
         least_bytes_per_s: float,
         window_s: float,
-        while_waiting: Callable[[], None] | None = None,
+        while_waiting: Callable[[], object] | None = None,
     ) -> None:
         self._url, self._stall_s, self._deadline_s = url, stall_s, deadline_s
         self._least_bytes_per_s, self._window_s = least_bytes_per_s, window_s

@@ -31,7 +31,7 @@ class ServerFiles:
     """
 
     def __init__(
-        self, server: str, secret: str, *, stall_s: float = 20.0, while_waiting: Callable[[], None] | None = None
+        self, server: str, secret: str, *, stall_s: float = 20.0, while_waiting: Callable[[], object] | None = None
     ) -> None:
         self._server = server.rstrip("/")
         self._headers = {
@@ -39,7 +39,7 @@ class ServerFiles:
             "User-Agent": "shoal-agent",
             "Accept-Encoding": "identity",
         }
-        self._stall_s, self._while_waiting = stall_s, while_waiting
+        self._stall_s, self.while_waiting = stall_s, while_waiting
         self._pace: Pace | None = None
         self.bytes_down = 0
 
@@ -59,7 +59,7 @@ class ServerFiles:
 
         self._pace = Pace(
             url, stall_s=self._stall_s, deadline_s=deadline_s, least_bytes_per_s=_LEAST_BYTES_PER_S,
-            window_s=_WINDOW_S, while_waiting=self._while_waiting,
+            window_s=_WINDOW_S, while_waiting=self.while_waiting,
         )  # fmt: skip
 
     def url(self, path: str) -> str:

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -81,6 +82,7 @@ class SlotsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()  # at a stop another thread than the one of all updates may write
         self._records = _read(path) if path.exists() else {}
 
     @classmethod
@@ -126,7 +128,8 @@ class SlotsFile:
         Raises:
             OSError: The disk refuses; memory and disk keep the old records.
         """
-        self._write({**self._records, **records})
+        with self._lock:
+            self._write({**self._records, **records})
 
     def remove(self, model: str) -> None:
         """Know nothing of a model any more.
@@ -134,11 +137,13 @@ class SlotsFile:
         Raises:
             OSError: The disk refuses; memory and disk keep the record.
         """
-        self._write({name: record for name, record in self._records.items() if name != model})
+        with self._lock:
+            self._write({name: record for name, record in self._records.items() if name != model})
 
     def keep_in_memory(self, records: Mapping[str, SlotRecord]) -> None:
         """Remember what the disk has no room for; after a restart the step before it counts."""
-        self._records = {**self._records, **records}
+        with self._lock:
+            self._records = {**self._records, **records}
 
     def packages(self) -> set[str]:
         """Digests that must stay on disk: active, last known good, spare, and the target of an update under way."""

@@ -29,8 +29,8 @@ class Progress:
 class MirrorFiles(ServerFiles):
     """Files of a mirror: it gets no secret and no trust."""
 
-    def __init__(self, mirror: str) -> None:
-        super().__init__(mirror, "")
+    def __init__(self, mirror: str, while_waiting: Callable[[], object] | None = None) -> None:
+        super().__init__(mirror, "", while_waiting=while_waiting)
         del self._headers["Authorization"]
 
 
@@ -44,7 +44,7 @@ class Sources:
 
     def __init__(self, server: ServerFiles, mirrors: Sequence[str] = (), *, bandwidth: Bandwidth | None = None) -> None:
         self.server = server
-        self._mirrors = [MirrorFiles(mirror) for mirror in mirrors]
+        self._mirrors = [MirrorFiles(mirror, server.while_waiting) for mirror in mirrors]
         self._bandwidth = bandwidth or Bandwidth(0)
         self._dropped: set[int] = set()
         self._update = ""

@@ -44,14 +44,16 @@ class UpdateThread:
             self._wake.notify()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End after the step under way (a download: at its next bytes), then close the installer."""
+        """End after the step under way (a download: at once), then close the installer."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self._installer.interrupt()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        if not self._thread.is_alive():
+        if self._thread.is_alive():  # it loads a large model, or knocks at a network that swallows everything
+            self._installer.excuse()
+        else:
             self._installer.close()
 
     def _run(self) -> None:

@@ -131,7 +131,7 @@ class Updating:
         if (staged := self._preparing.from_disk(model, wanted)) is not None:
             return staged
         target = self._preparing.target(model, wanted)
-        record = self._journal.get(model)
+        on_probation = self._journal.get(model).step is UpdateStep.PROBATION  # unless it was judged meanwhile
         if on_probation and not self._leave_probation(model, target.digest, target.release, target.rollout):
             return None
         record = msgspec.structs.replace(self._journal.get(model), announced=wanted.release)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from edge_agent.config import UpdateSettings
 from edge_agent.contract.messages import Event, EventKind, UpdateStep
 from edge_agent.runtime.package import Package
-from edge_agent.runtime.slots import Slots, load
+from edge_agent.runtime.slots import LoadedModel, Slots, load
 from edge_agent.update.installer import Installer
+from edge_agent.update.slots_file import SlotsFile
 from edge_agent.update.update_thread import UpdateThread
 from tests.edge_agent.update.conftest import Prepared
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import UpdateServer, hint
+from tests.fakes.updating_device import UpdatingDevice
 
 
 class Agent:
@@ -101,6 +107,94 @@ def test_an_unexpected_error_in_one_update_does_not_end_the_thread(
         agent.thread.submit(server.assign(second))
         eventually(lambda: "digits" in {loaded.name for loaded in agent.slots.models()})
     assert "a bug" in caplog.text
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[str, threading.Event]]:
+    """A server that takes connections and never says a word: its URL, and the event of the first connection."""
+    asked, connections = threading.Event(), list[socket.socket]()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def take() -> None:
+            with contextlib.suppress(OSError):  # it is closed
+                while True:
+                    connections.append(listening.accept()[0])
+                    asked.set()
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", asked
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    for connection in connections:
+        connection.close()
+
+
+def on_probation(device: UpdatingDevice, server: UpdateServer, second: Package, url: str) -> Installer:
+    """An installer that begins anew where a device has version 2 on probation, with a server of that URL."""
+    device.apply(server.assign(second))
+    device.close()
+    device.slots = Slots()
+    enrolment = msgspec.structs.replace(server.enrolment(), server=url)
+    device.installer = Installer(device.state, enrolment, device.slots, device.events.append, load)
+    device.installer.start()
+    assert device.reported().step is UpdateStep.PROBATION
+    return device.installer
+
+
+def test_a_stop_while_a_server_keeps_silent_is_quick_and_blames_no_package(
+    server: UpdateServer, device: UpdatingDevice, second: Package, silent: tuple[str, threading.Event]
+) -> None:
+    url, asked = silent
+    thread = UpdateThread(on_probation(device, server, second, url), watch_s=0.02)
+    thread.start()
+    thread.submit(hint(second, 9))
+    assert asked.wait(30)
+    began = time.monotonic()
+    thread.stop()
+    assert time.monotonic() - began < 5, "a server has 20 s to say something"
+    assert SlotsFile(device.state / "slots.json").get("digits").orderly
+
+
+def test_a_model_that_fails_is_rolled_back_while_a_server_keeps_silent(
+    server: UpdateServer, device: UpdatingDevice, second: Package, silent: tuple[str, threading.Event]
+) -> None:
+    url, asked = silent
+    thread = UpdateThread(on_probation(device, server, second, url), watch_s=0.02)
+    thread.start()
+    thread.submit(hint(second, 9))
+    assert asked.wait(30)
+    with device.slots.lease("digits") as loaded:
+        for _ in range(1000):
+            loaded.statistics.failed(1000)
+    eventually(lambda: device.version == "1", timeout_s=10)  # a server has 20 s to say something
+    thread.stop()
+
+
+def test_a_stop_in_the_middle_of_a_long_step_blames_no_package(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    def slowly(package: Package, **more: Any) -> LoadedModel:
+        if package.digest == second.digest:
+            loading.set()
+            go_on.wait(60)
+        return load(package, **more)
+
+    device.close()
+    device.slots = Slots()
+    device.installer = Installer(device.state, server.enrolment(), device.slots, device.events.append, slowly)
+    device.installer.start()
+    thread = UpdateThread(device.installer, watch_s=0.02)
+    thread.start()
+    thread.submit(server.assign(second))
+    assert loading.wait(30)
+    thread.stop(timeout_s=0.1)
+    record = SlotsFile(device.state / "slots.json").get("digits")
+    go_on.set()
+    assert (record.step, record.orderly) == (UpdateStep.STAGED, True)
+    eventually(lambda: device.version == "2")
 
 
 class _Nothing:

@@ -22,7 +22,7 @@ from edge_agent.runtime.package import Package
 from edge_agent.update.update_thread import UpdateThread
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import make_package
-from tests.fakes.update_server import UpdateServer, update_server
+from tests.fakes.update_server import UpdateServer, hint, update_server
 from tests.fakes.updating_device import UpdatingDevice
 
 NOON = dt.datetime.now(dt.UTC).replace(hour=12, minute=0, second=0, microsecond=0)
@@ -229,3 +229,12 @@ def test_a_clock_years_ahead_or_behind_changes_neither_what_serves_nor_the_next_
     now[0] = real.replace(year=1971)
     device.update(desired)
     assert device.version == "2"
+
+
+def test_a_wish_that_came_before_an_older_one_was_begun_breaks_that_off(
+    server: UpdateServer, device: UpdatingDevice, big: Package, second: Package
+) -> None:
+    older = server.assign(big)
+    device.installer.want(hint(second, 9))
+    assert not device.apply(older)
+    assert "wanted no more" in device.reported().reason
