@@ -68,13 +68,19 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
     What is shown is verified on this machine, from a root of your own: that it adds this one version and nothing else,
     and that its evaluation is the one that the signed package holds. The key stays here.
     """
+    from fleet_server.updates.proposal import RENEWAL
+
     key, where = options["key"], f"approvals/{part(model)}/{part(version)}"
     root = _root(options["root"] or key.parent / _ROOT_FILE)
     found = rest.get(where)
     if found["state"] != "waiting":
         raise ConfigurationError(f"{model} {version} was refused: {found['reason']}")
     proposal = _verified(found, root)
-    if proposal.package:
+    if (proposal.model, proposal.version) != (model, version):
+        raise ConfigurationError(
+            f"the server gave {proposal.model} {proposal.version} to be signed, not {model} {version}; none is signed"
+        )
+    if proposal.version != RENEWAL:
         _show(rest, where, proposal)
     else:
         click.echo(f"{model}: nothing is released; what is signed already is signed for another lifetime")

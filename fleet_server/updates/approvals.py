@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tuf.api.metadata import TargetFile, VerificationResult
+from tuf.api.metadata import TargetFile, Targets, VerificationResult
 
 from edge_agent.contract.names import check_name, check_version
 from edge_agent.durable import write_durably
@@ -24,7 +24,8 @@ from fleet_server.updates.image_repository import ImageRepository
 from fleet_server.updates.image_verification import all_targets, shown_roles
 from fleet_server.updates.proposal import RENEWAL, Proposal, check_proposal, signer_names, with_signatures
 
-WAITING, REFUSED = "waiting", "refused"
+# A release that is visible stays for as long as it was not told of: its rollout is remembered here.
+WAITING, REFUSED, RELEASED = "waiting", "refused", "released"
 _AT_MOST = 100
 _REFUSED_KEPT_MS = 30 * 86_400_000
 _READABLE = frozenset({"manifest.json", "evaluation.json", "card.md"})
@@ -113,8 +114,9 @@ class Approvals:
                 proposal = _merged(proposal, before.proposal)
             shown = shown_roles(self._images.metadata)
             proposal, _ = check_proposal(proposal, shown, self._utc_now())
-            kept = _Kept(proposal=proposal, proposed_at_ms=before.proposed_at_ms if before else self._clock())
-            kept.rollout = before.rollout if before is not None else None
+            kept = _Kept(proposal=proposal, proposed_at_ms=self._clock())
+            if before is not None and before.proposal.package == proposal.package:
+                kept.proposed_at_ms, kept.rollout = before.proposed_at_ms, before.rollout
             if proposal.version != RENEWAL:
                 target = TargetFile(proposal.length, {"sha256": proposal.package}, proposal.path)
                 manifest, kept.evaluation, digests = self._images.package_files(proposal.path, target)
@@ -123,21 +125,27 @@ class Approvals:
                 kept.files["manifest.json"] = proposal.package
                 self._images.blobs.hold(digests)
             self._keep(kept)
-            return self._told(kept)
+            if before is not None and before.proposal.package != proposal.package:
+                self._forget_files()
+            return self._told(kept, shown)
 
     def list(self) -> list[Approval]:
         """All that wait, and what was refused, the newest first; what was released since is forgotten."""
         with self._lock:
             if not any(self._folder.glob("*/*.json")):
                 return []
-            shown = all_targets(roles) if (roles := shown_roles(self._images.metadata)) else {}
-            kept = [self._read(path) for path in sorted(self._folder.glob("*/*.json"))]
-            for one in kept:
+            roles = shown_roles(self._images.metadata)
+            shown = all_targets(roles) if roles else {}
+            untold = self._images.to_announce()  # after what is shown was read: then none of it is missed
+            left = []
+            for one in [self._read(path) for path in sorted(self._folder.glob("*/*.json"))]:
                 over = self._clock() - one.proposed_at_ms > _REFUSED_KEPT_MS if one.state == REFUSED else False
-                if over or one.proposal.path in shown or (one.proposal.version == RENEWAL and self._is_late(one)):
+                told = one.proposal.path in shown and one.proposal.path not in untold
+                if over or told or (one.proposal.version == RENEWAL and self._is_late(one, roles)):
                     self._forget(one)
-            left = [one for one in kept if self._path(one.proposal.model, one.proposal.version).exists()]
-            return [self._told(one) for one in sorted(left, key=lambda one: -one.proposed_at_ms)]
+                elif one.proposal.path not in shown:
+                    left.append(one)
+            return [self._told(one, roles) for one in sorted(left, key=lambda one: -one.proposed_at_ms)]
 
     def waits(self, model: str) -> bool:
         """Whether a release of a model waits for approval."""
@@ -152,7 +160,7 @@ class Approvals:
         shown = self._shown()  # not under our lock: a release takes the repository's first, then ours
         with self._lock:
             kept = self._get(model, version)
-            fields = msgspec.structs.asdict(self._told(kept))
+            fields = msgspec.structs.asdict(self._told(kept, shown_roles(self._images.metadata)))
             fields["evaluation"] = kept.evaluation
             return ApprovalDetails(**fields, proposal=kept.proposal, shown=shown)
 
@@ -177,7 +185,7 @@ class Approvals:
         """
         with self._lock:
             kept = self._get(model, version)
-            if kept.state != WAITING:
+            if kept.state == REFUSED:
                 raise Conflict(f"{model} {version} was refused: {kept.reason}")
             shown, now = shown_roles(self._images.metadata), self._utc_now()
             before = check_proposal(kept.proposal, shown, now)[1]
@@ -189,20 +197,23 @@ class Approvals:
                 )
             kept.proposal = proposal
             self._keep(kept)
-            return self._told(kept)
+            return self._told(kept, shown)
 
     def reject(self, model: str, version: str, reason: str) -> Approval:
         """Refuse a release: it is not signed any more, its files are forgotten, and the publisher is told why.
 
         Raises:
             NotFound: No such release waits.
+            Conflict: It has become visible: refusing it would take nothing back.
         """
         with self._lock:
-            kept = self._get(model, version)
+            kept, shown = self._get(model, version), shown_roles(self._images.metadata)
+            if shown and kept.proposal.path in all_targets(shown):
+                raise Conflict(f"{model} {version} is released already; `shoal models withdraw` takes it back")
             kept.state, kept.reason, kept.digests, kept.files = REFUSED, reason, [], {}
             self._keep(kept)
             self._forget_files()
-            return self._told(kept)
+            return self._told(kept, shown)
 
     def roll_out_later(self, digest: str, reason: str) -> bool:
         """Remember that a package shall be rolled out once it is released; False where it does not wait here."""
@@ -220,15 +231,20 @@ class Approvals:
         """A release has become visible: it waits no longer. Gives why it shall be rolled out, if it shall."""
         with self._lock:
             kept = self._find(model, version)
-            return kept.rollout if kept is not None and kept.state == WAITING else None
+            if kept is None or kept.state == REFUSED:
+                return None
+            if kept.state == WAITING:  # from here on a rollout that is asked for begins at once
+                kept.state = RELEASED
+                self._keep(kept)
+            return kept.rollout
 
-    def _told(self, kept: _Kept) -> Approval:
+    def _told(self, kept: _Kept, shown: Mapping[str, Targets]) -> Approval:
         proposal = kept.proposal
         results: dict[str, VerificationResult] = {}
         reason = kept.reason
         if kept.state == WAITING:
             try:
-                results = check_proposal(proposal, shown_roles(self._images.metadata), self._utc_now())[1]
+                results = check_proposal(proposal, shown, self._utc_now())[1]
             except UploadRefused as error:  # another release came first: the publisher signs this one anew
                 reason = f"the publisher must sign it anew: {error}"
         last = max(results.values(), key=lambda one: one.missing, default=None)
@@ -245,9 +261,9 @@ class Approvals:
             unsigned=signer_names(last.unsigned, proposal.model) if last is not None else [],
         )
 
-    def _is_late(self, kept: _Kept) -> bool:
+    def _is_late(self, kept: _Kept, shown: Mapping[str, Targets]) -> bool:
         try:
-            check_proposal(kept.proposal, shown_roles(self._images.metadata), self._utc_now())
+            check_proposal(kept.proposal, shown, self._utc_now())
         except UploadRefused:
             return True
         return False

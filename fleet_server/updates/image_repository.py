@@ -134,6 +134,13 @@ class ImageRepository:
                 write_durably(self._pending, msgspec.json.encode({k: v for k, v in pending.items() if k > path}))
             self._pending.unlink()
 
+    def to_announce(self) -> set[str]:
+        """Paths of packages that are visible, or about to be, and were not told of."""
+        try:
+            return set(msgspec.json.decode(self._pending.read_bytes(), type=dict[str, str]))
+        except FileNotFoundError:
+            return set()
+
     def _fresh(self, upload: VerifiedUpload) -> dict[str, TargetFile]:
         shown = shown_targets(self.metadata)
         for path, target in upload.targets.items():

@@ -10,7 +10,7 @@ from securesystemslib.signer import Key, Signature
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, TargetFile, Targets, VerificationResult
 
-from edge_agent.contract.names import check_name, check_version
+from edge_agent.contract.names import check_digest, check_name, check_version
 from edge_agent.contract.repository import target_name
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_verification import all_targets, reached
@@ -46,11 +46,14 @@ def check_proposal(
     Returns:
         The proposal without signatures that are not good, and for each role whose signatures it has.
     Raises:
+        ManifestError: A name, version or digest of it is none.
         UploadRefused: It is of no such model, not the next version, signed by nobody, or changes something else.
     """
     check_name(proposal.model, "model")
     if proposal.version != RENEWAL and proposal.path != target_name(proposal.model, check_version(proposal.version)):
         raise UploadRefused(f"{proposal.path!r} is not the path of {proposal.model} {proposal.version}")
+    if proposal.version != RENEWAL:
+        check_digest(proposal.package, proposal.path)
     if proposal.model not in shown or not proposal.roles:
         raise UploadRefused(f"model {proposal.model!r} has no key in what is shown; publish its keys first")
     parsed = {name: _parsed(proposal, name, text) for name, text in proposal.roles.items()}

@@ -15,9 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 from tuf.api.metadata import Metadata, Targets
 
+from edge_agent.contract.errors import ServerRefused
+from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.repository import target_name
 from edge_agent.runtime.package import Package
 from fleet_server.commands.models import models_group
+from fleet_server.errors import Conflict
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import TOKEN, UpdateServer, update_server
 from trainer.publish.errors import PublishRefused
@@ -161,6 +164,61 @@ def test_an_approver_does_not_believe_the_server(server: UpdateServer, waiting: 
     server.line.replace[path] = json.dumps({**honest, "proposal": proposal}).encode()
     with pytest.raises(Exception, match="not signed by any key of digits"):
         approve(server, tmp_path)
+
+
+def test_an_approver_signs_no_other_release_than_the_one_that_was_named(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    server.publisher.publish(make_package(tmp_path / "built/2", version="2", seed=2))
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        server.line.replace[f"{APPROVALS}/digits/1"] = client.get(f"{APPROVALS}/digits/2").content
+    with pytest.raises(Exception, match="gave digits 2 to be signed, not digits 1"):
+        approve(server, tmp_path, version="1")
+    assert [one.missing for one in server.approvals.list()] == [1, 1]
+
+
+def test_the_rollout_of_a_release_outlives_whoever_lists_before_it_is_told_of(
+    server: UpdateServer, waiting: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.approvals.roll_out_later(waiting.digest, "a retrain")
+    approve(server, tmp_path)
+    told: list[tuple[int, str | None]] = []
+
+    def on_release(manifest: Manifest, digest: str, _evaluation: dict[str, Any]) -> None:
+        listed = len(server.approvals.list())  # as anybody may at this moment
+        told.append((listed, server.approvals.released(manifest.name, manifest.version)))
+        assert not server.approvals.roll_out_later(digest, "asked for once more")
+        if len(told) == 1:
+            raise OSError("the server dies before it has told of it")
+
+    monkeypatch.setattr(server.images, "_on_release", on_release)
+    with pytest.raises(ServerRefused):
+        server.publisher.refresh()
+    server.images.announce()
+    assert told == [(0, "a retrain")] * 2
+    assert server.approvals.list() == []
+    assert server.approvals.released("digits", "1") is None
+
+
+def test_what_has_become_visible_cannot_be_refused_any_more(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    approve(server, tmp_path)
+    server.publisher.refresh()
+    with pytest.raises(Conflict, match="is released already"):
+        server.approvals.reject("digits", "1", "too late")
+
+
+def test_another_package_of_a_version_does_not_take_over_the_rollout_of_the_first(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    server.approvals.roll_out_later(waiting.digest, "a retrain")
+    server.signing.releases.waiting.forget("digits", "1")  # the publisher gives it up
+    another = make_package(tmp_path / "built/another", version="1", seed=9)
+    assert server.publisher.publish(another) is not None
+    assert [one.package for one in server.approvals.list()] == [another.digest]
+    assert server.approvals.released("digits", "1") is None
+    assert server.images.blobs.find(waiting.digest) is None, "nobody can approve it any more"
 
 
 def test_a_refused_release_is_dropped_by_the_publisher_and_its_files_are_gone(
