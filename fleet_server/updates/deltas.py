@@ -18,7 +18,7 @@ from tuf.api.metadata import TargetFile
 
 from edge_agent.contract.delta.form import VERSION
 from edge_agent.contract.delta.make import LEVEL, make_delta
-from edge_agent.contract.errors import ManifestError, ShoalError
+from edge_agent.contract.errors import ManifestError
 from edge_agent.contract.manifest import TENSORS_FILE, Manifest, decode_manifest
 from edge_agent.contract.stored_tensors import StoredFile, decode_stored_tensors
 from fleet_server.updates.blobs import BlobStore
@@ -102,7 +102,8 @@ class Deltas:
         """
         kept = self._kept(base, sha256)
         if kept is not None:
-            return kept if kept.stat().st_size else None
+            with contextlib.suppress(FileNotFoundError):  # forgotten at this very moment: it is made again
+                return kept if kept.stat().st_size else None
         old, new = self._released(base), self._released(sha256)
         if old is None or new is None or base == sha256 or new.stat().st_size < _LEAST_BYTES:
             return None
@@ -153,29 +154,36 @@ class Deltas:
 
     def _make(self, name: str, old: Path, new: Path, layouts: tuple[StoredFile, StoredFile]) -> None:
         beside = self._folder / f"{_UNDER_WAY}{name}"
-        most = int(_WORTH * new.stat().st_size)
         try:
-            with old.open("rb") as base, new.open("rb") as target, beside.open("wb") as out:
-                check = functools.partial(self._check, out, most)
-                make_delta(
-                    base, target, out, base_layout=layouts[0], layout=layouts[1], level=self._level,
-                    between_chunks=check,
-                )  # fmt: skip
-                check()
-        except (_NotWorthIt, ManifestError) as error:
-            if isinstance(error, ManifestError):
-                _log.warning("no delta %s: %s", name, error)
-            beside.write_bytes(b"")
-        except (_Stopped, ShoalError, OSError, MemoryError) as error:
+            self._write(beside, name, old, new, layouts)
+            beside.replace(self._folder / name)
+            self._prune(name)
+        except Exception as error:  # noqa: BLE001  whatever it was, half a delta must not be taken for one
             # Nothing is decided: whoever asks next begins anew, and until then the whole file is there.
             beside.unlink(missing_ok=True)
-            _log.log(logging.INFO if isinstance(error, _Stopped) else logging.WARNING, "no delta %s: %s", name, error)
+            _log.log(logging.INFO if isinstance(error, _Stopped) else logging.WARNING, "no delta %s: %r", name, error)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                beside.replace(self._folder / name)
-                self._prune(name)
             with self._lock:
                 self._making.pop(name, None)
+
+    def _write(self, beside: Path, name: str, old: Path, new: Path, layouts: tuple[StoredFile, StoredFile]) -> None:
+        """Write the delta, or nothing where it is not worth it."""
+        most = int(_WORTH * new.stat().st_size)
+        with old.open("rb") as base, new.open("rb") as target, beside.open("wb") as out:
+            try:
+                make_delta(
+                    base, target, out, base_layout=layouts[0], layout=layouts[1], level=self._level,
+                    between_chunks=functools.partial(self._check, out, most),
+                )  # fmt: skip
+                self._check(out, most)
+            except (_NotWorthIt, ManifestError) as error:
+                if isinstance(error, ManifestError):
+                    _log.warning("no delta %s: %s", name, error)
+                out.seek(0)
+                out.truncate()
+            # A power cut must not leave it empty: that would say for all time that it is not worth it.
+            out.flush()
+            os.fsync(out.fileno())
 
     def _check(self, out: BinaryIO, most: int) -> None:
         if self._stopping.is_set():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 import numpy as np
@@ -163,6 +164,23 @@ def test_what_was_asked_for_least_lately_is_forgotten_first(small: Deltas) -> No
     assert back is not None
     assert (there.exists(), back.exists()) == (False, True)
     assert made(small, OLD, NEW) is not None, "made again when it is asked for again"
+
+
+def test_what_breaks_off_for_a_reason_that_nobody_foresaw_leaves_no_half_of_a_delta(
+    small: Deltas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks_off(_base: object, _target: object, out: BinaryIO, **_options: object) -> None:
+        out.write(b"half")
+        raise IndexError("nobody thought of this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fleet_server.updates.deltas.make_delta", breaks_off)
+        found = small.find(sha256(OLD), sha256(NEW))
+        assert isinstance(found, Future)
+        found.result(30)
+    whole = made(small, OLD, NEW)
+    assert whole is not None
+    assert whole.read_bytes() != b"half"
 
 
 def test_too_many_that_wait_are_not_made_now(small: Deltas) -> None:
