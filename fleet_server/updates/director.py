@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
+import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,9 +40,11 @@ def load_signer(path: Path, passphrase: str | None = None) -> CryptoSigner:
     """The private key in a PEM file.
 
     Raises:
-        ConfigurationError: The file cannot be read, is no key, or needs another passphrase.
+        ConfigurationError: The file cannot be read, others may read it, it is no key, or needs another passphrase.
     """
     try:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigurationError(f"{path}: others than its owner may read it; chmod 600 {path}")
         key = load_pem_private_key(path.read_bytes(), passphrase.encode() if passphrase else None)
         return CryptoSigner(key)
     except (OSError, ValueError, TypeError) as error:

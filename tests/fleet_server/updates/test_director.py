@@ -262,6 +262,15 @@ def test_a_key_that_the_root_does_not_name_is_a_configuration_error(server: Upda
         Director(tmp_path / "elsewhere", root=(server.keys_folder / "director/1.root.json").read_bytes(), signer=other)
 
 
+def test_a_key_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    keys = KeyFolder(tmp_path)
+    keys.make("server/director")
+    load_signer(keys.path("server/director"))
+    keys.path("server/director").chmod(0o640)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        load_signer(keys.path("server/director"))
+
+
 def test_a_key_file_that_is_missing_or_locked_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere\.pem"):
         load_signer(tmp_path / "nowhere.pem")
