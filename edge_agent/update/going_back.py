@@ -108,7 +108,10 @@ class GoingBack:
 
     def _start(self, model: str) -> None:
         record = self._journal.get(model)
-        if not record.active or self._serves(model, record.active):
+        if not record.active:
+            self._start_again(model, record)
+            return
+        if self._serves(model, record.active):
             return
         try:
             package, spoilt = self._store.open_to_serve(record.active)
@@ -133,6 +136,19 @@ class GoingBack:
         else:
             self._on_probation(model)
 
+    def _start_again(self, model: str, record: SlotRecord) -> None:
+        """At an earlier start nothing of this model could serve: that may have been the machine, not its packages."""
+        for digest in transitions.to_start_again(record):
+            try:
+                found = self._loader.earlier({model: digest})
+            except MemberFailed as error:
+                _log.warning("%s: package %s could not start either: %s", model, digest[:12], error.cause)
+                continue
+            self._journal.note({model: msgspec.structs.replace(record, active=digest)})
+            self._serve(*found.models.values(), again=found.again)
+            found.beside.forget()
+            return
+
     def _when_it_cannot_start(self, model: str, reason: str, *, refuse: bool) -> None:
         """Serve what was before ``model``, and those that came with it, or nothing where there is nothing."""
         group = self.group(model) if self._journal.get(model).step is UpdateStep.PROBATION else (model,)
@@ -142,7 +158,19 @@ class GoingBack:
             earlier, why_not = None, f"nor can the earlier package serve: {error.cause}"
         if earlier is None:
             group, reason = (model,), f"{reason}; {why_not}"
+            if not refuse:
+                self._give_up(model, reason)
+                return
         self._put_back(group, model, reason, earlier, refuse=refuse)
+
+    def _give_up(self, model: str, reason: str) -> None:
+        """Nothing serves until the next start, or until the server sends something."""
+        after = transitions.given_up(self._journal.get(model), reason)
+        self._journal.note({model: after})
+        with contextlib.suppress(UnknownModel):
+            self._slots.remove(model)
+        self._journal.tell(EventKind.ROLLED_BACK, model, after.target, reason, to="", release=after.release)
+        self.collect()
 
     def _put_back(
         self, group: Sequence[str], model: str, reason: str, earlier: Candidates | None, *, refuse: bool
@@ -189,7 +217,9 @@ class GoingBack:
 
     def _is_pipeline(self, model: str) -> bool:
         try:
-            return bool(self._store.open(self._journal.get(model).active, verify=False).manifest.pipeline)
+            record = self._journal.get(model)
+            digest = record.active or next(iter(transitions.to_start_again(record)), "")
+            return bool(self._store.open(digest, verify=False).manifest.pipeline)
         except ShoalError:
             return False  # its start says what is wrong with it
 

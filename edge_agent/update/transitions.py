@@ -170,6 +170,21 @@ def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
     )  # fmt: skip
 
 
+def given_up(record: SlotRecord, reason: str) -> SlotRecord:
+    """Neither what is active nor anything before it could start, and no package is to blame for sure.
+
+    What was known to be good stays on the disk: it may have been memory that was short, or a runtime that is broken.
+    """
+    return msgspec.structs.replace(
+        rolled_back(record, reason, refuse=False), active="", last_known_good=record.last_known_good, spare=record.spare
+    )
+
+
+def to_start_again(record: SlotRecord) -> tuple[str, ...]:
+    """Digests to try where nothing is active, the likeliest first."""
+    return tuple(digest for digest in dict.fromkeys((record.last_known_good, record.spare)) if digest)
+
+
 def earlier(record: SlotRecord, bad: str | None = None) -> str:
     """Digest of what can be gone back to; empty where there is nothing.
 

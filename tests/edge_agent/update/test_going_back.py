@@ -251,3 +251,42 @@ def test_after_the_loss_of_the_journal_the_packages_on_disk_spare_a_download(
     asked = [path for _, path, _ in server.line.requests if path.startswith("/updates/targets/")]
     assert asked == []
     assert restarted.packages() == {first.digest}
+
+
+def without_a_runtime(package: Package, *, slots: ModelSource | None = None) -> LoadedModel:
+    raise ImportError("no runtime")
+
+
+@pytest.mark.parametrize("with_a_spare", [False, True])
+def test_packages_that_nothing_can_load_today_stay_on_the_disk_and_serve_after_the_next_start(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package, with_a_spare: bool
+) -> None:
+    if with_a_spare:
+        device.update(server.assign(second))
+    version, packages = device.version, device.packages()
+    device.close()
+    slots = Slots()
+    broken = Installer(device.state, server.enrolment(), slots, device.events.append, without_a_runtime)
+    broken.start()
+    assert (slots.models(), broken.reported()["digits"].step) == ([], UpdateStep.FAILED)
+    assert "no runtime" in broken.reported()["digits"].reason
+    broken.close()
+    slots.close()
+    assert device.packages() == packages
+    assert new_device().version == version, "with no network"
+
+
+def test_where_what_is_known_to_be_good_has_rotted_meanwhile_its_spare_serves(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    device.update(desired)
+    device.close()
+    broken = Installer(device.state, server.enrolment(), Slots(), device.events.append, without_a_runtime)
+    broken.start()
+    broken.close()
+    (device.state / "packages" / second.digest / "model.onnx").write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.version == "1"
+    restarted.update(desired)
+    assert restarted.version == "2"
