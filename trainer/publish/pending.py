@@ -155,15 +155,39 @@ def requirements(change: PendingChange, store: MetadataFolder) -> list[Requireme
     """All signatures that a change needs, with those that it has.
 
     Raises:
-        SigningKeyError: A file of it is damaged, or belongs to no role.
+        SigningKeyError: A file of it is damaged, belongs to no role, or is not the next version of it.
     """
-    found = []
+    found, current = [], _versions(store)
     for file in change.files:
         metadata = metadata_in(change, file)
+        _check_version(change, store, file, current.get(_place(file), 0))
         for whose, verify in delegators(change, store, file):
             result = verify(metadata.signed_bytes, metadata.signatures)
             found.append(requirement(file, whose, result, default=default_name(file)))
     return found
+
+
+def _place(file: str) -> tuple[str, str]:
+    return file.partition("/")[0], role_of(file)
+
+
+def _versions(store: MetadataFolder) -> dict[tuple[str, str], int]:
+    """The versions in force, by repository and role."""
+    found = {(IMAGE, name): role.version for name, role in store.roles().items()}
+    return found | {(one, Root.type): store.root_version(one) for one in (IMAGE, DIRECTOR_REPOSITORY)}
+
+
+def _check_version(change: PendingChange, store: MetadataFolder, file: str, current: int) -> None:
+    """What was in force once has all its signatures, and must not come back under a new name."""
+    version = metadata_in(change, file).signed.version
+    named = file == f"{file.partition('/')[0]}/{version}.{role_of(file)}.json"
+    # A crash may have left the change half in force: then this very file counts already.
+    in_force = version == current and named and store.data(file) == change.files[file].encode()
+    if not named or (version != current + 1 and not in_force):
+        raise SigningKeyError(
+            f"{PENDING_FILE}: {file} holds version {version}, which does not follow {current}, in force here; take new "
+            "copies of image/ and director/, or `shoal keys discard`"
+        )
 
 
 def requirement(file: str, whose: str, result: VerificationResult, *, default: str) -> Requirement:

@@ -196,13 +196,31 @@ def test_that_a_change_hands_a_models_packages_to_bins_and_a_key_to_somebody_is_
     assert "is called offline/ben/image-root (" in said
 
 
+def test_what_was_in_force_once_does_not_come_back_under_a_new_name(folder: Path) -> None:
+    """It has all its signatures: whoever hands pending.json back could bring old keys back with it."""
+    succeeds("add-model", folder, "faces")
+    path = folder / PENDING_FILE
+    old = (folder / "image/1.targets.json").read_text()
+    for name in ("image/3.targets.json", "image/1.targets.json", "image/01.targets.json"):
+        pending = msgspec.json.decode(path.read_bytes()) | {"files": {name: old}, "keys": []}
+        path.write_bytes(msgspec.json.encode(pending))
+        assert "does not follow 2, in force here" in shoal_keys("status", folder).stderr
+        with pytest.raises(SigningKeyError, match="does not follow 2"):
+            ImageSigning(KeyFolder(folder)).refresh()
+    assert ImageSigning(KeyFolder(folder)).store.roles()["targets"].version == 2
+    assert not (folder / "image/3.targets.json").exists()
+    assert "discarded" in succeeds("discard", folder)
+    succeeds("rotate", folder, "timestamp")
+
+
 def test_a_change_that_nobody_can_sign_can_be_discarded(folder: Path) -> None:
     succeeds("add-model", folder, "faces")
     path = folder / PENDING_FILE
     pending = msgspec.json.decode(path.read_bytes())
-    pending["files"]["image/2.letters.json"] = pending["files"].pop("image/1.faces.json")
+    pending["files"]["image/1.letters.json"] = pending["files"].pop("image/1.faces.json")
     path.write_bytes(msgspec.json.encode(pending))
     assert "`shoal keys discard`" in shoal_keys("status", folder).stderr
+    assert shoal_keys("renew", folder, "--pending").exit_code == 2, "and is in the way of others until then"
     assert "discarded: add the model faces" in succeeds("discard", folder)
     assert "no change" in succeeds("status", folder)
 
