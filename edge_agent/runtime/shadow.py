@@ -138,8 +138,7 @@ class Shadows:
             self._pairs = {**self._pairs, champion.name: Pair(self._slots, champion, candidate, rule)}
             self._look_up()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
-                self._thread.start()
+                self._start_thread()
 
     def report(self, model: str) -> ShadowReport | None:
         """What was found so far; None where nothing is shadowed under that name."""
@@ -171,8 +170,7 @@ class Shadows:
                 self._thread = None  # which it takes as its end
                 self._changed.notify_all()
             if is_stuck and self._pairs:
-                self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
-                self._thread.start()
+                self._start_thread()
         if thread is not None and not is_stuck and self._thread is not thread:
             thread.join(_END_S)
 
@@ -180,6 +178,14 @@ class Shadows:
         """End all."""
         for model in list(self._pairs):
             self.end(model)
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:  # the machine has no room for it: the next shadow tries again
+            self._thread = None
+            raise
 
     def _look_up(self) -> None:
         """Stand between only while there is something to do."""

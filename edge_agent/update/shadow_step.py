@@ -60,11 +60,15 @@ class ShadowStep:
         return found
 
     def begin(self, group: Group, candidates: Candidates, champions: dict[str, LoadedModel], now: float) -> None:
-        """Let candidates shadow; they are this step's until they are taken back."""
+        """Let candidates shadow; they are this step's until they are taken back, or where this raises the caller's."""
         self._running[group] = _Running(candidates, champions)
-        for model, champion in champions.items():
-            self._stopwatch.begin(model, now)
-            self._begin(model, champion, candidates)
+        try:
+            for model, champion in champions.items():
+                self._stopwatch.begin(model, now)
+                self._begin(model, champion, candidates)
+        except BaseException:  # no memory for one more thread: else what is closed by then would be judged, and serve
+            self.take(group)
+            raise
 
     def is_running(self, model: str) -> bool:
         """Whether a model shadows now, or waits for one that came with it."""

@@ -49,11 +49,11 @@ class Watching:
             StorageFull, StorageNotWritable, DeviceError: It cannot be written down: they are closed, and nothing has
                 changed.
         """
-        swapped = {
-            model: transitions.swapped(self._journal.get(model), self._probations.before(model), group)
-            for model in group
-        }
         try:
+            swapped = {
+                model: transitions.swapped(self._journal.get(model), self._probations.before(model), group)
+                for model in group
+            }
             self._journal.step(swapped, reason)
         except BaseException:  # a full disk: else each try would hold the memory of one more
             candidates.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from edge_agent.config import UpdateSettings
 from edge_agent.contract.manifest import Probation, Shadow
 from edge_agent.contract.messages import Desired, EventKind, UpdateStep
 from edge_agent.runtime.package import Package
+from edge_agent.update import transitions
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import make_package, reference_images
 from tests.fakes.update_server import UpdateServer
@@ -212,3 +214,37 @@ def test_a_shadow_runs_at_any_time_and_the_swap_waits_for_the_window(
     now[0] = now[0].replace(hour=2) + dt.timedelta(days=1)
     night.installer.watch()
     assert (night.version, night.reported().step) == ("12", UpdateStep.PROBATION)
+
+
+def test_a_candidate_that_could_not_begin_to_shadow_is_closed_and_not_judged_and_comes_again(
+    server: UpdateServer, device: UpdatingDevice, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desired, start = server.assign(release()), threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "shadow":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            device.apply(desired)
+    device.now_s += 7200
+    device.installer.watch()
+    assert device.version == "1"
+    shadowing(device, desired)
+    device.ask_until(lambda: device.version == "12", reference_images(4))
+
+
+def test_candidates_that_may_not_swap_are_closed(
+    device: UpdatingDevice, release: Release, server: UpdateServer
+) -> None:
+    shadowing(device, server.assign(release()))
+    (running,) = device.installer._shadow._running.values()
+    record = device.installer._journal.get("digits")
+    device.installer._journal.put({"digits": transitions.failed(record, "by hand", refuse=False)})
+    with pytest.raises(transitions.IllegalStep):
+        device.installer._watching.swap(("digits",), running.candidates, device.now_s)
+    assert device.version == "1"
+    assert not running.candidates.models["digits"]._open
