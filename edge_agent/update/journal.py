@@ -51,7 +51,7 @@ class Journal:
     ) -> None:
         self._path = state / SLOTS_FILE
         self._events, self._utc_now, self._after_step, self._boot = events, utc_now, after_step, boot
-        self._told: dict[str, tuple[EventKind, str]] = {}
+        self._told: dict[str, tuple[object, ...]] = {}
         self.is_new = False
         self._file = self._read()
 
@@ -147,9 +147,10 @@ class Journal:
     def tell(self, kind: EventKind, model: str, package: str, reason: str, **detail: str | int) -> None:
         """Tell of something; of a failure that repeats itself, once."""
         if kind in _SAID_ONCE:
-            if self._told.get(model) == (kind, reason):
+            same = (kind, package, reason, detail)
+            if self._told.get(model) == same:
                 return
-            self._told[model] = (kind, reason)
+            self._told[model] = same
         at_ms = max(0, int(self._utc_now().timestamp() * 1000))  # a clock may stand before 1970
         self._events(Event(kind=kind, at_ms=at_ms, model=model, package=package, reason=reason, detail=dict(detail)))
 
