@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 
-from edge_agent.contract.errors import PackageError
+from edge_agent.contract.errors import CallerError, PackageError
 from edge_agent.contract.manifest import REFERENCE_FILE, Manifest
 from edge_agent.contract.profile import ReferenceProfile, decode_profile
 from edge_agent.contract.runs import RunKind, RunState
@@ -41,6 +42,8 @@ from fleet_server.updates.deltas import Deltas
 from fleet_server.updates.director import Director, load_signer
 from fleet_server.updates.image_repository import ImageRepository
 from fleet_server.updates.image_verification import shown_targets
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         known_models=lambda: _known(db, models),
         settings=config.runs,
     )
-    later.append(lambda manifest, digest: _approved(approvals, rollouts, config.rollouts, manifest, digest))
+    later.append(lambda manifest, digest: roll_out_approved(approvals, rollouts, config.rollouts, manifest, digest))
     deltas = Deltas(folder.repository / "deltas", images.blobs, lambda: shown_targets(images.metadata))
     later.append(lambda manifest, _: _make_deltas(deltas, models, manifest))
     schedules = ScheduleService(db, count_labels=labels_of, settings=config.runs)
@@ -228,12 +231,17 @@ def _released(
         _roll_out(rollouts, settings, model, digest, reason)
 
 
-def _approved(
+def roll_out_approved(
     approvals: Approvals, rollouts: RolloutService, settings: RolloutSettings, manifest: Manifest, digest: str
 ) -> None:
+    """A release has become visible: its rollout begins, where one was to and nothing is in its way."""
     reason = approvals.released(manifest.name, manifest.version)
-    if reason is not None:
+    if reason is None:
+        return
+    try:
         _roll_out(rollouts, settings, manifest.name, digest, reason)
+    except CallerError as error:  # a person's rollout goes first: the release is out all the same, and is told of
+        _log.warning("%s %s is not rolled out: %s", manifest.name, manifest.version, error)
 
 
 def _roll_out(rollouts: RolloutService, settings: RolloutSettings, model: str, digest: str, reason: str) -> None:

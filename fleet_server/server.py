@@ -247,6 +247,7 @@ class Server:
             "lake": (_LAKE_S, features.lake.flush),
             "compaction": (_HOUR_S, features.lake.compact),
             "director": (_HOUR_S, features.director.refresh),
+            "releases": (_HOUR_S, features.images.announce),  # those whose telling failed when they became visible
             "pruning": (_HOUR_S, lambda: _prune(features)),
         }
         return [Ticker(name, pause, work, metrics.tick_failed) for name, (pause, work) in every.items()]

@@ -20,9 +20,12 @@ from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.repository import target_name
 from edge_agent.runtime.package import Package
 from fleet_server.commands.models import models_group
+from fleet_server.config import RolloutSettings
 from fleet_server.errors import Conflict
+from fleet_server.features import roll_out_approved
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import TOKEN, UpdateServer, update_server
+from tests.fleet_server.fleet import Fleet
 from trainer.publish.errors import PublishRefused
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder
@@ -198,6 +201,23 @@ def test_the_rollout_of_a_release_outlives_whoever_lists_before_it_is_told_of(
     assert told == [(0, "a retrain")] * 2
     assert server.approvals.list() == []
     assert server.approvals.released("digits", "1") is None
+
+
+def test_an_approved_release_whose_rollout_must_wait_for_a_persons_is_told_of_all_the_same(
+    server: UpdateServer, waiting: Package, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the server would say no to all that is published later, and not even start again."""
+    digest = fleet.publish("1")
+    fleet.publish("0")
+    fleet.join("d0")
+    first = fleet.rollouts.create("digits", "0")
+    server.approvals.roll_out_later(waiting.digest, "a retrain")
+    roll_out_approved(server.approvals, fleet.rollouts, RolloutSettings(), waiting.manifest, digest)
+    assert "shoal rollouts create digits 1 --supersede" in caplog.text
+    assert [one.id for one in fleet.rollouts.list("digits")] == [first]
+    fleet.rollouts.halt(first, "enough")
+    roll_out_approved(server.approvals, fleet.rollouts, RolloutSettings(), waiting.manifest, digest)
+    assert {one.version for one in fleet.rollouts.list("digits")} == {"1", "0"}
 
 
 def test_what_has_become_visible_cannot_be_refused_any_more(
