@@ -78,7 +78,7 @@ class Journal:
             StorageFull, StorageNotWritable, DeviceError: The disk refuses; nothing has changed.
         """
         stamped = {model: msgspec.structs.replace(record, boot=self._boot) for model, record in records.items()}
-        with self._writing():
+        with self._storage_errors():
             self._file.put_all(stamped)
 
     def step(self, records: Mapping[str, SlotRecord], reason: str = "") -> None:
@@ -141,7 +141,7 @@ class Journal:
         Raises:
             StorageFull, StorageNotWritable, DeviceError: The disk refuses.
         """
-        with self._writing():
+        with self._storage_errors():
             self._file.remove(model)
 
     def tell(self, kind: EventKind, model: str, package: str, reason: str, **detail: str | int) -> None:
@@ -156,19 +156,19 @@ class Journal:
 
     def _read(self) -> SlotsFile:
         path = self._path
-        try:
-            return SlotsFile(path)
-        except OSError as error:
-            raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            file, mended = SlotsFile.mended(path)
-            self.is_new = not mended
-            instead = "what it said one step before holds" if mended else "models come anew"
-            self.tell(EventKind.STORAGE, "", "", f"{path}: {error}; set aside as slots.damaged, {instead}")
-            return file
+        with self._storage_errors():
+            try:
+                return SlotsFile(path)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                file, mended = SlotsFile.mended(path)
+                why = str(error)
+        self.is_new = not mended
+        instead = "what it said one step before holds" if mended else "models come anew"
+        self.tell(EventKind.STORAGE, "", "", f"{path}: {why}; set aside as slots.damaged, {instead}")
+        return file
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _storage_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

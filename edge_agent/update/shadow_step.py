@@ -66,7 +66,7 @@ class ShadowStep:
             for model, champion in champions.items():
                 self._stopwatch.begin(model, now)
                 self._begin(model, champion, candidates)
-        except BaseException:  # no memory for one more thread: else what is closed by then would be judged, and serve
+        except BaseException:  # no memory for one more thread; what is closed by then is not to be judged
             self.take(group)
             raise
 

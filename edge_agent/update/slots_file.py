@@ -5,6 +5,7 @@ What may become of a record is for :mod:`edge_agent.update.transitions`; here it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.contract.messages import UpdateStep
-from edge_agent.durable import write_durably
+from edge_agent.durable import sync_folder, write_durably
 from edge_agent.update.judgement import Seen
 
 SLOTS_FILE = "slots.json"
@@ -76,14 +77,14 @@ class SlotsFile:
     """The journal on disk, read once and kept in memory. What it said one step before stays beside it.
 
     Raises:
-        msgspec.DecodeError: The file is there, but is not what was written.
+        msgspec.DecodeError: The file is there, but is not what was written; or it is gone, but not the one beside it.
         OSError: It cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()  # at a stop another thread than the one of all updates may write
-        self._records = _read(path) if path.exists() else {}
+        self._records = _read(path) if path.exists() or path.with_name(BEFORE_FILE).exists() else {}
 
     @classmethod
     def mended(cls, path: Path) -> tuple[SlotsFile, bool]:
@@ -95,15 +96,22 @@ class SlotsFile:
         Returns:
             The journal, and whether it could be mended; else nothing is known of any model.
         Raises:
-            OSError: The disk refuses; the damaged file is where it was.
+            OSError: The disk refuses even that; the damaged file is where it was.
         """
-        shutil.copyfile(path, path.with_suffix(".damaged"))
+        before = path.with_name(BEFORE_FILE)
+        with contextlib.suppress(OSError):  # the damaged one is for people; a full disk keeps no model from serving
+            shutil.copyfile(path, path.with_suffix(".damaged"))
         try:
-            records = _read(path.with_name(BEFORE_FILE))
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-            path.unlink()
+            records = _read(before)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            for lost in (path, before):
+                lost.unlink(missing_ok=True)
             return cls(path), False
-        write_durably(path, _encode(records))
+        try:
+            write_durably(path, _encode(records))
+        except OSError:  # a full disk: a new name takes no room
+            before.replace(path)
+            sync_folder(path.parent)
         return cls(path), True
 
     def models(self) -> dict[str, SlotRecord]:
@@ -175,7 +183,11 @@ class SlotsFile:
 
 
 def _read(path: Path) -> dict[str, SlotRecord]:
-    slots = msgspec.json.decode(path.read_bytes(), type=_Slots)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise msgspec.DecodeError("it is gone") from error
+    slots = msgspec.json.decode(data, type=_Slots)
     if slots.sha256 and slots.sha256 != _digest(slots.models):
         raise msgspec.ValidationError("its records are not those that were written")
     return msgspec.json.decode(slots.models, type=dict[str, SlotRecord])

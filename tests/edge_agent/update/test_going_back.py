@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.pipeline import ModelSource
 from edge_agent.runtime.slots import LoadedModel, Slots, load
+from edge_agent.update import slots_file
 from edge_agent.update.installer import Installer
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import make_package
@@ -235,6 +238,28 @@ def test_a_damaged_journal_costs_no_model_as_what_it_said_before_holds(
     restarted = new_device()
     assert restarted.version == "1"
     assert "one step before holds" in restarted.told(EventKind.STORAGE)[0].reason
+
+
+@pytest.mark.parametrize("damage", [b"rotten", None])
+def test_a_damaged_or_lost_journal_is_mended_on_a_full_disk_too(
+    device: UpdatingDevice, new_device: NewDevice, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    device.close()
+    packages = device.packages()
+    (device.state / "slots.json").unlink()
+    if damage is not None:
+        (device.state / "slots.json").write_bytes(damage)
+
+    def full(*_about: Any, **_more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        patch.setattr(slots_file, "write_durably", full)
+        restarted = new_device()
+        assert (restarted.version, restarted.packages()) == ("1", packages)
+    restarted.close()
+    assert new_device().version == "1"
 
 
 def test_after_the_loss_of_the_journal_the_packages_on_disk_spare_a_download(
