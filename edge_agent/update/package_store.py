@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_agent.config import UpdateSettings
-from edge_agent.contract.errors import DeviceError, DigestMismatch, PackageError, ShoalError, StorageFull, storage_error
+from edge_agent.contract.errors import (
+    DeviceError,
+    DigestMismatch,
+    ManifestError,
+    PackageError,
+    ShoalError,
+    StorageFull,
+    storage_error,
+)
 from edge_agent.contract.manifest import MANIFEST_FILE, FileEntry, Manifest, decode_manifest
 from edge_agent.durable import sync_folder, sync_tree
 from edge_agent.runtime.package import Package, file_digest
@@ -22,6 +30,8 @@ from edge_agent.update.sources import Progress, Sources
 
 # Left free for slots.json, metadata and the outbox's own housekeeping.
 _RESERVE_BYTES = 4 << 20
+# It is read into memory, and its length may have been signed with stolen keys.
+_MOST_MANIFEST_BYTES = 16 << 20
 # Of smaller files a delta saves less than it costs to ask for; one nearly as long as its file is not worth the work.
 _LEAST_DELTA_BYTES = 4096
 _DELTA_SHARE = 0.95
@@ -99,6 +109,8 @@ class PackageStore:
         Raises:
             DigestMismatch, ManifestError, NetworkError, StorageFull, StorageNotWritable: As they say.
         """
+        if length > _MOST_MANIFEST_BYTES:
+            raise ManifestError(f"{MANIFEST_FILE} has {length} bytes; more than {_MOST_MANIFEST_BYTES} are not read")
         place = self._gathering(digest) / MANIFEST_FILE
         with self._storage_errors():
             place.parent.mkdir(exist_ok=True)  # its presence keeps the parts from being collected

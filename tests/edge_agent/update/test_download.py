@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.contract.errors import DigestMismatch, NetworkError, ServerRefused
+from edge_agent.contract.errors import DigestMismatch, ManifestError, NetworkError, ServerRefused
 from edge_agent.contract.messages import UpdateStep
 from edge_agent.contract.repository import blob_path
 from edge_agent.runtime.package import Package
@@ -128,3 +128,12 @@ def test_a_body_over_the_limit_is_not_read(server: UpdateServer, big: Package) -
     files = ServerFiles(server.url, SECRETS["camera-1"])
     assert files.read(files.url(blob_path(SHA)), limit_bytes=1000) is None
     assert files.bytes_down < 200_000
+
+
+def test_a_manifest_of_a_length_that_no_package_needs_is_not_asked_for(
+    server: UpdateServer, device: UpdatingDevice
+) -> None:
+    server.line.requests.clear()
+    with pytest.raises(ManifestError, match="1099511627776 bytes"):
+        device.installer._store.fetch_manifest("a" * 64, 1 << 40, between_chunks=lambda: None)
+    assert (server.line.requests, device.packages() & {f".gathering-{'a' * 64}"}) == ([], set())
