@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import httpx
 import pytest
 
 from edge_agent.contract.manifest import digest_of
 from edge_agent.runtime.package import Package
+from fleet_server.updates.blobs import Receiver
 from tests.fakes.update_server import UpdateServer
 
 DEVICE = {"Authorization": "Bearer secret-1"}
@@ -47,3 +50,20 @@ def test_a_released_file_comes_whole_or_in_part_with_its_digest_as_tag(
 def test_a_file_is_for_enrolled_devices(server: UpdateServer, package: Package) -> None:
     server.publisher.publish(package)
     assert httpx.get(f"{server.url}/updates/targets/{package.digest}").status_code == 401
+
+
+def test_while_a_large_file_is_synced_others_are_answered(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    finish = Receiver.finish
+
+    def noting(receiver: Receiver) -> str:
+        threads.append(threading.current_thread().name)
+        return finish(receiver)
+
+    monkeypatch.setattr(Receiver, "finish", noting)
+    data = b"weights"
+    sha256 = digest_of(data)
+    assert client.put(f"/api/v1/repository/blobs/{sha256}", content=data).status_code == 201
+    assert threads[0].startswith("AnyIO worker"), "not the thread in which every request begins"
