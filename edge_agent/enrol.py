@@ -19,7 +19,7 @@ from edge_agent.contract.errors import (
     storage_error,
 )
 from edge_agent.contract.names import is_name
-from edge_agent.identity import IDENTITY_FILE, keep_identity, read_identity
+from edge_agent.identity import IDENTITY_FILE, is_enrolled, keep_identity
 
 _TIMEOUT_S = 30.0
 _MAX_REPLY_BYTES = 1 << 20
@@ -44,7 +44,7 @@ def enrol(
         StorageFull, StorageNotWritable: The identity cannot be kept.
         NetworkError: The server cannot be reached, or refuses the claim.
     """
-    if read_identity(state) is not None:
+    if is_enrolled(state):
         raise ConfigurationError(
             f"{state / IDENTITY_FILE}: this device has enrolled already; remove the file to enrol anew"
         )

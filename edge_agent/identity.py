@@ -11,7 +11,7 @@ import msgspec
 
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import ConfigurationError
-from edge_agent.durable import write_durably
+from edge_agent.durable import sync_folder, write_durably
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,9 @@ def keep_identity(state: Path, enrolment: Enrolment) -> None:
         OSError: The disk refuses.
     """
     data = msgspec.json.encode(enrolment)
+    if (copy_of_another := state / COPY_FILE).exists():  # which would be believed, should the power go in between
+        copy_of_another.unlink()
+        sync_folder(state)
     write_durably(state / IDENTITY_FILE, data, mode=0o600)
     copy = _Copy(sha256=hashlib.sha256(data).hexdigest(), text=data.decode())
     write_durably(state / COPY_FILE, msgspec.json.encode(copy), mode=0o600)
@@ -70,6 +73,15 @@ def read_identity(state: Path) -> Enrolment | None:
         return msgspec.json.decode(data, type=Enrolment)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: {error}; enrol this device again") from error
+
+
+def is_enrolled(state: Path) -> bool:
+    """Whether there is an identity that can be used; what is damaged beyond mending is replaced by enrolling again."""
+    try:
+        return read_identity(state) is not None
+    except ConfigurationError as error:
+        _log.warning("%s: a new identity takes its place", error)
+        return False
 
 
 def _whole_copy(path: Path) -> bytes | None:

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -68,9 +69,9 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class _Slots(msgspec.Struct, kw_only=True):
     """The file. ``sha256`` is that of the records, so that a lost bit is seen; empty in files of older agents."""
 
-    format: int = 1
+    format: Literal[1]
+    models: msgspec.Raw
     sha256: str = ""
-    models: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class SlotsFile:
@@ -195,7 +196,7 @@ def _read(path: Path) -> dict[str, SlotRecord]:
 
 def _encode(records: dict[str, SlotRecord]) -> bytes:
     models = msgspec.Raw(msgspec.json.encode(records))
-    slots = _Slots(sha256=_digest(models), models=models)
+    slots = _Slots(format=1, sha256=_digest(models), models=models)
     return msgspec.json.format(msgspec.json.encode(slots), indent=1)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment
 from edge_agent.contract.errors import ConfigurationError
-from edge_agent.identity import keep_identity, read_identity
+from edge_agent.identity import is_enrolled, keep_identity, read_identity
 
 MINE = Enrolment(
     fleet="f", device="d", secret="s", server="http://h", broker=BrokerAddress(host="h", port=1),
@@ -69,3 +69,23 @@ def test_a_file_that_the_disk_cannot_read_any_more_is_taken_from_its_copy(tmp_pa
     (tmp_path / "identity.copy.json").unlink()
     with pytest.raises(ConfigurationError, match=r"identity\.json: Is a directory"):
         read_identity(tmp_path)
+
+
+def test_a_device_that_enrols_anew_is_never_taken_for_what_it_was(tmp_path: Path) -> None:
+    keep_identity(tmp_path, MINE)
+    (tmp_path / "identity.json").unlink()
+    other = msgspec.structs.replace(MINE, device="e")
+    (tmp_path / ".identity.copy.json.new").mkdir()  # the power goes before the copy is there
+    with pytest.raises(OSError, match=r"identity\.copy\.json"):
+        keep_identity(tmp_path, other)
+    assert read_identity(tmp_path) == other
+
+
+def test_what_is_damaged_beyond_mending_may_be_replaced_by_enrolling_again(tmp_path: Path) -> None:
+    keep_identity(tmp_path, MINE)
+    assert is_enrolled(tmp_path)
+    for name in ("identity.json", "identity.copy.json"):
+        (tmp_path / name).write_bytes(b"{")
+    assert not is_enrolled(tmp_path)
+    keep_identity(tmp_path, MINE)
+    assert read_identity(tmp_path) == MINE

@@ -51,8 +51,15 @@ def test_a_record_that_cannot_be_written_is_not_believed(tmp_path: Path) -> None
     assert journal.get("digits") == SlotRecord()
 
 
-def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "slots.json").write_bytes(b'{"models": {"digits": {"step": "dancing"}}}')
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"format": 1, "models": {"digits": {"step": "dancing"}}}', b"{}", b'{"digits": 7}', b'{"format": 1}',
+        b'{"format": 99, "models": {}}', b'{"version": 1, "models": {}}',
+    ],
+)  # fmt: skip
+def test_a_journal_of_something_else_is_refused_and_never_taken_for_an_empty_one(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "slots.json").write_bytes(data)
     with pytest.raises(msgspec.ValidationError):
         SlotsFile(tmp_path / "slots.json")
 
