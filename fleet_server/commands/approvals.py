@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +83,8 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
         _show(rest, where, proposal)
     else:
         click.echo(f"{model}: nothing is released; what is signed already is signed for another lifetime")
-    if not options["yes"] and sys.stdin.isatty():
-        click.confirm(f"Sign {model} {version}?", abort=True)
+    if not options["yes"]:  # where nobody is there to answer, nothing is signed
+        click.confirm(f"Sign {model} {version}? (--yes signs without asking)", abort=True)
     answer = rest.post(f"{where}/signatures", {"signatures": _signed(proposal, key, options["passphrase_file"])})
     left = answer["missing"]
     click.echo(

@@ -47,7 +47,7 @@ class Reader:
                 shutil.move(words[1], words[2])
                 continue
             assert words[0] == "shoal", line
-            result = CliRunner().invoke(fleet_server.cli.main, words[1:], env=self.environment)
+            result = CliRunner().invoke(fleet_server.cli.main, words[1:], env=self.environment, input="y\n")
             assert result.exit_code == 0, f"{line}\n{result.output}{result.stderr}"
             said += result.output
         return said

@@ -24,7 +24,9 @@ def shoal(*arguments: str | Path, environment: Mapping[str, str] | None = None) 
     command = [*_SHOAL, *map(str, arguments)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
     full = {**clean, **(environment or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=full)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=full
+    )
 
 
 def prepared(folder: Path, keys: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,8 +214,8 @@ def _sign_with(
         raise SigningKeyError(f"{names}: of no use to this change; see `shoal keys status`")
     for line in differences(change, signing.store):
         click.echo(f"changes   {line}")
-    if ask and sys.stdin.isatty():
-        click.confirm("Sign this?", abort=True)
+    if ask:  # where nobody is there to answer, nothing is signed
+        click.confirm("Sign this? (--yes signs without asking)", abort=True)
     for path in useful:
         for file in add_signature(change, signing.store, signers[path]) or ["nothing more: it had signed already"]:
             click.echo(f"signed {file} with {path}")

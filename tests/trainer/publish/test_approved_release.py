@@ -60,7 +60,7 @@ def test_a_retrain_waits_for_the_approver_and_is_rolled_out_then(tmp_path: Path)
         assert package.digest[:12] in listed
 
         signed = shoal(
-            "models", "approve", "digits", "1", "--key", tmp_path / "ben/approver.pem", "--data", running.data
+            "models", "approve", "digits", "1", "--key", tmp_path / "ben/approver.pem", "--data", running.data, "--yes"
         )
         assert signed.returncode == 0, signed.stderr
         assert client.get("/api/v1/rollouts").json() == []

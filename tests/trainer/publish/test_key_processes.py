@@ -20,6 +20,9 @@ def test_two_persons_sign_a_rotation_with_processes_of_their_own(tmp_path: Path)
     wrong = shoal("keys", "sign", keys, "--key", persons / "person-1/director-root.pem")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "of no use to this change" in wrong.stderr
+    unasked = shoal("keys", "sign", keys, "--key", persons / "person-1")
+    assert unasked.returncode == 1, "nobody is there to say yes"
+    assert "signed" not in unasked.stdout
     first = shoal("keys", "sign", keys, "--key", persons / "person-1", "--yes")
     assert "not in force" in first.stdout, first.stderr
     second = shoal("keys", "sign", keys, "--key", persons / "person-2", "--yes")

@@ -29,7 +29,8 @@ PERSONS = ("anna", "ben", "carla")
 
 
 def shoal_keys(*arguments: object, **environment: str) -> Result:
-    return CliRunner().invoke(keys_commands, [str(one) for one in arguments], env=environment)
+    agrees = "y\n" if arguments[0] == "sign" else None
+    return CliRunner().invoke(keys_commands, [str(one) for one in arguments], env=environment, input=agrees)
 
 
 def succeeds(*arguments: object, **environment: str) -> str:
