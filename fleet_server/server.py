@@ -133,6 +133,7 @@ class Server:
         self._stack.append(("database", db.close))
         upgrade(db)
         features = build_features(config, folder, db, self._publish)
+        self._stack.append(("director", features.director.close))
         self._stack.append(("deltas", features.deltas.close))
         features.lake.prepare()
         features.images.announce()

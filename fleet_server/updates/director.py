@@ -112,6 +112,10 @@ class Director:
             self._roots.mkdir(parents=True, exist_ok=True)
             write_durably(self._roots / f"{version}.root.json", root)
 
+    def close(self) -> None:
+        """Let go of the file with what was signed; nothing may follow."""
+        self._store.close()
+
     def assign(self, device: str, target: str, length: int, sha256: str, assignment: Assignment) -> None:
         """Name the package that a device should install; targets of its other models stay.
 

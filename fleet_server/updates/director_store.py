@@ -61,6 +61,12 @@ class DirectorStore:
             self._writer.executescript(_SCHEMA)
         self._writing, self._reading = threading.RLock(), threading.Lock()
 
+    def close(self) -> None:
+        """Let go of the file; nothing may follow."""
+        with self._writing, self._reading:
+            self._writer.close()
+            self._reader.close()
+
     def put(self, rows: Sequence[Signed]) -> None:
         """Make these versions the newest of their devices; durable when it returns, all of them or none.
 

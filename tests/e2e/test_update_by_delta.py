@@ -47,6 +47,8 @@ def test_a_device_gets_a_new_version_although_the_server_has_lost_its_whole_file
         publish(running, keys, first)
         roll_out(running, first)
         until(lambda: device.slots.get("last_known_good") == first.digest, "version 1 to be committed")
+        with running.client() as client:
+            until(lambda: client.get("/api/v1/rollouts").json()[0]["state"] == "done", "its rollout to be done")
         publish(running, keys, second)
         repository = data / "repository"
         made = repository / f"deltas/v1/{sha256(OLD)}-{sha256(NEW)}"

@@ -192,6 +192,7 @@ class UpdateServer:
         self._thread.join(20)
         self._socket.close()
         self.deltas.close()
+        self.director.close()
 
     def enrolment(self, device: str = "camera-1") -> Enrolment:
         return Enrolment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -184,8 +185,10 @@ def test_both_begin_in_turn_and_quick_runs_are_made_twice(sides: Sides) -> None:
     sides.change(noting("candidate"))
     pair = sides.pair()
     pair.compare({INPUT: reference_images(1)}, sides.watchdog)
-    first, second = order[: len(order) // 2], order[len(order) // 2 :]
-    assert {first[0], second[0]} == {"champion", "candidate"}
+    # One begins and the other follows, then the other begins: on a busy machine a run is not quick, and made once.
+    first, second, third = (name for name, _ in itertools.groupby(order))
+    assert (first, second) in (("champion", "candidate"), ("candidate", "champion"))
+    assert third == first
     assert pair.report().timed == 2
 
 
