@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -185,10 +184,9 @@ def test_both_begin_in_turn_and_quick_runs_are_made_twice(sides: Sides) -> None:
     sides.change(noting("candidate"))
     pair = sides.pair()
     pair.compare({INPUT: reference_images(1)}, sides.watchdog)
-    # One begins and the other follows, then the other begins: on a busy machine a run is not quick, and made once.
-    first, second, third = (name for name, _ in itertools.groupby(order))
-    assert (first, second) in (("champion", "candidate"), ("candidate", "champion"))
-    assert third == first
+    # Each comparison is XY or, where both are quick (on a busy machine they are not), XYXY; the next begins with Y.
+    assert order.count("champion") == order.count("candidate") in (2, 3, 4)
+    assert order[0] == order[-1]
     assert pair.report().timed == 2
 
 
