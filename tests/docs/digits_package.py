@@ -45,7 +45,7 @@ _SHARPNESS = 8.0
 
 
 def make_digits_package(folder: Path, *, name: str = "digits", version: str = "1") -> Package:
-    """Make a package of a linear model of scikit-learn's digits; it asks for no labels."""
+    """Make a package of a linear model of scikit-learn's digits; it asks for no labels and sends no rows home."""
     images, digits = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
     weights, bias = _fit(images.astype(np.float32), digits)
     golden = images[:8].astype(np.float32)
@@ -67,7 +67,7 @@ def make_digits_package(folder: Path, *, name: str = "digits", version: str = "1
             task=Classification(output="probabilities", labels=LABELS),
             variants={"fp32": Variant(model="model.onnx")},
             files=entries,
-            sampling=SamplingPolicy(labels_per_minute=0.0),
+            sampling=SamplingPolicy(samples_per_minute=0.0, labels_per_minute=0.0),
         )
 
     files: dict[str, bytes | Path] = {

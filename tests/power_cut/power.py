@@ -134,5 +134,7 @@ class Outlet:
         for agent in self._running:
             agent.kill()
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(PATIENCE_S)
+        self._process.stdout.close()
