@@ -12,7 +12,7 @@ from trainer.plain_errors import plainly
 from trainer.publish import guidance
 from trainer.publish.change import add_signature, counts_for
 from trainer.publish.differences import differences
-from trainer.publish.errors import SigningKeyError
+from trainer.publish.errors import SignaturesMissing, SigningKeyError
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.key_uses import KeyUse, in_role, named_key
 from trainer.publish.keys import KeyFolder
@@ -148,11 +148,8 @@ def status(folder: Path) -> None:
     change = read_pending(folder)
     for line in _pending_lines(change, signing) if change is not None else ["no change of keys waits"]:
         click.echo(line)
-    roles = signing.store.roles()
-    for proposal in signing.releases.waiting.all():
-        for role, result in signatures_of(proposal, roles).items():
-            needed = requirement(role, proposal.model, result, default=f"publisher/{proposal.model}")
-            click.echo(f"waits     {proposal.model} {proposal.version}: {needed.text()}")
+    for line in _waiting_lines(signing):
+        click.echo(line)
 
 
 def _pending_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
@@ -161,10 +158,22 @@ def _pending_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
     lines += [f"changes   {line}" for line in differences(change, signing.store)]
     lines += [f"needs     {one.text()}" for one in needed]
     missing = any(one.missing for one in needed)
-    rest = "not in force before these have signed: shoal keys sign DIR --key FILE" if missing else (
+    rest = f"not in force before these have signed: shoal keys sign {signing.store.folder} --key FILE" if missing else (
         "complete: in force with the publisher's next command, where snapshot and timestamp keys are"
     )  # fmt: skip
     return [*lines, rest]
+
+
+def _waiting_lines(signing: ImageSigning) -> list[str]:
+    """The releases that nobody has approved yet: whose signatures each lacks, and the command that gives them."""
+    lines, roles = [], signing.store.roles()
+    for one in signing.releases.waiting.all():
+        # A model in bins may wait with hundreds of roles, which all ask for the same signatures.
+        role, worst = max(signatures_of(one, roles).items(), key=lambda item: item[1].missing)
+        needed = requirement(role, one.model, worst, default=f"publisher/{one.model}")
+        lines.append(f"waits     {one.model} {one.version}: {needed.text()}")
+        lines.append(f"          approve it: shoal models approve {one.model} {one.version} --key FILE")
+    return lines
 
 
 @click.command()
@@ -264,13 +273,21 @@ def discard_command(folder: Path) -> None:
 @click.option("--token", envvar="SHOAL_TOKEN", required=True, show_envvar=True, help="A token of role trainer.")
 @plainly
 def publish(folder: Path, server: str, token: str) -> None:
-    """Bring what is signed to the server, and fetch approvals that releases wait for. Needs the publisher's keys."""
+    """Bring what is signed to the server, and fetch approvals that releases wait for. Needs the publisher's keys.
+
+    Exit status 9: what is signed is on the server, but a change of keys or a release still lacks signatures.
+    """
     from trainer.publish.repository import Publisher
 
     with Publisher(folder, server, token) as publisher:
         publisher.refresh()
-        for line in publisher.waiting() or ["published; nothing waits"]:
-            click.echo(line)
+    signing = ImageSigning(KeyFolder.from_environment(folder))
+    change = read_pending(folder)
+    waits = [*(_pending_lines(change, signing) if change is not None else []), *_waiting_lines(signing)]
+    for line in waits or ["published; nothing waits"]:
+        click.echo(line)
+    if waits:
+        raise SignaturesMissing("what has its signatures is published; what stands above waits for those it lacks")
 
 
 change_commands = [rotate, revoke, status, sign, discard_command, publish]

@@ -15,3 +15,9 @@ class PublishRefused(TrainerError):
     """The package cannot be published under its name and version."""
 
     exit_code = 3
+
+
+class SignaturesMissing(TrainerError):
+    """All that could be published is; a change of keys or a release still waits for signatures."""
+
+    exit_code = 9
