@@ -100,7 +100,7 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
 @click.option("--reason", required=True, help="Why, for whoever reads it later.")
 @connects
 def reject(rest: Rest, model: str, version: str, reason: str) -> None:
-    """Refuse a release that waits for approval: the publisher drops it."""
+    """Refuse a release that still lacks a signature: the publisher drops it."""
     rest.post(f"approvals/{part(model)}/{part(version)}/reject", {"reason": reason})
     click.echo(f"{model} {version} is refused")
 

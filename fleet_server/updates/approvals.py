@@ -104,7 +104,7 @@ class Approvals:
             UploadRefused: It may not follow what is shown, nobody's key has signed it, or its files are not here.
             Conflict: It was refused, or too many wait.
         """
-        with self._lock:
+        with self._images.held_still(), self._lock:
             before = self._find(proposal.model, proposal.version)
             if before is not None and before.state == REFUSED and before.proposal.package == proposal.package:
                 raise Conflict(f"{proposal.model} {proposal.version} was refused: {before.reason}")
@@ -202,14 +202,22 @@ class Approvals:
     def reject(self, model: str, version: str, reason: str) -> Approval:
         """Refuse a release: it is not signed any more, its files are forgotten, and the publisher is told why.
 
+        The last signature decides: who has it may show the release at any moment, and nobody here would know.
+
         Raises:
             NotFound: No such release waits.
-            Conflict: It has become visible: refusing it would take nothing back.
+            Conflict: It has become visible, or has all its signatures: refusing it would take nothing back.
         """
-        with self._lock:
+        with self._images.held_still(), self._lock:
             kept, shown = self._get(model, version), shown_roles(self._images.metadata)
             if shown and kept.proposal.path in all_targets(shown):
                 raise Conflict(f"{model} {version} is released already; `shoal models withdraw` takes it back")
+            told = self._told(kept, shown)
+            if told.threshold and not told.missing:
+                raise Conflict(
+                    f"{model} {version} has all its signatures, and the publisher may have them: it is released within "
+                    "the hour; `shoal models withdraw` takes it back then"
+                )
             kept.state, kept.reason, kept.digests, kept.files = REFUSED, reason, [], {}
             self._keep(kept)
             self._forget_files()

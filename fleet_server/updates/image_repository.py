@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 import threading
@@ -71,6 +72,10 @@ class ImageRepository:
             return (self._metadata / name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def held_still(self) -> contextlib.AbstractContextManager[bool]:
+        """While this lasts, nothing becomes visible."""
+        return self._lock
 
     def shown_files(self) -> dict[str, bytes]:
         """All metadata that is shown now, by file name: the roots, the timestamp, and what it leads to."""

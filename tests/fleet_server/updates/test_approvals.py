@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import datetime as dt
 import json
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ from fleet_server.commands.models import models_group
 from fleet_server.config import RolloutSettings
 from fleet_server.errors import Conflict
 from fleet_server.features import roll_out_approved
+from fleet_server.updates.approvals import Approval
+from fleet_server.updates.approver_key import read_key
+from fleet_server.updates.image_verification import verify_upload
+from fleet_server.updates.proposal import payloads
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import TOKEN, UpdateServer, update_server
 from tests.fleet_server.fleet import Fleet
@@ -227,6 +233,63 @@ def test_what_has_become_visible_cannot_be_refused_any_more(
     server.publisher.refresh()
     with pytest.raises(Conflict, match="is released already"):
         server.approvals.reject("digits", "1", "too late")
+
+
+def test_a_release_that_has_all_its_signatures_cannot_be_refused_any_more(
+    server: UpdateServer, waiting: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the publisher, who has signed it with the others, would be refused all that it uploads later."""
+    approve(server, tmp_path)
+    told: list[str] = []
+
+    def verify_while_somebody_refuses(*arguments: Any, **named: Any) -> Any:
+        with pytest.raises(Conflict, match="has all its signatures") as refused:
+            server.approvals.reject("digits", "1", "at the last moment")
+        told.append(str(refused.value))
+        return verify_upload(*arguments, **named)
+
+    monkeypatch.setattr("fleet_server.updates.image_repository.verify_upload", verify_while_somebody_refuses)
+    server.publisher.refresh()
+    assert "shoal models withdraw" in told[0]
+    assert shown_targets_of(server) == {"digits/1"}
+    assert [release.digest for release in server.releases] == [waiting.digest]
+
+
+def test_of_an_approval_and_a_refusal_at_the_same_moment_one_wins_and_the_other_is_told(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    (path,) = server.approvals._folder.glob("*/*.json")
+    as_proposed = path.read_bytes()
+    proposal = server.approvals.details("digits", "1").proposal
+    signer = read_key(tmp_path / "persons/ben/approver.pem", lambda: "")
+    signed = signer.sign(payloads(proposal)["digits"])
+
+    def sign() -> Approval:
+        return server.approvals.sign("digits", "1", {"digits": {signed.keyid: signed.signature}})
+
+    def refuse() -> Approval:
+        return server.approvals.reject("digits", "1", "worse")
+
+    for turn in range(20):
+        path.write_bytes(as_proposed)
+        begin = threading.Barrier(2)
+
+        def at_once(act: Callable[[], Approval], begin: threading.Barrier = begin) -> str:
+            begin.wait(30)
+            try:
+                return act().state
+            except Conflict as error:
+                return str(error)
+
+        with concurrent.futures.ThreadPoolExecutor(2) as persons:  # who comes last is mostly first to go on
+            found = {act: persons.submit(at_once, act) for act in ((sign, refuse) if turn % 2 else (refuse, sign))}
+        approved, refused = found[sign], found[refuse]
+        (left,) = server.approvals.list()
+        if left.state == "refused":
+            assert (approved.result(), refused.result()) == ("digits 1 was refused: worse", "refused")
+        else:
+            assert (left.missing, approved.result()) == (0, "waiting")
+            assert "has all its signatures" in refused.result()
 
 
 def test_another_package_of_a_version_does_not_take_over_the_rollout_of_the_first(
