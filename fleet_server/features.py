@@ -151,6 +151,7 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
             models=models,
             rollouts=rollouts,
             runs=runs,
+            approvals=approvals.list,
             drift_rule=config.monitoring.drift,
         ),
     )

@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
-from fleet_server.commands.approvals import approval_commands
-from fleet_server.commands.rest import Rest, connects, part
+from fleet_server.commands.approvals import approval_commands, show_waiting, waiting
+from fleet_server.commands.rest import Refused, Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
+
+_NOT_FOUND = 404
 
 
 @click.group("models")
@@ -24,7 +26,10 @@ for _command in approval_commands:
 @as_json
 @connects
 def list_models(rest: Rest, *, json_: bool) -> None:
-    """List all models and their champions: what a new device gets, and what the next version must beat."""
+    """List all models and their champions: what a new device gets, and what the next version must beat.
+
+    Below stand the releases that wait for an approver's signature.
+    """
     found = rest.get("models")
     if json_:
         show_json(found)
@@ -34,6 +39,7 @@ def list_models(rest: Rest, *, json_: bool) -> None:
         for one in found
     ]
     show_table(("model", "champion", "versions", "newest"), rows, empty="nothing is published: shoal trainer --help")
+    show_waiting(waiting(rest))
 
 
 @models_group.command("show")
@@ -42,14 +48,24 @@ def list_models(rest: Rest, *, json_: bool) -> None:
 @as_json
 @connects
 def show_model(rest: Rest, model: str, version: str | None, *, json_: bool) -> None:
-    """Show a model's versions, or one VERSION (or package digest) with its evaluation."""
+    """Show a model's versions, and what waits for approval; or one VERSION (or package digest) with its evaluation."""
     if version is not None:
         _show_version(rest, model, version, json_=json_)
         return
-    found = rest.get(f"models/{part(model)}")
     if json_:
-        show_json(found)
+        show_json(rest.get(f"models/{part(model)}"))
         return
+    unreleased = waiting(rest, model)
+    try:
+        _show_versions(rest.get(f"models/{part(model)}"))
+    except Refused as error:
+        if error.status != _NOT_FOUND or not unreleased:
+            raise
+        click.echo(f"nothing of {model} is released yet")
+    show_waiting(unreleased)
+
+
+def _show_versions(found: dict[str, Any]) -> None:
     rows = [
         (
             one["version"] + (" *" if one["digest"] == found["champion"] else ""),
@@ -89,8 +105,24 @@ def _champion(one: dict[str, Any] | None) -> str:
     return f"The champion is {one['version']}, the newest published; new devices get nothing until it is rolled out"
 
 
+def _show_unreleased(rest: Rest, one: dict[str, Any]) -> None:
+    show_waiting([one])
+    evaluation = rest.get(f"approvals/{part(one['model'])}/{part(one['version'])}")["evaluation"]
+    click.echo(f"\npackage  {one['package']}")
+    if evaluation:
+        click.echo("\nevaluation")
+        show_json(evaluation)
+
+
 def _show_version(rest: Rest, model: str, version: str, *, json_: bool) -> None:
-    one = rest.get(f"models/{part(model)}/versions/{part(version)}")
+    try:
+        one = rest.get(f"models/{part(model)}/versions/{part(version)}")
+    except Refused as error:
+        unreleased = [one for one in waiting(rest, model) if version in (one["version"], one["package"])]
+        if error.status != _NOT_FOUND or not unreleased or json_:
+            raise
+        _show_unreleased(rest, unreleased[0])
+        return
     if json_:
         show_json(one)
         return

@@ -9,9 +9,11 @@ import jinja2
 
 from fleet_server.console import formats
 from fleet_server.console.accuracy import as_json
+from fleet_server.console.approvals import ApprovalView
 from fleet_server.console.assets import Assets
 from fleet_server.console.run_pages import RunPage, RunsPage
 from fleet_server.console.views import Console, DevicePage
+from fleet_server.updates import approving
 
 REFRESH_S = 2
 
@@ -85,8 +87,12 @@ class Pages:
         def page_url(**changed: str) -> str:
             return "/" + _query({"model": console.model, "span": console.span} | changed)
 
+        def approve_commands(one: ApprovalView) -> list[str]:
+            return approving.commands(one.model, one.version, one.missing, one.unsigned, server=server)
+
         return self._environment.get_template(template).render(
             console=console,
+            approve_commands=approve_commands,
             teach=_teach(server),
             chart_json=json.dumps(as_json(console.chart), separators=(",", ":")),
             page_url=page_url,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edge_agent.contract.runs import RunState
 from fleet_server.clock import Clock, now_ms
 from fleet_server.console import accuracy, boards, present, queries
+from fleet_server.console.approvals import approval_view
 from fleet_server.console.queries import Alert, Readings
 from fleet_server.console.recent_labels import measured, recent
 from fleet_server.console.views import Console, DevicePage, DeviceRow, EventView, ModelView, Summary
@@ -23,9 +24,11 @@ from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import State
 from fleet_server.rollouts.store import RolloutRecord
 from fleet_server.schedules.service import RunService
+from fleet_server.updates.approvals import WAITING, Approval
 
 MOST_ROWS = 200
 _ROLLOUTS_SHOWN, _RUNS_SHOWN, _EVENTS_SHOWN, _HISTORY = 4, 5, 60, 50
+_APPROVALS_SHOWN = 6
 _Rows = Sequence[Mapping[str, Any]]
 _FRESH_MS = 1_000
 _DRIFT_RULE = DriftRule()
@@ -37,6 +40,7 @@ class ConsoleService:
     Several viewers of the same page within a second share one reading, so that watching costs the server little.
 
     Args:
+        approvals: Gives the releases that wait for signatures, and those that were refused.
         drift_rule: The one that monitoring judges by: where the drift panel draws its thresholds.
     """
 
@@ -49,9 +53,11 @@ class ConsoleService:
         models: ModelService,
         rollouts: RolloutService,
         runs: RunService,
+        approvals: Callable[[], Sequence[Approval]],
         drift_rule: DriftRule = _DRIFT_RULE,
         clock: Clock = now_ms,
     ) -> None:
+        self._approvals = approvals
         self._rule = drift_rule
         self._db, self._fleet, self._clock = db, fleet, clock
         self._devices, self._models, self._rollouts, self._runs = devices, models, rollouts, runs
@@ -117,6 +123,7 @@ class ConsoleService:
             readings = queries.readings(connection, chosen, rule=self._rule, now_ms=now, since_ms=since)
             history = queries.rollout_history(connection, _HISTORY)
         rows = _device_rows(devices, readings)
+        waiting = [approval_view(one) for one in self._approvals() if one.state == WAITING]
         return Console(
             summary=self._summary(devices, rollouts, readings.alerts, now),
             model=chosen,
@@ -138,6 +145,8 @@ class ConsoleService:
             rollouts=[present.rollout_view(one) for one in rollouts],
             runs=[present.run_view(one) for one in runs[:_RUNS_SHOWN]],
             events=self._events(history, runs, readings.alerts),
+            approvals=waiting[:_APPROVALS_SHOWN],
+            hidden_approvals=max(0, len(waiting) - _APPROVALS_SHOWN),
         )
 
     def _model_names(self, devices: Sequence[DeviceRecord], runs: _Rows) -> list[str]:

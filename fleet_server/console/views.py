@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from fleet_server.console.approvals import ApprovalView
 from fleet_server.console.badges import Badge, Tone
 from fleet_server.console.board_views import BoardView, GpuView, RuntimeView
 
@@ -261,6 +262,7 @@ class Console:
         model: The model that chart and drift are about; ``models``: those to choose from.
         span: Name of the time span of the chart; ``spans``: those to choose from.
         hidden_devices: Rows left out of the table, because it would be too long.
+        approvals: Releases of all models that wait for a signature; ``hidden_approvals``: left out likewise.
     """
 
     summary: Summary
@@ -275,6 +277,8 @@ class Console:
     rollouts: Sequence[RolloutView]
     runs: Sequence[RunView]
     events: Sequence[EventView]
+    approvals: Sequence[ApprovalView] = ()
+    hidden_approvals: int = 0
 
     @property
     def has_runtimes(self) -> bool:

@@ -21,7 +21,7 @@ from fleet_server.clock import Clock, now_ms
 from fleet_server.errors import Conflict, NotFound
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_repository import ImageRepository
-from fleet_server.updates.image_verification import all_targets, shown_roles
+from fleet_server.updates.image_verification import all_targets
 from fleet_server.updates.proposal import RENEWAL, Proposal, check_proposal, signer_names, with_signatures
 
 # A release that is visible stays for as long as it was not told of: its rollout is remembered here.
@@ -112,7 +112,7 @@ class Approvals:
                 raise Conflict(f"{_AT_MOST} releases wait for approval already: approve or reject some")
             if before is not None:
                 proposal = _merged(proposal, before.proposal)
-            shown = shown_roles(self._images.metadata)
+            shown = self._images.roles()
             proposal, _ = check_proposal(proposal, shown, self._utc_now())
             kept = _Kept(proposal=proposal, proposed_at_ms=self._clock())
             if before is not None and before.proposal.package == proposal.package:
@@ -134,7 +134,7 @@ class Approvals:
         with self._lock:
             if not any(self._folder.glob("*/*.json")):
                 return []
-            roles = shown_roles(self._images.metadata)
+            roles = self._images.roles()
             shown = all_targets(roles) if roles else {}
             untold = self._images.to_announce()  # after what is shown was read: then none of it is missed
             left = []
@@ -160,7 +160,7 @@ class Approvals:
         shown = self._shown()  # not under our lock: a release takes the repository's first, then ours
         with self._lock:
             kept = self._get(model, version)
-            fields = msgspec.structs.asdict(self._told(kept, shown_roles(self._images.metadata)))
+            fields = msgspec.structs.asdict(self._told(kept, self._images.roles()))
             fields["evaluation"] = kept.evaluation
             return ApprovalDetails(**fields, proposal=kept.proposal, shown=shown)
 
@@ -187,7 +187,7 @@ class Approvals:
             kept = self._get(model, version)
             if kept.state == REFUSED:
                 raise Conflict(f"{model} {version} was refused: {kept.reason}")
-            shown, now = shown_roles(self._images.metadata), self._utc_now()
+            shown, now = self._images.roles(), self._utc_now()
             before = check_proposal(kept.proposal, shown, now)[1]
             proposal, after = check_proposal(with_signatures(kept.proposal, signatures), shown, now)
             if all(after[role].signed.keys() == before[role].signed.keys() for role in after):
@@ -209,7 +209,7 @@ class Approvals:
             Conflict: It has become visible, or has all its signatures: refusing it would take nothing back.
         """
         with self._images.held_still(), self._lock:
-            kept, shown = self._get(model, version), shown_roles(self._images.metadata)
+            kept, shown = self._get(model, version), self._images.roles()
             if shown and kept.proposal.path in all_targets(shown):
                 raise Conflict(f"{model} {version} is released already; `shoal models withdraw` takes it back")
             told = self._told(kept, shown)

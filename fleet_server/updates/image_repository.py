@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tuf.api.metadata import Metadata, Root, TargetFile
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
 from edge_agent.contract.errors import ConfigurationError, ManifestError, ShoalError
 from edge_agent.contract.manifest import EVALUATION_FILE, Manifest, decode_manifest, digest_of
@@ -19,7 +19,14 @@ from edge_agent.contract.repository import parse_target
 from edge_agent.durable import write_durably
 from fleet_server.updates.blobs import BlobStore
 from fleet_server.updates.errors import UploadRefused
-from fleet_server.updates.image_verification import VerifiedUpload, shown_names, shown_targets, verify_upload
+from fleet_server.updates.image_verification import (
+    TIMESTAMP_FILE,
+    VerifiedUpload,
+    shown_names,
+    shown_roles,
+    shown_targets,
+    verify_upload,
+)
 
 OnRelease = Callable[[Manifest, str, dict[str, Any]], None]
 
@@ -50,6 +57,7 @@ class ImageRepository:
         self._metadata, self._pending = folder / "image", folder / "image-releases-to-announce.json"
         self._anchor, self._on_release, self._utc_now = root, on_release, utc_now
         self._lock = threading.RLock()
+        self._roles: tuple[bytes | None, dict[str, Targets]] = (None, {})
         version = root_version(root, "image")
         if self.metadata(f"{version}.root.json") is None:
             self._metadata.mkdir(parents=True, exist_ok=True)
@@ -72,6 +80,15 @@ class ImageRepository:
             return (self._metadata / name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def roles(self) -> Mapping[str, Targets]:
+        """The roles that are shown now, by name; not to be changed. Read anew where the timestamp is another."""
+        timestamp = self.metadata(TIMESTAMP_FILE)
+        known, roles = self._roles
+        if timestamp is None or timestamp != known:
+            roles = shown_roles(self.metadata)
+            self._roles = (timestamp, roles)
+        return roles
 
     def held_still(self) -> contextlib.AbstractContextManager[bool]:
         """While this lasts, nothing becomes visible."""

@@ -11,6 +11,8 @@ import pytest
 from edge_agent.contract.messages import EventKind
 from fleet_server.access.roles import Role
 from tests.e2e.browser import Browser, browser
+from tests.fakes.packages import make_package
+from tests.fakes.update_server import update_server
 from tests.fleet_server.console import past
 from tests.fleet_server.console.harbour import MODEL, Harbour
 from tests.fleet_server.console.serving import served
@@ -230,4 +232,28 @@ def test_the_page_of_one_device_follows_an_engine_that_is_being_built(
         model = msgspec.structs.replace(harbour.devices.get("camera-2").reported[MODEL], runtime=runtime)
         harbour.report("camera-2", model)
         view.wait("return document.querySelector('#building-digits').value === 77")
+        assert view.console() == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])
+def test_a_release_comes_and_goes_on_the_page_while_it_waits_for_approval(
+    view: Browser, harbour: Harbour, tmp_path: Path, width: int, dark: bool
+) -> None:
+    past.write(harbour)
+    shown = "return document.getElementById('approvals')"
+    (tmp_path / "updates").mkdir()
+    with update_server(tmp_path / "updates", models=("faces",)) as updates, served(harbour) as address:
+        updates.signing.add_model(MODEL, approvers={"ben": None, "dora": None})
+        harbour.waiting = updates.approvals.list
+        view.look(width=width, height=900, dark=dark)
+        log_in(view, harbour, address)
+        assert view.run(shown) is None
+        updates.publisher.publish(make_package(tmp_path / "built", version="3", seed=3))
+        harbour.clock.at_ms += 2_000
+        command = f"shoal models approve digits 3 --key dora/approver.pem --server {address}"
+        view.wait(f"return document.querySelector('#approvals pre')?.textContent.includes({command!r})")
+        assert view.run("return document.documentElement.scrollWidth") == width
+        updates.approvals.reject(MODEL, "3", "worse on sevens")
+        harbour.clock.at_ms += 2_000
+        view.wait(f"{shown} === null")
         assert view.console() == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -32,6 +32,7 @@ from fleet_server.monitoring.settings import DriftRule
 from fleet_server.rollouts.service import RolloutService
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService, RunSettings
+from fleet_server.updates.approvals import Approval
 from fleet_server.updates.orders import Order
 from tests.fakes.packages import make_package
 
@@ -72,6 +73,7 @@ class Harbour:
     """The server's parts that the console reads, on a database in ``folder``, and the application that serves it."""
 
     def __init__(self, folder: Path) -> None:
+        self.waiting: Callable[[], Sequence[Approval]] = list  # no approver is asked for, unless a test says otherwise
         self.folder, self.clock = folder, MovableClock()
         self.db = Database(f"sqlite:///{folder / 'shoal.db'}")
         self.devices = DeviceService(self.db, lambda *_: None, "harbour", clock=self.clock)
@@ -100,6 +102,7 @@ class Harbour:
             models=self.models,
             rollouts=self.rollouts,
             runs=self.runs,
+            approvals=lambda: self.waiting(),  # noqa: PLW0108  a test may put another there
             drift_rule=DriftRule(effect_floor=0.2),
             clock=self.clock,
         )

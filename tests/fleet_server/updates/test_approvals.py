@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import datetime as dt
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -61,6 +62,13 @@ def shoal_models(server: UpdateServer, *arguments: object) -> Result:
     return CliRunner().invoke(models_group, [*map(str, arguments), *where], standalone_mode=False)
 
 
+def shown_by(server: UpdateServer, *command: str) -> str:
+    result = shoal_models(server, *command)
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
 def approve(server: UpdateServer, tmp_path: Path, *, version: str = "1", person: str = "ben") -> str:
     key = tmp_path / "persons" / person / "approver.pem"
     result = shoal_models(server, "approve", "digits", version, "--key", key, "--yes")
@@ -95,6 +103,32 @@ def test_a_release_waits_until_an_approver_has_signed_and_is_announced_then(
     assert server.approvals.list() == []
     with as_device(server) as device:
         assert device.get(f"/updates/targets/{waiting.digest}").status_code == 200
+
+
+def test_the_lists_of_models_say_what_waits_for_whom(
+    server: UpdateServer, waiting: Package, fleet: Fleet, tmp_path: Path
+) -> None:
+    needed = (
+        "  signed by publisher/digits; still needed: 1 of ben, dora\n"
+        "  shoal models approve digits 1 --key ben/approver.pem\n"
+        "  shoal models approve digits 1 --key dora/approver.pem\n"
+    )
+    server.line.replace["/api/v1/models"] = msgspec.json.encode(fleet.models.list())
+    for command in (["list"], ["show", "digits"], ["show", "digits", "1"], ["approvals"]):
+        output = shown_by(server, *command)
+        assert re.search(r"digits 1 waits for approval since \d+ s ago\n", output), command
+        assert needed in output, command
+    assert "nothing of digits is released yet" in shown_by(server, "show", "digits")
+    assert '"accuracy": 0.9' in shown_by(server, "show", "digits", "1")
+    with pytest.raises(ServerRefused):
+        shown_by(server, "show", "faces")
+    fleet.publish("0")
+    server.line.replace["/api/v1/models/digits"] = msgspec.json.encode(fleet.models.get("digits"))
+    assert "* the champion\n\ndigits 1 waits for approval" in shown_by(server, "show", "digits")
+    approve(server, tmp_path)
+    assert "digits 1 has all its signatures; the publisher makes it visible" in shown_by(server, "list")
+    server.publisher.refresh()
+    assert "digits 1" not in shown_by(server, "list")
 
 
 def test_nothing_that_waits_is_served_to_a_device(server: UpdateServer, waiting: Package) -> None:
