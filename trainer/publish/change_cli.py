@@ -1,36 +1,48 @@
-"""``shoal keys rotate | revoke | status | sign | discard | publish``: changes of keys, by one person or several."""
+"""``shoal keys rotate | revoke | sign | discard``: changes of keys, by one person or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from securesystemslib.signer import CryptoSigner
 
 from trainer.plain_errors import plainly
 from trainer.publish import guidance
 from trainer.publish.change import add_signature, counts_for
 from trainer.publish.differences import differences
-from trainer.publish.errors import SignaturesMissing, SigningKeyError
+from trainer.publish.errors import SigningKeyError
 from trainer.publish.image_signing import ImageSigning
-from trainer.publish.key_uses import KeyUse, in_role, named_key
+from trainer.publish.key_uses import KeyUse, in_role, named_key, uses
 from trainer.publish.keys import KeyFolder
-from trainer.publish.options import ASK, DRY_RUN, FOLDER, KIND, MAY_WAIT, PASSPHRASE_FILE, opened
+from trainer.publish.options import (
+    ASK,
+    DRY_RUN,
+    FOLDER,
+    KIND,
+    MAY_WAIT,
+    PASSPHRASE_FILE,
+    key_files,
+    opened,
+    warn_of_key,
+    warn_of_unencrypted,
+)
 from trainer.publish.pending import (
     PENDING_FILE,
     PendingChange,
     merge,
+    metadata_in,
     read_pending,
     read_pending_file,
-    requirement,
     requirements,
     write_pending,
 )
-from trainer.publish.proposals import signatures_of
 from trainer.publish.public_key import read_public
 from trainer.publish.rotation import keep_releases, replace_keys
 from trainer.publish.settling import discard
+from trainer.publish.status_cli import pending_lines, publish, status
 
 
 @click.command()
@@ -113,6 +125,7 @@ def _replace(
         if not more["dry_run"]:
             change.save()
             in_force = signing.settle() is not None
+            warn_of_unencrypted(folder)
     words = "It would be in force here." if more["dry_run"] else "In force here."
     click.echo(
         f"\n{words if in_force else 'Signatures are missing.'} What to do {'then' if more['dry_run'] else 'now'}:"
@@ -135,44 +148,6 @@ def _choose(
         lines.append(
             f"releases  {model}: stay signed: {', '.join(kept) or 'none'}; no longer: {', '.join(dropped) or 'none'}"
         )
-    return lines
-
-
-@click.command()
-@FOLDER
-@plainly
-def status(folder: Path) -> None:
-    """Show what waits for signatures, how many are missing and by whom."""
-    keys = KeyFolder.from_environment(folder)
-    signing = ImageSigning(keys)
-    change = read_pending(folder)
-    for line in _pending_lines(change, signing) if change is not None else ["no change of keys waits"]:
-        click.echo(line)
-    for line in _waiting_lines(signing):
-        click.echo(line)
-
-
-def _pending_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
-    needed = requirements(change, signing.store)
-    lines = [f"pending   {what}" for what in change.what]
-    lines += [f"changes   {line}" for line in differences(change, signing.store)]
-    lines += [f"needs     {one.text()}" for one in needed]
-    missing = any(one.missing for one in needed)
-    rest = f"not in force before these have signed: shoal keys sign {signing.store.folder} --key FILE" if missing else (
-        "complete: in force with the publisher's next command, where snapshot and timestamp keys are"
-    )  # fmt: skip
-    return [*lines, rest]
-
-
-def _waiting_lines(signing: ImageSigning) -> list[str]:
-    """The releases that nobody has approved yet: whose signatures each lacks, and the command that gives them."""
-    lines, roles = [], signing.store.roles()
-    for one in signing.releases.waiting.all():
-        # A model in bins may wait with hundreds of roles, which all ask for the same signatures.
-        role, worst = max(signatures_of(one, roles).items(), key=lambda item: item[1].missing)
-        needed = requirement(role, one.model, worst, default=f"publisher/{one.model}")
-        lines.append(f"waits     {one.model} {one.version}: {needed.text()}")
-        lines.append(f"          approve it: shoal models approve {one.model} {one.version} --key FILE")
     return lines
 
 
@@ -207,10 +182,10 @@ def sign(folder: Path, *, files: tuple[Path, ...], others: tuple[Path, ...], yes
         for other in others:
             click.echo(f"took {merge(change, _other_copy(other), signing.store)} signatures from {other}")
         if files:
-            _sign_with(keys, _key_files(files), change, signing, ask=not yes)
+            _sign_with(keys, key_files(files), change, signing, ask=not yes)
         write_pending(folder, change)
         in_force = signing.settle() is not None
-        click.echo("in force" if in_force else "\n".join(_pending_lines(change, signing)))
+        click.echo("in force" if in_force else "\n".join(pending_lines(change, signing)))
 
 
 def _sign_with(
@@ -218,9 +193,15 @@ def _sign_with(
 ) -> None:
     signers = {path: keys.read(path, str(path)) for path in paths}
     useful = [path for path, one in signers.items() if counts_for(change, signing.store, one.public_key.keyid)]
+    if expired := [file for file in change.files if metadata_in(change, file).signed.is_expired()]:
+        raise SigningKeyError(
+            f"{', '.join(expired)}: has expired while it waited, and no device would take it; `shoal keys discard "
+            f"{signing.store.folder}`, then begin anew"
+        )
     if not useful:
-        names = ", ".join(map(str, paths)) or "no key"
-        raise SigningKeyError(f"{names}: of no use to this change; see `shoal keys status`")
+        raise _of_no_use(signers, change, signing)
+    for path in useful:
+        warn_of_key(path)
     for line in differences(change, signing.store):
         click.echo(f"changes   {line}")
     if ask:  # where nobody is there to answer, nothing is signed
@@ -228,6 +209,22 @@ def _sign_with(
     for path in useful:
         for file in add_signature(change, signing.store, signers[path]) or ["nothing more: it had signed already"]:
             click.echo(f"signed {file} with {path}")
+
+
+def _of_no_use(signers: Mapping[Path, CryptoSigner], change: PendingChange, signing: ImageSigning) -> SigningKeyError:
+    """What the keys are that were given, and which ones the change waits for."""
+    known = {use.keyid: f"{use.name}, of {use.called}" for use in uses(signing.store)}
+    ids = {path: one.public_key.keyid for path, one in signers.items()}
+    given = [
+        f"{path} ({keyid[:12]}) is {known.get(keyid, 'a key that nothing in force names')}"
+        for path, keyid in ids.items()
+    ]
+    missing = [one for one in requirements(change, signing.store) if one.missing]
+    wanted = ", ".join(dict.fromkeys(name for one in missing for name in one.unsigned)) or "no further one"
+    return SigningKeyError(
+        f"{'; '.join(given)}: of no use to this change, which waits for signatures of: {wanted}. Give one of these "
+        f"with --key; `shoal keys status {signing.store.folder}` shows the change"
+    )
 
 
 def _may_be_in_force(folder: Path, signing: ImageSigning) -> bool:
@@ -247,11 +244,6 @@ def _other_copy(path: Path) -> PendingChange:
     return found
 
 
-def _key_files(given: Iterable[Path]) -> list[Path]:
-    """Of a folder those keys in it; which of them count is told by the change."""
-    return [file for path in given for file in (sorted(path.glob("*.pem")) if path.is_dir() else [path])]
-
-
 @click.command("discard")
 @FOLDER
 @plainly
@@ -265,29 +257,6 @@ def discard_command(folder: Path) -> None:
             return
         change = discard(keys)
     click.echo(f"discarded: {'; '.join(change.what)}" if change is not None else "no change waits")
-
-
-@click.command()
-@FOLDER
-@click.option("--server", envvar="SHOAL_SERVER", required=True, show_envvar=True, help="Base URL of the fleet server.")
-@click.option("--token", envvar="SHOAL_TOKEN", required=True, show_envvar=True, help="A token of role trainer.")
-@plainly
-def publish(folder: Path, server: str, token: str) -> None:
-    """Bring what is signed to the server, and fetch approvals that releases wait for. Needs the publisher's keys.
-
-    Exit status 9: what is signed is on the server, but a change of keys or a release still lacks signatures.
-    """
-    from trainer.publish.repository import Publisher
-
-    with Publisher(folder, server, token) as publisher:
-        publisher.refresh()
-    signing = ImageSigning(KeyFolder.from_environment(folder))
-    change = read_pending(folder)
-    waits = [*(_pending_lines(change, signing) if change is not None else []), *_waiting_lines(signing)]
-    for line in waits or ["published; nothing waits"]:
-        click.echo(line)
-    if waits:
-        raise SignaturesMissing("what has its signatures is published; what stands above waits for those it lacks")
 
 
 change_commands = [rotate, revoke, status, sign, discard_command, publish]

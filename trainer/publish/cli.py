@@ -12,8 +12,18 @@ from trainer.publish.change_cli import change_commands
 from trainer.publish.errors import SigningKeyError
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.key_uses import uses
-from trainer.publish.keys import KeyFolder, encoded, generate
-from trainer.publish.options import ASK, FOLDER, KIND, MAY_WAIT, PASSPHRASE_FILE, opened
+from trainer.publish.keys import KeyFolder, encoded, generate, is_encrypted
+from trainer.publish.options import (
+    ASK,
+    FOLDER,
+    KIND,
+    MAY_WAIT,
+    PASSPHRASE_FILE,
+    key_files,
+    opened,
+    warn_of_key,
+    warn_of_unencrypted,
+)
 from trainer.publish.passphrases import chosen
 from trainer.publish.public_key import SUFFIX, write_public
 from trainer.publish.sharing_cli import read_approvers, sharing_commands
@@ -64,6 +74,7 @@ def init(folder: Path, models: tuple[str, ...], count: int, threshold: int, kind
     click.echo(f"made the keys of a fleet in {folder}; {threshold} of {len(persons)} persons sign roots and targets:")
     for person in persons:
         click.echo(f"  give {folder / 'offline' / person} to {person}, then remove it here")
+    warn_of_unencrypted(folder)
 
 
 @keys_commands.command()
@@ -104,6 +115,24 @@ def make(file: Path, kind: str, *, ask: bool, passphrase_file: Path | None) -> N
     write_durably(file, encoded(signer, passphrases(f"{file}", True) if passphrases else None), mode=0o600)
     write_public(file.with_name(file.name + SUFFIX), signer.public_key)
     click.echo(f"keep {file}, and give away {file}{SUFFIX}")
+    warn_of_key(file)
+
+
+@keys_commands.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@PASSPHRASE_FILE
+@plainly
+def encrypt(files: tuple[Path, ...], *, passphrase_file: Path | None) -> None:
+    """Put a passphrase on keys that have none, each in its place; FILE is a key, or the folder of a person's keys."""
+    from edge_agent.durable import write_durably
+
+    keys, passphrases = KeyFolder(Path()), chosen(passphrase_file, prompt=True)
+    for file in key_files(files):
+        signer = keys.read(file, str(file))
+        if is_encrypted(file):
+            raise SigningKeyError(f"{file}: has a passphrase already; it stays as it is")
+        write_durably(file, encoded(signer, passphrases(str(file), True) if passphrases else None), mode=0o600)
+        click.echo(f"encrypted {file}; other copies of it are not")
 
 
 @keys_commands.command("add-model")
@@ -137,6 +166,7 @@ def add_model(folder: Path, model: str, *, kind: str, may_wait: bool, **more: An
     for person in people:
         if (folder / "approvers" / person / "approver.pem").exists():
             click.echo(f"give {folder / 'approvers' / person} to {person}, then remove the key here")
+    warn_of_unencrypted(folder)
     if not done:
         click.echo(f"signatures are missing: shoal keys status {folder}")
 

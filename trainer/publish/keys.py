@@ -155,10 +155,19 @@ class KeyFolder:
             raise SigningKeyError(f"{path}: the key is not here; {hint}") from error
         except OSError as error:
             raise SigningKeyError(f"{path}: {error.strerror}") from error
+        if b"PRIVATE KEY-----" not in data:
+            raise SigningKeyError(f"{path}: holds no private key (PEM); give the file of one")
         try:
             return _opened(data, self._passphrase)
         except (ValueError, TypeError) as error:
-            if self._ask is None or b"ENCRYPTED" not in data:
+            if b"ENCRYPTED" not in data:
+                raise SigningKeyError(f"{path}: {error}; restore the file from a backup") from error
+            if self._ask is None and self._passphrase is None:
+                raise SigningKeyError(
+                    f"{path}: is encrypted, and nobody is here to type its passphrase; give --passphrase-file, where "
+                    f"the command has it, or set {PASSPHRASE_VARIABLE}"
+                ) from error
+            if self._ask is None:
                 raise SigningKeyError(f"{path}: {error}; is {PASSPHRASE_VARIABLE} what it was made with?") from error
         try:
             return _opened(data, self._ask(name, False))
@@ -185,6 +194,12 @@ class KeyFolder:
         found = (path for name in _KEY_FOLDERS for path in (self.folder / name).rglob("*.pem"))
         return sorted(str(path.relative_to(self.folder).with_suffix("")) for path in found)
 
+    def unencrypted(self) -> list[str]:
+        """Keys of persons that lie here without a passphrase, those of a change that waits too."""
+        places = (self.folder / part / name for part in ("", PENDING_KEYS) for name in _PERSONS)
+        found = (path for place in places for path in place.glob("*/*.pem") if not is_encrypted(path))
+        return sorted(str(path.relative_to(self.folder).with_suffix("")) for path in found)
+
     def _new_passphrase(self, name: str) -> str | None:
         if self._ask is not None and name.startswith(_PERSONS):
             return self._ask(name, True) or self._passphrase
@@ -203,6 +218,11 @@ def encoded(signer: CryptoSigner, passphrase: str | None) -> bytes:
         BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     )
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether the private key in a file has a passphrase."""
+    return b"ENCRYPTED" in path.read_bytes()
 
 
 def _opened(data: bytes, passphrase: str | None) -> CryptoSigner:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trainer.publish.keys import KeyFolder
+from trainer.publish.errors import SigningKeyError
+from trainer.publish.keys import KeyFolder, is_encrypted
 from trainer.publish.passphrases import chosen
 
 FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
@@ -26,3 +27,39 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would change, 
 def opened(folder: Path, more: Mapping[str, Any]) -> KeyFolder:
     """The key folder, with the passphrases that the options ``--ask`` and ``--passphrase-file`` give."""
     return KeyFolder.from_environment(folder, ask=chosen(more["passphrase_file"], prompt=more["ask"]))
+
+
+def warn_of_unencrypted(folder: Path) -> None:
+    """Say which keys of persons lie in a key folder in the clear."""
+    if names := KeyFolder(folder).unencrypted():
+        click.echo(
+            f"warning: not encrypted: {', '.join(names)}: whoever copies them signs in their owners' names. --ask or "
+            "--passphrase-file encrypts keys as they are made, `shoal keys encrypt FILE` those that are there",
+            err=True,
+        )
+
+
+def warn_of_key(path: Path) -> None:
+    """Say that one person's key is in the clear."""
+    if not is_encrypted(path):
+        click.echo(
+            f"warning: {path} is not encrypted: whoever copies it signs in its owner's name; "
+            f"`shoal keys encrypt {path}`",
+            err=True,
+        )
+
+
+def key_files(given: Iterable[Path]) -> list[Path]:
+    """Of a folder the keys in it.
+
+    Raises:
+        SigningKeyError: There is no such file or folder, or no key in it.
+    """
+    found = []
+    for path in given:
+        files = sorted(path.glob("*.pem")) if path.is_dir() else [path] if path.exists() else []
+        if not files:
+            what = "holds no key (*.pem)" if path.is_dir() else "there is no such file or folder"
+            raise SigningKeyError(f"{path}: {what}; give the key, or the folder that the person got: persons/NAME")
+        found += files
+    return found

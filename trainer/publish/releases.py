@@ -53,8 +53,11 @@ class Releases:
             roles = self._store.roles()
             known = roles.get(proposal.model)
             gone = known is None or proposal.path in targets_of(proposal.model, roles)
-            versions = {name: metadata_of(text, name).signed.version for name, text in proposal.roles.items()}
-            late = any(version != _version(roles, name) + 1 for name, version in versions.items())
+            proposed = {name: metadata_of(text, name).signed for name, text in proposal.roles.items()}
+            late = any(
+                one.version != _version(roles, name) + 1 or one.is_expired(self._now())
+                for name, one in proposed.items()
+            )
             if gone or (late and proposal.version == RENEWAL):
                 self.waiting.forget(proposal.model, proposal.version)
             elif late or any(not one.signed for one in signatures_of(proposal, roles).values()):

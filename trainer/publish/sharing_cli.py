@@ -12,7 +12,7 @@ from trainer.plain_errors import plainly
 from trainer.publish.change import KeyChange
 from trainer.publish.differences import differences
 from trainer.publish.image_signing import ImageSigning
-from trainer.publish.options import ASK, DRY_RUN, FOLDER, KIND, MAY_WAIT, PASSPHRASE_FILE, opened
+from trainer.publish.options import ASK, DRY_RUN, FOLDER, KIND, MAY_WAIT, PASSPHRASE_FILE, opened, warn_of_unencrypted
 from trainer.publish.public_key import read_public
 from trainer.publish.sharing import set_approvers, share
 
@@ -93,6 +93,7 @@ def _change(folder: Path, what: str, draft: Callable[[KeyChange], None], more: d
             return
         change.save()
         in_force = signing.settle() is not None
+    warn_of_unencrypted(folder)
     click.echo("in force here; publish it: shoal keys publish" if in_force else f"wait: shoal keys status {folder}")
 
 
