@@ -40,7 +40,8 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         crashes: Times that the agent died while ``target`` was being tested, shadowed or watched.
         cuts: Times that the whole machine went down meanwhile: more likely the power plug than the package.
         boot: Of the machine, when this was written; empty where it does not tell.
-        orderly: The agent has stopped in order since; the next start counts nothing.
+        orderly: The target does not run: the agent has stopped in order, or waits before it tests it. The next start
+            counts nothing.
         group: Models that swap together with this one, itself included; empty for one that comes alone.
         watched_s: Seconds of shadow or probation that are over, as far as they were written down.
         before: What the model before this one did here, as :mod:`edge_agent.update.judgement` compares it.

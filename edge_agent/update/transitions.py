@@ -78,6 +78,7 @@ def begun(record: SlotRecord, target: str, *, release: int, rollout: str) -> Slo
     return msgspec.structs.replace(
         record, step=_to(record, UpdateStep.RESOLVED), target=target, release=release, rollout=rollout, reason="",
         crashes=record.crashes if same else 0, cuts=record.cuts if same else 0, group=(), watched_s=0.0, before=None,
+        orderly=False,
         # Two packages have room on a device that could be updated at all, three may not.
         spare=record.spare if target == record.active else "",
     )  # fmt: skip
@@ -113,8 +114,13 @@ def swapped(record: SlotRecord, before: Seen | None = None, group: tuple[str, ..
     """
     return msgspec.structs.replace(
         comes_with(record, group), step=_to(record, UpdateStep.PROBATION), active=record.target,
-        last_known_good=_good(record), crashes=0, cuts=0, reason="", watched_s=0.0, before=before,
+        last_known_good=_good(record), crashes=0, cuts=0, reason="", watched_s=0.0, before=before, orderly=False,
     )  # fmt: skip
+
+
+def running(record: SlotRecord) -> SlotRecord:
+    """The target is about to run: from now on a death of the agent counts."""
+    return msgspec.structs.replace(record, orderly=False)
 
 
 def watched(record: SlotRecord, seconds: float) -> SlotRecord:
@@ -202,15 +208,17 @@ def started(record: SlotRecord, boot: str) -> SlotRecord:
     Args:
         boot: Which start of the machine this is; empty where it does not tell.
     """
+    # What serves already runs at once; what does not yet waits until it is tested again, and waiting counts nothing.
+    rests = record.step in HERE
     if record.orderly or record.step not in RISKY:
-        return msgspec.structs.replace(record, orderly=False)
+        return msgspec.structs.replace(record, orderly=rests)
     if boot and record.boot and boot != record.boot:
-        return msgspec.structs.replace(record, cuts=record.cuts + 1, boot=boot)
-    return msgspec.structs.replace(record, crashes=record.crashes + 1, boot=boot)
+        return msgspec.structs.replace(record, cuts=record.cuts + 1, boot=boot, orderly=rests)
+    return msgspec.structs.replace(record, crashes=record.crashes + 1, boot=boot, orderly=rests)
 
 
 def stopped(record: SlotRecord, watched_s: float | None = None) -> SlotRecord:
-    """The agent stops in an orderly way, which is no crash of the package that it runs.
+    """The target runs no more, or the agent stops in an orderly way: a death after that is no crash of the package.
 
     Args:
         watched_s: Of its shadow or probation; None leaves what is written down.

@@ -180,6 +180,15 @@ class Updating:
     def _bring(self, group: Sequence[Coming]) -> bool:
         """Take a group through all steps up to its shadow, or to its swap; whether the matter is closed."""
         names = tuple(each.model for each in group)
+        closed = self._attempt_at(group, names)
+        # What waits now (for its window, say) does not run: no death of the agent until it is tested again is its own.
+        resting = {model: record for model, record in self._records(names).items() if record.step in transitions.HERE}
+        self._journal.note(
+            {model: transitions.stopped(one) for model, one in resting.items() if not self._shadow.is_running(model)}
+        )
+        return closed
+
+    def _attempt_at(self, group: Sequence[Coming], names: tuple[str, ...]) -> bool:
         try:
             self.fetching = {each.model: each.wanted.release for each in group}
             try:
@@ -200,6 +209,9 @@ class Updating:
 
     def _test(self, names: tuple[str, ...], digests: Mapping[str, str]) -> None:
         """Load and test a group, then let it shadow, or serve."""
+        waited = {model: transitions.running(one) for model, one in self._records(names).items() if one.orderly}
+        if waited:
+            self._journal.put(waited)
         candidates = self._loader.tested(digests)
         try:
             tested = {

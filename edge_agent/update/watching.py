@@ -105,6 +105,7 @@ class Watching:
         found = self._shadow.verdict(group, now)
         if found is None:
             self._shadow.take(group).close()
+            self._journal.note({each: transitions.stopped(self._journal.get(each)) for each in group})
             self._say(group, "its shadow was broken off: what it was compared with does not serve any more")
             return
         model, verdict = found

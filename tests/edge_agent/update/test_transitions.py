@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edge_agent.contract.messages import UpdateStep
 from edge_agent.update import transitions
 from edge_agent.update.slots_file import SlotRecord
-from edge_agent.update.transitions import ALLOWED, BEFORE_SWAP, MAX_CRASHES, MAX_CUTS, RISKY, IllegalStep
+from edge_agent.update.transitions import ALLOWED, BEFORE_SWAP, HERE, MAX_CRASHES, MAX_CUTS, RISKY, IllegalStep
 
 digests = st.sampled_from(["", "a" * 64, "b" * 64, "c" * 64])
 records = st.builds(
@@ -86,7 +86,8 @@ def test_only_a_start_while_the_target_runs_counts_as_a_crash_and_none_after_an_
     after = transitions.started(record, "1")
     counted = (after.crashes + after.cuts) - (record.crashes + record.cuts)
     assert counted == (record.step in RISKY and not record.orderly)
-    assert not after.orderly
+    assert after.orderly == (record.step in HERE), "before it is tested again, nothing of it runs"
+    assert transitions.started(after, "1").crashes == after.crashes + (record.step is UpdateStep.PROBATION)
     assert transitions.started(transitions.stopped(record), "1").crashes == record.crashes
 
 
@@ -99,7 +100,7 @@ def test_a_machine_that_went_down_is_rather_the_power_plug_than_the_package() ->
     assert transitions.blame(record) == f"the machine went down {MAX_CUTS} times while it was tested or watched"
     crashing = SlotRecord(active="a", target="a", step=UpdateStep.SHADOW, boot="1")
     for _ in range(MAX_CRASHES):
-        crashing = transitions.started(crashing, "1")
+        crashing = transitions.started(transitions.running(crashing), "1")
     assert "died 2 times while it was shadowed" in transitions.blame(crashing)
 
 
