@@ -1,7 +1,8 @@
-"""``shoal models approvals | approve | reject``: releases that wait for a second signature."""
+"""``shoal models approvals | approve | reject``, and how other commands show releases that wait for a signature."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from fleet_server.commands.approve import approve
 from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_json, show_table
+from fleet_server.updates import approving
 
 
 @click.command("approvals")
@@ -27,14 +29,41 @@ def list_approvals(rest: Rest, *, json_: bool) -> None:
             one["package"][:12] or "-",
             one["state"],
             f"{one['missing']} of {one['threshold']}" if one["state"] == "waiting" else "-",
-            ", ".join(one["signed"]),
+            approving.persons(one["signed"]),
+            approving.still_needed(one["missing"], one["unsigned"]) or "-",
             ago(one["proposed_at_ms"]),
             one["reason"],
         )
         for one in found
     ]
-    headings = ("model", "version", "package", "state", "missing", "signed by", "since", "reason")
+    headings = ("model", "version", "package", "state", "missing", "signed by", "needed", "since", "reason")
     show_table(headings, rows, empty="nothing waits for approval")
+    show_waiting([one for one in found if one["state"] == "waiting"])
+
+
+def waiting(rest: Rest, model: str = "") -> list[dict[str, Any]]:
+    """The releases that wait for approval, of one model or of all."""
+    found = [one for one in rest.get("approvals") if one["state"] == "waiting"]
+    return [one for one in found if model in ("", one["model"])]
+
+
+def show_waiting(found: Sequence[dict[str, Any]]) -> None:
+    """Print of each release that waits who has signed it, who is still needed, and what they type."""
+    for one in found:
+        what = f"{one['model']} {one['version']}"
+        if not one["package"]:
+            what += " (what is released, signed for another lifetime)"
+        needed = approving.still_needed(one["missing"], one["unsigned"])
+        if one["reason"]:
+            click.echo(f"\n{what} waits: {one['reason']}")
+        elif not needed:
+            click.echo(f"\n{what} has all its signatures; the publisher makes it visible within the hour")
+        else:
+            signed = approving.persons(one["signed"])
+            click.echo(f"\n{what} waits for approval since {ago(one['proposed_at_ms'])}")
+            click.echo(f"  signed by {signed}; still needed: {needed}")
+            for command in approving.commands(one["model"], one["version"], one["missing"], one["unsigned"]):
+                click.echo(f"  {command}")
 
 
 @click.command("reject")
