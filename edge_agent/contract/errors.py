@@ -23,6 +23,7 @@
     |  |- MessageError            bytes that are no message of ours
     |  |  `- UnknownSchemaVersion     a major version newer than this code
     |  |- DeltaUnusable           a delta that does not make the file wanted; the file itself is fetched
+    |  |- WrongBytes              a download that is not what was signed; it is thrown away
     |  `- ServerRefused           the fleet server answered with an error
     `- DeviceError            this machine cannot do what it is asked
        |- ConfigurationError      a setting is missing or wrong
@@ -188,6 +189,10 @@ class DeltaUnusable(NetworkError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(f"delta: {detail}")
+
+
+class WrongBytes(NetworkError):
+    """What came is not what was signed: the fault of whoever sent it or of the line, never of what was wanted."""
 
 
 class ServerRefused(NetworkError):

@@ -20,7 +20,6 @@ _BEING_MADE, _ITS_OWN_FAULT = 503, 500
 _ASK_AGAIN_S = 2.0
 # A server makes about 10 MB a second; a device that waits longer than the whole file would take has gained nothing.
 _PATIENCE_S, _MADE_BYTES_PER_S = 20.0, 5_000_000
-_RANGE_NOT_SATISFIABLE = 416
 
 
 class _NoDelta(Exception):
@@ -134,7 +133,7 @@ class DeltaDownload:
             _log.warning("%s: %s", source.url(delta_path(self.base_sha256, self.sha256)), error)
             self._delta.unlink(missing_ok=True)
             if source is not self.sources.server:
-                self.sources.drop(source, error)
+                self.sources.rest(source, error)
             return False
         return True
 
@@ -160,8 +159,6 @@ class DeltaDownload:
         except DeltaUnusable:
             raise
         except ServerRefused as error:
-            if error.status == _RANGE_NOT_SATISFIABLE:
-                return True  # all of it is here, or more than that: then it is found unusable
             if error.status != _BEING_MADE or source is not self.sources.server:
                 raise _NoDelta(error, later=error.status >= _ITS_OWN_FAULT) from error
             return False
@@ -174,17 +171,13 @@ class DeltaDownload:
 
     def _receive(self, source: ServerFiles) -> None:
         url = source.url(delta_path(self.base_sha256, self.sha256))
-        have = self._size()
-        with source.get(url, offset=have) as (resumed, chunks), self._delta.open("ab") as file:
-            if have and not resumed:
-                file.truncate(0)
-                have = 0
-            for chunk in chunks:
-                have += len(chunk)
-                if have > self.most_bytes:
-                    raise DeltaUnusable(f"longer than {self.most_bytes} bytes, for which there is room and reason")
-                file.write(chunk)
-                self.sources.received(source, len(chunk), self.between_chunks)
+        with self._delta.open("ab") as file:
+            source.resume(
+                url, file, most_bytes=self.most_bytes,
+                received=lambda chunk: self.sources.received(source, len(chunk), self.between_chunks),
+            )  # fmt: skip
+        if self._size() > self.most_bytes:
+            raise DeltaUnusable(f"longer than {self.most_bytes} bytes, for which there is room and reason")
 
     def _apply(self) -> None:
         """Write what the delta makes of the base, and sync it.

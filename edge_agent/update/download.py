@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from edge_agent.contract.errors import DigestMismatch, NetworkError, ServerRefused
+from edge_agent.contract.errors import NetworkError, WrongBytes
 from edge_agent.contract.repository import blob_path
 from edge_agent.update.server_files import ServerFiles
 from edge_agent.update.sources import Sources
 
 _CHUNK_BYTES = 1 << 20
-_RANGE_NOT_SATISFIABLE = 416
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,38 +36,43 @@ class Download:
     def to(self, place: Path) -> None:
         """Download to ``place``, which appears verified and synced, or not at all.
 
-        A mirror that is away is passed over, and one whose bytes are wrong is not asked any more.
+        A source that is away is passed over; one whose bytes are wrong rests, see :meth:`Sources.rest`.
 
         Raises:
-            DigestMismatch: The server's bytes are not those asked for; they are deleted.
-            NetworkError: The download broke off at all sources; ``part`` keeps what came.
+            NetworkError: No source has it, gave all of it, or gave what was signed; ``part`` keeps what may be right.
             OSError: The disk refuses.
         """
         self.part.parent.mkdir(parents=True, exist_ok=True)
         sources = self.files if isinstance(self.files, Sources) else Sources(self.files)
+        failed: NetworkError | None = None
         for source in sources.each():
-            try:
-                self._from(source, sources)
+            failed = self._failure(source, sources)
+            if failed is None:
                 break
-            except NetworkError:
-                self.between_chunks()  # which says it again, where it was this that broke off
-                if source is sources.server:
-                    raise
-            except DigestMismatch as error:
-                if source is sources.server:
-                    raise
-                sources.drop(source, error)
+        if failed is not None:
+            raise failed
         place.parent.mkdir(parents=True, exist_ok=True)
         self.part.replace(place)
 
+    def _failure(self, source: ServerFiles, sources: Sources) -> NetworkError | None:
+        """Why the file did not come from one source; None where it is here."""
+        try:
+            self._from(source, sources)
+        except WrongBytes as error:
+            return sources.rest(source, error)
+        except NetworkError as error:
+            self.between_chunks()  # which says it again, where it was this that broke off
+            return error
+        return None
+
     def _from(self, source: ServerFiles, sources: Sources) -> None:
-        resumed = self.part.exists()
+        resumed = self.part.exists() and self.part.stat().st_size > 0
         try:
             self._fill(source, sources)
-        except DigestMismatch:
+        except WrongBytes:
             # A power cut can leave holes in the part file, and another mirror wrong bytes: only bytes fetched in one go
             # are held against whoever sent them.
-            if not resumed:
+            if not resumed or self.part.exists():
                 raise
             self._fill(source, sources)
 
@@ -86,30 +90,18 @@ class Download:
         if have != self.size_bytes or digest.hexdigest() != self.sha256:
             self.part.unlink()
             where = f"{source.url(blob_path(self.sha256))} ({have} of {self.size_bytes} bytes)"
-            raise DigestMismatch(where, expected=self.sha256, actual=digest.hexdigest())
+            raise WrongBytes(f"{where}: expected sha256 {self.sha256[:12]}, got {digest.hexdigest()[:12]}")
 
     def _fetch(self, file: BinaryIO, digest: hashlib._Hash, source: ServerFiles, sources: Sources) -> hashlib._Hash:
         """Append what is missing; gives the digest of the whole."""
-        have = file.tell()
-        try:
-            with source.get(source.url(blob_path(self.sha256)), offset=have) as (resumed, chunks):
-                if have and not resumed:  # the server sends all of it
-                    file.seek(0)
-                    file.truncate()
-                    digest = hashlib.sha256()
-                self._append(file, digest, chunks, lambda count: sources.received(source, count, self.between_chunks))
-        except ServerRefused as error:
-            if error.status != _RANGE_NOT_SATISFIABLE:
-                raise
-            # The server's file ends before ours does: ours is wrong, and the size check will say so.
-        return digest
 
-    def _append(
-        self, file: BinaryIO, digest: hashlib._Hash, chunks: Iterator[bytes], received: Callable[[int], None]
-    ) -> None:
-        for chunk in chunks:
-            file.write(chunk)
+        def received(chunk: bytes) -> None:
+            nonlocal digest
+            if file.tell() == len(chunk):
+                digest = hashlib.sha256()
             digest.update(chunk)
-            if file.tell() > self.size_bytes:
-                return  # longer than signed: the size check will say so
-            received(len(chunk))
+            sources.received(source, len(chunk), self.between_chunks)
+
+        url = source.url(blob_path(self.sha256))
+        source.resume(url, file, most_bytes=self.size_bytes, size_bytes=self.size_bytes, received=received)
+        return digest

@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from tuf.api import exceptions
 from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
@@ -120,7 +119,12 @@ class DurableUpdater(Updater):
     def _fill(self, part: Path, url: str, target: TargetFile) -> None:
         with part.open("a+b") as file:
             if file.tell() < target.length:
-                self._append(file, url, target.length)
+                try:
+                    self._files.resume(url, file, most_bytes=target.length, received=lambda _chunk: None)
+                except ServerRefused as error:
+                    raise exceptions.DownloadHTTPError(str(error), error.status) from error
+                except NetworkError as error:
+                    raise exceptions.DownloadError(str(error)) from error
             file.flush()
             file.seek(0)
             try:
@@ -129,23 +133,6 @@ class DurableUpdater(Updater):
                 part.unlink()
                 raise
             os.fsync(file.fileno())
-
-    def _append(self, file: BinaryIO, url: str, length: int) -> None:
-        have = file.tell()
-        try:
-            with self._files.get(url, offset=have) as (resumed, chunks):
-                if have and not resumed:
-                    file.seek(0)
-                    file.truncate()
-                for chunk in chunks:
-                    file.write(chunk)
-                    if file.tell() > length:
-                        return  # longer than signed, as the check will say
-        except ServerRefused as error:
-            if error.status != 416:
-                raise exceptions.DownloadHTTPError(str(error), error.status) from error
-        except NetworkError as error:
-            raise exceptions.DownloadError(str(error)) from error
 
     def _load_root(self) -> None:
         super()._load_root()
@@ -220,8 +207,8 @@ class _Fetcher(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         # What the base class would download targets with; ours does not come here.
-        with self._files.get(url) as (_, chunks):
-            yield from chunks
+        with self._files.get(url) as body:
+            yield from body.chunks
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         now = time.monotonic()

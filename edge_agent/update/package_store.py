@@ -107,11 +107,12 @@ class PackageStore:
         """The manifest of a package, downloaded into the folder where the package will gather.
 
         Raises:
-            DigestMismatch, ManifestError, NetworkError, StorageFull, StorageNotWritable: As they say.
+            ManifestError, NetworkError, StorageFull, StorageNotWritable: As they say.
         """
         if length > _MOST_MANIFEST_BYTES:
             raise ManifestError(f"{MANIFEST_FILE} has {length} bytes; more than {_MOST_MANIFEST_BYTES} are not read")
         place = self._gathering(digest) / MANIFEST_FILE
+        self._sources.turn_to(digest)
         with self._storage_errors():
             place.parent.mkdir(exist_ok=True)  # its presence keeps the parts from being collected
             if not (place.exists() and file_digest(place) == digest):
@@ -131,7 +132,7 @@ class PackageStore:
         Args:
             bases: By path in the package, files to be tried first as what a delta is of.
         Raises:
-            DigestMismatch, NetworkError, StorageFull, StorageNotWritable: As they say.
+            NetworkError, StorageFull, StorageNotWritable: As they say.
         """
         gathering = self._gathering(digest)
         with self._storage_errors():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from edge_agent.contract.errors import NetworkError, ServerRefused
+from edge_agent.contract.errors import NetworkError, ServerRefused, WrongBytes
 
 if TYPE_CHECKING:
     import urllib3
@@ -18,6 +19,21 @@ _CHUNK_BYTES = 64 * 1024
 _ERROR_TEXT_BYTES = 300
 # Slower than this over a minute of waiting is no connection, or somebody who plays for time.
 _LEAST_BYTES_PER_S, _WINDOW_S = 64.0, 60.0
+_RANGE_NOT_SATISFIABLE = 416
+
+
+class Body(NamedTuple):
+    """What answers a GET.
+
+    Args:
+        resumed: Whether it begins at the offset asked for, else at 0.
+        size_bytes: Of the whole file, as the server says; None where it does not.
+        chunks: The bytes as they come.
+    """
+
+    resumed: bool
+    size_bytes: int | None
+    chunks: Iterator[bytes]
 
 
 class ServerFiles:
@@ -67,16 +83,12 @@ class ServerFiles:
         return self._server + path
 
     @contextlib.contextmanager
-    def get(
-        self, url: str, *, offset: int = 0, deadline_s: float | None = None
-    ) -> Iterator[tuple[bool, Iterator[bytes]]]:
+    def get(self, url: str, *, offset: int = 0, deadline_s: float | None = None) -> Iterator[Body]:
         """Begin a GET.
 
         Args:
             offset: First byte wanted.
             deadline_s: Longest time spent waiting for the answer in all; None: as long as a least rate is kept.
-        Yields:
-            Whether the body begins at ``offset`` (else at 0), and the body in chunks.
         Raises:
             ServerRefused: A status other than 200 and 206.
             NetworkError: No connection, a stall, bytes that drip, or a body cut short; also while iterating.
@@ -92,12 +104,12 @@ class ServerFiles:
                 with _network_errors(url):
                     text = response.read(_ERROR_TEXT_BYTES).decode(errors="replace")
                 raise ServerRefused(url, status=response.status, detail=text.strip() or "no explanation")
-            resumed = response.status == 206 and _begins_at(response.headers.get("Content-Range", ""), offset)
-            if response.status == 206 and not resumed:
-                raise NetworkError(
-                    f"{url}: asked for bytes from {offset}, got {response.headers.get('Content-Range')!r}"
-                )
-            yield resumed, self._chunks(url, response)
+            resumed = response.status == 206
+            part = response.headers.get("Content-Range", "")
+            if resumed and not part.startswith(f"bytes {offset}-"):
+                raise NetworkError(f"{url}: asked for bytes from {offset}, got {part!r}")
+            size = part.rpartition("/")[2] if resumed else response.headers.get("Content-Length", "")
+            yield Body(resumed, int(size) if size.isdecimal() else None, self._chunks(url, response))
         finally:
             # A body that was not read to its end leaves a connection that nobody can use again.
             response.close()
@@ -110,6 +122,47 @@ class ServerFiles:
                 yield chunk
             response.release_conn()
 
+    def resume(
+        self,
+        url: str,
+        file: BinaryIO,
+        *,
+        most_bytes: int,
+        size_bytes: int | None = None,
+        received: Callable[[bytes], None],
+    ) -> None:
+        """Append to a file what it lacks: from its end on where the server can do that, else all of it anew.
+
+        Nothing is verified. Where the server's file ends before ours does, ours is left as it is.
+
+        Args:
+            file: Opened for appending.
+            most_bytes: Once the file is longer than that, the rest is left.
+            size_bytes: Of the whole, where it is known: an answer that announces another length is not begun, so that
+                one page of somebody else's does not cost what has come so far.
+            received: Given each chunk when it is written; one that fills the file alone began it anew. What it raises
+                ends the download.
+        Raises:
+            WrongBytes: Another length is announced.
+            ServerRefused, NetworkError: As :meth:`get`; what came is in the file.
+        """
+        have = file.seek(0, os.SEEK_END)
+        try:
+            with self.get(url, offset=have) as body:
+                if size_bytes is not None and body.size_bytes not in (None, size_bytes):
+                    raise WrongBytes(f"{url}: {body.size_bytes} bytes are offered, {size_bytes} were signed")
+                if have and not body.resumed:
+                    file.seek(0)
+                    file.truncate()
+                for chunk in body.chunks:
+                    file.write(chunk)
+                    received(chunk)
+                    if file.tell() > most_bytes:
+                        return
+        except ServerRefused as error:
+            if error.status != _RANGE_NOT_SATISFIABLE:
+                raise
+
     def read(self, url: str, *, limit_bytes: int, deadline_s: float = 60.0) -> bytes | None:
         """A small file.
 
@@ -120,8 +173,8 @@ class ServerFiles:
         """
         parts: list[bytes] = []
         size = 0
-        with self.get(url, deadline_s=deadline_s) as (_, chunks):
-            for chunk in chunks:
+        with self.get(url, deadline_s=deadline_s) as body:
+            for chunk in body.chunks:
                 size += len(chunk)
                 if size > limit_bytes:
                     return None
@@ -143,7 +196,3 @@ def _network_errors(url: str) -> Iterator[None]:
         yield
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise NetworkError(f"{url}: {error}") from error
-
-
-def _begins_at(content_range: str, offset: int) -> bool:
-    return content_range.startswith(f"bytes {offset}-")

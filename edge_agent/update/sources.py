@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Sequence
 
+from edge_agent.contract.errors import NetworkError
 from edge_agent.update.bandwidth import Bandwidth
 from edge_agent.update.server_files import ServerFiles
 
 _log = logging.getLogger(__name__)
+# How long a source is not asked that gave wrong bytes: so long after the first time, then double, up to the last.
+_REST_S, _LONGEST_REST_S = 30.0, 3600.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,27 +38,54 @@ class MirrorFiles(ServerFiles):
         del self._headers["Authorization"]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rest:
+    """A source is not asked for one update until some time.
+
+    Args:
+        pause_s: How long in all; ``until``: monotonic seconds.
+        why: What to say meanwhile.
+    """
+
+    pause_s: float
+    until: float
+    why: str
+
+
 class Sources:
     """The sources of one device.
 
     Args:
         server: The fleet server, which is asked last, and counts what mirrors gave.
         mirrors: Base URLs, asked in this order.
+        monotonic: Seconds that never go back.
     """
 
-    def __init__(self, server: ServerFiles, mirrors: Sequence[str] = (), *, bandwidth: Bandwidth | None = None) -> None:
+    def __init__(
+        self,
+        server: ServerFiles,
+        mirrors: Sequence[str] = (),
+        *,
+        bandwidth: Bandwidth | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.server = server
         self._mirrors = [MirrorFiles(mirror, server.while_waiting) for mirror in mirrors]
         self._bandwidth = bandwidth or Bandwidth(0)
-        self._dropped: set[int] = set()
+        self._monotonic = monotonic
         self._update = ""
+        self._resting: dict[tuple[str, ServerFiles], _Rest] = {}
         self.progress: Progress | None = None
 
+    def turn_to(self, update: str) -> None:
+        """What is fetched from now on is of this update; who lied in another one is asked."""
+        self._update = update
+        over = self._monotonic() - _LONGEST_REST_S
+        self._resting = {key: rest for key, rest in self._resting.items() if rest.until > over}
+
     def begin(self, update: str, wanted_bytes: int) -> None:
-        """Files of an update are about to be fetched; mirrors that lied in an earlier one get another chance."""
-        if update != self._update:
-            self._update = update
-            self._dropped.clear()
+        """Files of an update are about to be fetched."""
+        self.turn_to(update)
         self.progress = Progress(done_bytes=0, wanted_bytes=wanted_bytes, received_bytes=0)
 
     def end(self) -> None:
@@ -62,13 +93,35 @@ class Sources:
         self.progress = None
 
     def each(self) -> list[ServerFiles]:
-        """Whom to ask, in this order; the server is the last."""
-        return [*(mirror for mirror in self._mirrors if id(mirror) not in self._dropped), self.server]
+        """Whom to ask now, in this order; the server is the last.
 
-    def drop(self, source: ServerFiles, why: Exception) -> None:
-        """Ask this mirror no more in this update: what it gave is not what was signed."""
-        _log.warning("mirror %s is not asked any more for this update: %s", source.url(""), why)
-        self._dropped.add(id(source))
+        Raises:
+            NetworkError: All of them rest.
+        """
+        rests = {source: self._rest_of(source) for source in (*self._mirrors, self.server)}
+        awake = [source for source, rest in rests.items() if rest is None or rest.until <= self._monotonic()]
+        if not awake and (rest := rests[self.server]) is not None:
+            raise NetworkError(rest.why)
+        return awake
+
+    def rest(self, source: ServerFiles, error: Exception) -> NetworkError:
+        """Do not ask this source for this update for a while: what it gave is not what was signed.
+
+        The signature stands, so the bytes are at fault: a login page of somebody's network, a proxy, a disk. That may
+        pass, but whoever sends them should not be asked for the same again and again.
+
+        Returns:
+            The error, with when it is asked again.
+        """
+        before = self._rest_of(source)
+        pause_s = min(before.pause_s * 2, _LONGEST_REST_S) if before is not None else _REST_S
+        why = f"{error}: thrown away, as it is not what was signed; asked again after {_duration(pause_s)}"
+        self._resting[self._update, source] = _Rest(pause_s, self._monotonic() + pause_s, why)
+        _log.warning("%s", why)
+        return NetworkError(why)
+
+    def _rest_of(self, source: ServerFiles) -> _Rest | None:
+        return self._resting.get((self._update, source))
 
     def received(self, source: ServerFiles, count: int, while_waiting: Callable[[], None]) -> None:
         """Note bytes that came, and hold on where they come too fast."""
@@ -88,3 +141,7 @@ class Sources:
         """Close the connections to mirrors; the server's are not this one's."""
         for mirror in self._mirrors:
             mirror.close()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -59,6 +59,12 @@ class UpdatingDevice:
         self.pass_probation()
         assert self.installer.apply(desired), self.installer.reported()
 
+    def rest(self, seconds: float) -> None:
+        """So much time passes for sources that gave wrong bytes."""
+        sources = self.installer._store._sources
+        before = sources._monotonic
+        sources._monotonic = lambda: before() + seconds
+
     def infer(self) -> Any:
         """What the model that serves answers to one gray image."""
         with self.slots.lease("digits") as loaded:

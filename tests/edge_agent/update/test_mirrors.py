@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edge_agent.contract.errors import DigestMismatch, NetworkError
+from edge_agent.contract.errors import NetworkError
 from edge_agent.contract.repository import blob_path
 from edge_agent.update.bandwidth import Bandwidth
 from edge_agent.update.download import Download
@@ -26,8 +28,8 @@ def download(folder: Path, sources: Sources) -> bytes:
     return (folder / "place").read_bytes()
 
 
-def sources(server: Mirror, *mirrors: str) -> Sources:
-    return Sources(ServerFiles(server.url, "secret"), mirrors)
+def sources(server: Mirror, *mirrors: str, monotonic: Callable[[], float] = time.monotonic) -> Sources:
+    return Sources(ServerFiles(server.url, "secret"), mirrors, monotonic=monotonic)
 
 
 def test_a_mirror_is_asked_before_the_server_and_gets_no_secret(tmp_path: Path) -> None:
@@ -54,17 +56,20 @@ def test_what_one_mirror_began_the_next_one_completes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lie", [FILE[::-1], FILE[:-1], FILE + b"x", b""], ids=["other", "short", "long", "empty"])
-def test_a_mirror_that_lies_is_asked_no_more_in_this_update(tmp_path: Path, lie: bytes) -> None:
+def test_a_mirror_that_lies_is_asked_no_more_in_this_update_for_a_while(tmp_path: Path, lie: bytes) -> None:
     with mirror_of({PATH: FILE}) as server, mirror_of({PATH: lie}) as mirror:
-        found = sources(server, mirror.url)
+        clock = Time()
+        found = sources(server, mirror.url, monotonic=clock.monotonic)
         found.begin("update-1", len(FILE))
-        assert download(tmp_path, found) == FILE
-        assert download(tmp_path, found) == FILE
-        assert len(mirror.asked(PATH)) == 1
-        found.begin("update-2", len(FILE))
+        for at_s, asked in ((0, 1), (29, 1), (30, 2), (89, 2), (90, 3)):
+            clock.now = at_s
+            assert download(tmp_path, found) == FILE
+            assert len(mirror.asked(PATH)) == asked
         mirror.files[PATH] = FILE
+        asked_server = len(server.asked(PATH))
+        found.begin("update-2", len(FILE))
         assert download(tmp_path, found) == FILE
-        assert len(mirror.asked(PATH)) == 2
+        assert len(server.asked(PATH)) == asked_server, "what it gave for one update says nothing of another"
 
 
 def test_lies_that_a_mirror_left_half_way_are_not_held_against_the_next(tmp_path: Path) -> None:
@@ -74,9 +79,13 @@ def test_lies_that_a_mirror_left_half_way_are_not_held_against_the_next(tmp_path
         assert server.asked(PATH)[-1] == ""
 
 
-def test_the_servers_own_wrong_bytes_are_an_error(tmp_path: Path) -> None:
-    with mirror_of({PATH: FILE[::-1]}) as server, pytest.raises(DigestMismatch):
-        download(tmp_path, sources(server))
+def test_where_all_give_wrong_bytes_all_rest_and_the_error_says_for_how_long(tmp_path: Path) -> None:
+    with mirror_of({PATH: FILE[::-1]}) as server, mirror_of({PATH: b""}) as mirror:
+        found = sources(server, mirror.url)
+        for _ in range(3):
+            with pytest.raises(NetworkError, match=f"{server.url}.*not what was signed.*asked again after 30 s"):
+                download(tmp_path, found)
+        assert (len(server.asked(PATH)), len(mirror.asked(PATH))) == (1, 1)
 
 
 def test_where_nobody_answers_what_came_is_kept(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_a_file_without_a_deadline_must_keep_a_rate(
     monkeypatch.setattr(server_files, "_WINDOW_S", 0.4)
     with answering(HEAD + bytes(4000), every_s=0.1, size=4) as url:
         files = reading(url)
-        with pytest.raises(NetworkError, match="too slow"), files.get(f"{url}/x") as (_, chunks):
-            list(chunks)
+        with pytest.raises(NetworkError, match="too slow"), files.get(f"{url}/x") as body:
+            list(body.chunks)
 
 
 def test_slow_but_steady_is_let_through(reading: Callable[..., ServerFiles], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +82,9 @@ def test_slow_but_steady_is_let_through(reading: Callable[..., ServerFiles], mon
 def test_time_in_which_the_reader_does_something_else_does_not_count(reading: Callable[..., ServerFiles]) -> None:
     with answering(HEAD + bytes(4000), every_s=0, size=5000) as url:
         files = reading(url)
-        with files.get(f"{url}/x", deadline_s=0.5) as (_, chunks):
+        with files.get(f"{url}/x", deadline_s=0.5) as body:
             time.sleep(1.0)
-            assert b"".join(chunks) == bytes(4000)
+            assert b"".join(body.chunks) == bytes(4000)
 
 
 def test_whoever_waits_can_be_asked_to_stop(reading: Callable[..., ServerFiles]) -> None:

@@ -30,18 +30,43 @@ def assert_metadata_refused(device: UpdatingDevice, *words: str) -> None:
     assert device.infer().shape == (1, 10)
 
 
-def test_a_tampered_file_is_refused_deleted_and_not_fetched_again(
-    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package
+@pytest.mark.parametrize("sent", ["page", "bytes"])
+def test_wrong_bytes_are_thrown_away_and_asked_for_again_ever_later_until_they_are_right(
+    server: UpdateServer, device: UpdatingDevice, second: Package, sent: str
 ) -> None:
+    """A login page where a file should be, as behind a captive portal: it says nothing about the release."""
     desired = server.assign(second)
     model = second.manifest.files["model.onnx"]
-    server.line.replace[blob_path(model.sha256)] = bytes(model.size_bytes)
-    assert device.apply(desired)
-    assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
-    assert f"expected sha256 {model.sha256[:12]}" in device.reported().reason
-    assert device.packages() == {first.digest}
-    assert device.apply(desired)
-    assert len(server.line.asked(blob_path(model.sha256))) == 1
+    path = blob_path(model.sha256)
+    page = b"<html>log in</html>"
+    server.line.replace[path] = page if sent == "page" else page.ljust(model.size_bytes)
+    waits_s: list[int] = []
+    for asked in range(1, 10):
+        assert not device.apply(desired)
+        assert not device.apply(desired), "it is asked for no more for a while, and the reason stays"
+        assert len(server.line.asked(path)) == asked
+        reported = device.reported()
+        assert (device.version, reported.step) == ("1", UpdateStep.DOWNLOADING)
+        assert path in reported.reason
+        wait, unit = reported.reason.rpartition("asked again after ")[2].split()
+        waits_s.append(int(wait) * (60 if unit == "min" else 1))
+        device.rest(waits_s[-1])
+    assert waits_s == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
+    server.line.leave()
+    device.update(desired)
+    assert device.version == "2"
+    assert len(server.line.asked(path)) == 10
+
+
+def test_wrong_bytes_of_one_update_do_not_keep_another_model_waiting(
+    server: UpdateServer, device: UpdatingDevice, second: Package, tmp_path: Path
+) -> None:
+    third = make_package(tmp_path / "built/3", version="3")
+    server.publisher.publish(third)
+    server.line.replace[blob_path(second.digest)] = b"<html>log in</html>"
+    assert not device.apply(server.assign(second))
+    device.update(server.assign(third))
+    assert device.version == "3"
 
 
 @pytest.mark.parametrize("file", ["timestamp.json", "2.snapshot.json", "2.targets.json"])

@@ -23,11 +23,10 @@ def test_files_that_are_not_those_signed_are_refused(
     other = (first.folder / "model.onnx").read_bytes()[: weights.size_bytes].ljust(weights.size_bytes, b"\0")
     server.line.replace[blob_path(weights.sha256)] = other
     desired = server.assign(second)
-    assert device.apply(desired)
-    unharmed(device, "expected sha256", weights.sha256[:12])
-    assert device.packages() == {first.digest}, "nothing of it stays on the disk"
-    server.line.leave()
-    recovers(server, device, server.assign(second, release=3))
+    assert not device.apply(desired)
+    unharmed(device, "expected sha256", weights.sha256[:12], refused=False)
+    assert not (device.state / "packages/.parts" / weights.sha256).exists(), "nothing of it stays on the disk"
+    recovers(server, device, desired)
 
 
 def test_a_manifest_that_is_not_the_one_signed_is_refused(
@@ -35,9 +34,10 @@ def test_a_manifest_that_is_not_the_one_signed_is_refused(
 ) -> None:
     evil = make_package(tmp_path / "evil", version="2", seed=66)
     server.line.replace[blob_path(second.digest)] = (evil.folder / MANIFEST_FILE).read_bytes()
-    assert device.apply(server.assign(second))
-    unharmed(device, "expected sha256", second.digest[:12])
-    recovers(server, device, server.assign(second, release=3))
+    desired = server.assign(second)
+    assert not device.apply(desired)
+    unharmed(device, "not what was signed", second.digest, refused=False)
+    recovers(server, device, desired)
 
 
 def test_metadata_of_the_attackers_own_keys_is_refused(

@@ -25,10 +25,11 @@ def test_a_file_added_to_a_manifest_is_neither_believed_nor_fetched(
     manifest = json.loads((second.folder / MANIFEST_FILE).read_bytes())
     manifest["files"]["extra.so"] = {"sha256": "e" * 64, "size_bytes": 10}
     server.line.replace[blob_path(second.digest)] = json.dumps(manifest).encode()
-    assert device.apply(server.assign(second))
-    unharmed(device, "expected sha256")
+    desired = server.assign(second)
+    assert not device.apply(desired)
+    unharmed(device, "not what was signed", refused=False)
     assert server.line.asked(blob_path("e" * 64)) == []
-    recovers(server, device, server.assign(second, release=3))
+    recovers(server, device, desired)
 
 
 def test_a_second_package_of_a_model_is_refused(

@@ -45,6 +45,7 @@ def unharmed(device: UpdatingDevice, *words: str, version: str = "1", refused: b
 def recovers(server: UpdateServer, device: UpdatingDevice, desired: Desired, version: str = "2") -> None:
     """The attack ends, and the update goes on by itself."""
     server.line.leave()
+    device.rest(3600)
     device.update(desired)
     assert device.version == version
     assert device.reported().step is UpdateStep.COMMITTED
