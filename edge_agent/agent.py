@@ -18,7 +18,7 @@ from edge_agent.contract.errors import DeviceError
 from edge_agent.contract.messages import Desired, Event, EventKind, Reported
 from edge_agent.contract.topics import Stream
 from edge_agent.durable import write_durably
-from edge_agent.identity import read_identity
+from edge_agent.identity import identity_to_serve_with
 from edge_agent.link.link import Link
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
@@ -62,7 +62,7 @@ class Agent:
         prepare_state(self._state)
         _warn_if_open(self._state)
         self._lock = lock_state(self._state)
-        self._enrolment = read_identity(self._state)
+        self._enrolment, self._trouble = identity_to_serve_with(self._state)
         self._started_at_ms = _now_ms()
         self._desired_revision = 0
         self._interval_s = pace_s(config.report.interval_s, has_fleet=self._enrolment is not None)
@@ -104,6 +104,7 @@ class Agent:
             threads=self._threads.at_once,
             agent_version=__version__,
             asked=self._asked,
+            trouble=self._trouble,
         )
         self._reporter = Reporter(
             flush=self._flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
@@ -150,6 +151,9 @@ class Agent:
         self._tidying.start()
         if self._link is not None:
             self._link.start()
+        elif self._trouble:
+            _log.error("%s", self._trouble)
+            self._tell(Event(kind=EventKind.STORAGE, at_ms=_now_ms(), reason=self._trouble))
         else:
             _log.warning(
                 "this device has not enrolled: it serves what it holds, and reports to nobody; "

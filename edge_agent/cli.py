@@ -14,7 +14,7 @@ from edge_agent import __version__
 from edge_agent.config import AgentConfig, prepare_state, read_config
 from edge_agent.contract.enrolment import EnrolmentRequest
 from edge_agent.contract.errors import ShoalError
-from edge_agent.identity import read_identity
+from edge_agent.identity import identity_to_serve_with
 
 _state_option = click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="State folder.  [default: /var/lib/shoal]"
@@ -189,10 +189,11 @@ def status_command(config_path: Path | None, state: Path | None) -> None:
 
     config = _settings(config_path, state)
     folder = Path(config.state)
-    identity = read_identity(folder)
-    click.echo(
+    identity, trouble = identity_to_serve_with(folder)
+    enrolled = (
         f"device  {identity.device} of fleet {identity.fleet} at {identity.server}" if identity else "not enrolled"
     )
+    click.echo(f"damaged {trouble}" if trouble else enrolled)
     for line in status_lines(folder):
         click.echo(line)
 

@@ -19,6 +19,10 @@ IDENTITY_FILE = "identity.json"
 COPY_FILE = "identity.copy.json"
 
 
+class DamagedIdentity(ConfigurationError):
+    """Nobody can tell any more who this device was."""
+
+
 class _Copy(msgspec.Struct, kw_only=True):
     """The text of ``identity.json`` once more, with what tells whether it is whole."""
 
@@ -49,7 +53,8 @@ def read_identity(state: Path) -> Enrolment | None:
     """Who this device is, or None where it has not enrolled yet. A damaged file is mended from its copy.
 
     Raises:
-        ConfigurationError: The file is there, but is not what enrolment wrote, and no copy is whole.
+        DamagedIdentity: The file is there, but is not what enrolment wrote, and no copy is whole.
+        ConfigurationError: This user may not read it.
     """
     path = state / IDENTITY_FILE
     kept = _whole_copy(state / COPY_FILE)
@@ -58,8 +63,10 @@ def read_identity(state: Path) -> Enrolment | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise ConfigurationError(f"{path}: {error.strerror}; run this as the user who enrolled it") from error
         if kept is None:
-            raise ConfigurationError(f"{path}: {error.strerror}") from error
+            raise _damaged(path, str(error.strerror)) from error
         data = b""  # a sector that the disk cannot read any more
     if kept is not None and kept != data:
         _log.error(
@@ -72,16 +79,37 @@ def read_identity(state: Path) -> Enrolment | None:
     try:
         return msgspec.json.decode(data, type=Enrolment)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}; enrol this device again") from error
+        raise _damaged(path, str(error)) from error
+
+
+def identity_to_serve_with(state: Path) -> tuple[Enrolment | None, str]:
+    """Who this device is, for whoever serves models, which needs no fleet.
+
+    Returns:
+        The identity, None where there is none; and what is wrong with it where it is damaged beyond mending.
+    Raises:
+        ConfigurationError: This user may not read it.
+    """
+    try:
+        return read_identity(state), ""
+    except DamagedIdentity as error:
+        return None, str(error)
 
 
 def is_enrolled(state: Path) -> bool:
     """Whether there is an identity that can be used; what is damaged beyond mending is replaced by enrolling again."""
     try:
         return read_identity(state) is not None
-    except ConfigurationError as error:
+    except DamagedIdentity as error:
         _log.warning("%s: a new identity takes its place", error)
         return False
+
+
+def _damaged(path: Path, why: str) -> DamagedIdentity:
+    return DamagedIdentity(
+        f"{path}: {why}, and no copy of it is whole; models are served, but the fleet is not connected to: "
+        "enrol this device again (shoal-agent enrol --help)"
+    )
 
 
 def _whole_copy(path: Path) -> bytes | None:

@@ -15,7 +15,7 @@ from edge_agent.config import ReportSettings, prepare_state
 from edge_agent.contract.enrolment import Enrolment
 from edge_agent.contract.errors import CallerError
 from edge_agent.contract.messages import Desired, Reported, ReportedModel, UpdateStep
-from edge_agent.identity import read_identity
+from edge_agent.identity import identity_to_serve_with
 from edge_agent.link.link import Link
 from edge_agent.monitor.machine import hardware
 from edge_agent.monitor.monitor import Monitor
@@ -52,7 +52,9 @@ class Recorder:
         self._hardware = hardware()
         self._lock = lock_state(state)
         try:
-            identity = read_identity(state)
+            identity, trouble = identity_to_serve_with(state)
+            if trouble:
+                log.error("%s", trouble)
             self._interval_s = pace_s(settings.interval_s, has_fleet=identity is not None)
             self._outbox = open_outbox(state, identity, settings)
             self._link = Link(identity, self._outbox, on_desired=self._take_desired) if identity else None

@@ -40,6 +40,7 @@ class LocalApi:
         threads: Inferences at once of models that are too slow for the event loop's own thread.
         board: What ``/metrics`` tells of the board; None where it tells nothing.
         asked: Remembers what applications send; None where nobody wants to know.
+        trouble: What is wrong with this device while models are served all the same; health says it.
     Raises:
         ConfigurationError: The settings would let strangers in, or no such address can be.
         AddressInUse: Somebody listens there already.
@@ -56,6 +57,7 @@ class LocalApi:
         agent_version: str,
         board: BoardState | None = None,
         asked: AskedInputs | None = None,
+        trouble: str = "",
     ) -> None:
         unix_sockets = bool(settings.unix_socket or settings.frames_socket)
         check_reach(settings.host, unix_sockets=unix_sockets, apps=settings.apps)
@@ -81,6 +83,7 @@ class LocalApi:
             cors_origins=settings.cors_origins,
             connections=self._connections,
             board=board,
+            trouble=trouble,
         )
         self._frames = FrameHandler(
             slots=slots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import sys
@@ -10,15 +11,24 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from edge_agent.agent import Agent
+from edge_agent.by_hand import install
+from edge_agent.cli import main
 from edge_agent.config import AgentConfig, ApiSettings, ReportSettings
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment
 from edge_agent.contract.errors import ConfigurationError, DeviceError
 from edge_agent.contract.messages import Desired
 from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.identity import keep_identity
 from edge_agent.reporter import ALONE_INTERVAL_S
 from tests.fakes.packages import make_package
+
+ENROLMENT = Enrolment(
+    fleet="main", device="press-7", secret="s", server="http://127.0.0.1:1",
+    broker=BrokerAddress(host="127.0.0.1", port=1), image_root="{}", director_root="{}",
+)  # fmt: skip
 
 
 def config(state: Path) -> AgentConfig:
@@ -72,6 +82,49 @@ def test_an_agent_that_could_not_start_ends_in_good_order(tmp_path: Path, monkey
     Agent(config(tmp_path)).close()  # neither the lock nor the databases are held any more
 
 
+def test_an_agent_whose_identity_is_damaged_beyond_mending_serves_and_says_so_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, enrolment = tmp_path / "state", ENROLMENT
+    state.mkdir(mode=0o700)
+    install(state, make_package(tmp_path / "package").folder)
+    keep_identity(state, enrolment)
+    for name in ("identity.json", "identity.copy.json"):
+        (state / name).write_bytes(bytes(100))
+    agent = Agent(config(state))
+    try:
+        agent._start()
+        agent._api.start()
+        assert agent._link is None
+        (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert f"{state}/identity.json" in said
+        assert "enrol this device again" in said
+        address = agent._api.addresses["api"].removeprefix("http://")
+        for path in ("live", "ready"):
+            assert ask(address, f"/v2/health/{path}") == (200, {"live": True, "ready": True, "trouble": said})
+        agent._api.stop()
+    finally:
+        agent.close()
+    shown = CliRunner().invoke(main, ["status", "--state", str(state)])
+    assert shown.exit_code == 0
+    assert shown.output.splitlines()[0] == f"damaged {said}"
+    assert "digits" in shown.output
+    keep_identity(state, enrolment)  # it has enrolled again
+    again = Agent(config(state))
+    assert again._link is not None
+    again.close()
+
+
+def ask(address: str, path: str) -> tuple[int, object]:
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
 def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "agent.lock").mkdir()
     with pytest.raises(DeviceError, match=r"agent\.lock"):
@@ -121,11 +174,7 @@ def test_an_agent_takes_no_memory_for_what_it_does_not_need_yet(tmp_path: Path, 
     state, package = tmp_path / "state", make_package(tmp_path / "package")
     state.mkdir(mode=0o700)
     if has_fleet:
-        enrolment = Enrolment(
-            fleet="main", device="press-7", secret="s", server="http://127.0.0.1:1",
-            broker=BrokerAddress(host="127.0.0.1", port=1), image_root="{}", director_root="{}",
-        )  # fmt: skip
-        (state / "identity.json").write_bytes(msgspec.json.encode(enrolment))
+        (state / "identity.json").write_bytes(msgspec.json.encode(ENROLMENT))
     command = [sys.executable, "-c", _SERVE_ONCE, str(state), str(package.folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment
 from edge_agent.contract.errors import ConfigurationError
-from edge_agent.identity import is_enrolled, keep_identity, read_identity
+from edge_agent.identity import identity_to_serve_with, is_enrolled, keep_identity, read_identity
 
 MINE = Enrolment(
     fleet="f", device="d", secret="s", server="http://h", broker=BrokerAddress(host="h", port=1),
@@ -59,6 +59,33 @@ def test_a_damaged_identity_without_a_copy_is_named_and_says_what_to_do(tmp_path
     (tmp_path / "identity.json").write_bytes(b'{"fleet": ')
     with pytest.raises(ConfigurationError, match=r"identity\.json.*enrol this device again"):
         read_identity(tmp_path)
+
+
+def test_whoever_serves_models_goes_on_without_a_damaged_identity_and_is_told(tmp_path: Path) -> None:
+    assert identity_to_serve_with(tmp_path) == (None, "")
+    keep_identity(tmp_path, MINE)
+    assert identity_to_serve_with(tmp_path) == (MINE, "")
+    for name in ("identity.json", "identity.copy.json"):
+        flip(tmp_path / name, 5, 7)
+    identity, trouble = identity_to_serve_with(tmp_path)
+    assert identity is None
+    assert f"{tmp_path}/identity.json" in trouble
+    assert "models are served" in trouble
+    assert "enrol this device again" in trouble
+
+
+def test_an_identity_that_another_user_keeps_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_identity(tmp_path, MINE)
+
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)  # the tests may run as root, to whom nothing is forbidden
+    for read in (read_identity, identity_to_serve_with, is_enrolled):
+        with pytest.raises(ConfigurationError, match="Permission denied; run this as the user who enrolled it"):
+            read(tmp_path)
 
 
 def test_a_file_that_the_disk_cannot_read_any_more_is_taken_from_its_copy(tmp_path: Path) -> None:

@@ -38,10 +38,12 @@ class Introspection:
 
     Args:
         max_rows: Rows that one request may hold.
+        trouble: What health says is wrong, though models are served.
     """
 
-    def __init__(self, slots: Slots, *, agent_version: str, max_rows: int) -> None:
+    def __init__(self, slots: Slots, *, agent_version: str, max_rows: int, trouble: str = "") -> None:
         self._slots, self._max_rows = slots, max_rows
+        self._trouble = {"trouble": trouble} if trouble else {}
         self._server = {"name": SERVER_NAME, "version": agent_version, "extensions": EXTENSIONS}
 
     def server(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002 - a route's signature, here and below
@@ -50,12 +52,12 @@ class Introspection:
 
     def live(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002
         """``GET /v2/health/live``: it answers, so it is."""
-        return document({"live": True, "ready": self.is_ready()})
+        return document({"live": True, "ready": self.is_ready()} | self._trouble)
 
     def ready(self, request: HttpRequest, target: Target, app: App) -> HttpResponse:  # noqa: ARG002
         """``GET /v2/health/ready``: whether it serves a model."""
         ready = self.is_ready()
-        return document({"live": True, "ready": ready}, 200 if ready else 503)
+        return document({"live": True, "ready": ready} | self._trouble, 200 if ready else 503)
 
     def is_ready(self) -> bool:
         """Whether some model answers requests, be it after waking up."""

@@ -222,7 +222,13 @@ SCHEMAS: Mapping[str, Schema] = {
     "ServerMetadata": _object(
         "ServerMetadata", ["name", "version", "extensions"], name=_TEXT, version=_TEXT, extensions=_list(_TEXT)
     ),
-    "Health": _object("Health", ["live", "ready"], live={"type": "boolean"}, ready={"type": "boolean"}),
+    "Health": _object(
+        "Health",
+        ["live", "ready"],
+        live={"type": "boolean"},
+        ready={"type": "boolean"},
+        trouble={"type": "string", "description": "What is wrong with this device, though it may serve models"},
+    ),
     "ModelReady": _object("ModelReady", ["name", "ready"], name=_TEXT, ready={"type": "boolean"}),
     "TensorMetadata": _object(
         "TensorMetadata",

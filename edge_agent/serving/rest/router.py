@@ -62,6 +62,7 @@ class Router:
         cors_origins: Origins of web pages that may ask.
         connections: To be counted; None where nobody does.
         board: Shown at ``/metrics``; None where it tells nothing.
+        trouble: What health says is wrong, though models are served.
     Raises:
         ConfigurationError: One of the origins is none.
     """
@@ -82,6 +83,7 @@ class Router:
         cors_origins: Sequence[str] = (),
         connections: Connections | None = None,
         board: BoardState | None = None,
+        trouble: str = "",
     ) -> None:
         self._slots, self._regions = slots, regions
         self._access, self._admission = access, admission
@@ -97,7 +99,7 @@ class Router:
         self._infer = Route("POST", Needs.MODEL, self._answer_infer, body_limit_bytes)
         metrics = Metrics(slots, access, admission, self._errors, connections, agent_version=agent_version, board=board)
         self._paths = Paths(
-            Introspection(slots, agent_version=agent_version, max_rows=max_rows),
+            Introspection(slots, agent_version=agent_version, max_rows=max_rows, trouble=trouble),
             RepositoryRoutes(slots, repository, self._loading, self._disk),
             FeedbackRoute(slots, feedback, self._disk),
             OpenApi(slots, access, self._disk, agent_version=agent_version),
