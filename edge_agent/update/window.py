@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from edge_agent.config import UpdateSettings
 from edge_agent.update.outcome import NotYet
 
-_DAY = dt.timedelta(days=1)
+_DAY, _QUARTER_S = dt.timedelta(days=1), 15 * 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A part of each day, by the clock on the wall.
+    """A part of each day: open while the clock on the wall stands in it, and never while it does not.
 
-    Where clocks are put forward over its beginning or end, that counts as so much later; where they are put back, the
-    first of the two hours counts: once a day it is always open.
+    So where clocks are put forward over its beginning or end, it opens or closes at that moment, and a window that lies
+    in the hour left out is not that day; where they are put back over it, it opens twice.
 
     Args:
         begin, end: Local time; a window that ends before it begins goes over midnight, one of no length is all day.
@@ -46,23 +46,27 @@ class Window:
         Args:
             now: With its time zone.
         """
-        if self.begin == self.end:
+        if self._is_open(now):
             return 0.0
-        today = now.astimezone(self.zone).date()
-        waits = []
-        for day in (today - _DAY, today, today + _DAY, today + 2 * _DAY):
-            begin = self._instant(day, self.begin)
-            end = self._instant(day + _DAY if self.end < self.begin else day, self.end)
-            if begin <= now < end:
-                return 0.0
-            if begin > now:
-                waits.append((begin - now).total_seconds())
-        return min(waits)
+        return min((at - now).total_seconds() for at in self._may_open(now) if at > now and self._is_open(at))
 
-    def _instant(self, day: dt.date, time: dt.time) -> dt.datetime:
-        naive = dt.datetime.combine(day, time)  # fold=0: PEP 495 has the first of two, and carries a gap forward
-        local = naive.astimezone() if self.zone is None else naive.replace(tzinfo=self.zone)
-        return local.astimezone(dt.timezone.utc)
+    def _is_open(self, at: dt.datetime) -> bool:
+        time = at.astimezone(self.zone).time()
+        if self.begin < self.end:
+            return self.begin <= time < self.end
+        return time >= self.begin or time < self.end
+
+    def _may_open(self, now: dt.datetime) -> Iterator[dt.datetime]:
+        """When it begins in the next days, and when clocks may be changed: at a quarter of an hour of UTC."""
+        today = now.astimezone(self.zone).date()
+        for days in range(4):
+            for fold in (0, 1):
+                naive = dt.datetime.combine(today + days * _DAY, self.begin).replace(fold=fold)
+                local = naive.astimezone() if self.zone is None else naive.replace(tzinfo=self.zone)
+                yield local.astimezone(dt.timezone.utc)
+        quarter = now.timestamp() // _QUARTER_S * _QUARTER_S
+        for number in range(1, 3 * 24 * 4):
+            yield dt.datetime.fromtimestamp(quarter + number * _QUARTER_S, dt.timezone.utc)
 
 
 class Waits:
