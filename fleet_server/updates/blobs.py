@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,13 @@ class BlobStore:
     Args:
         folder: Made where it is missing.
         limit_bytes: Largest file accepted.
+        staged_limit_bytes: Most that is staged together; what was sent or asked for least lately goes first.
     """
 
-    def __init__(self, folder: Path, *, limit_bytes: int = 8 << 30) -> None:
+    def __init__(self, folder: Path, *, limit_bytes: int = 8 << 30, staged_limit_bytes: int = 32 << 30) -> None:
         self._blobs, self._staged, self._limit_bytes = folder / "blobs", folder / "staged", limit_bytes
+        self._staged_limit_bytes = staged_limit_bytes
+        self._lock = threading.Lock()  # what is about to be released is not forgotten meanwhile
         self._held = folder / "held"
         self._all = (self._blobs, self._held, self._staged)
         for part in self._all:
@@ -45,6 +49,16 @@ class BlobStore:
         if _DIGEST.fullmatch(sha256) is None:
             return None
         return next((path for path in (one / sha256 for one in self._all) if path.is_file()), None)
+
+    def needed(self, sha256: str) -> Path | None:
+        """The file as :meth:`find` has it, for a publisher who will not send it again: where it is staged, it stays."""
+        path = self.find(sha256)
+        if path is not None and path.parent == self._staged:
+            try:
+                os.utime(path)
+            except FileNotFoundError:  # forgotten, or released, at this very moment
+                return self.find(sha256)
+        return path
 
     @contextlib.contextmanager
     def receive(self, sha256: str) -> Iterator[Receiver]:
@@ -80,22 +94,37 @@ class BlobStore:
             sync_folder(self._staged)
         finally:
             beside.unlink(missing_ok=True)
+        self.forget_abandoned(but=sha256)
 
     def release(self, digests: set[str]) -> None:
-        """Let devices have these files, durably; they must be here already."""
-        for sha256 in digests:
-            path = self.find(sha256)
-            if path is not None and path.parent != self._blobs:
-                path.replace(self._blobs / sha256)
+        """Let devices have these files, durably: all of them, or none.
+
+        Raises:
+            UploadRefused: One is not here any more.
+        """
+        with self._lock:
+            for sha256, path in self._found(digests).items():
+                if path.parent != self._blobs:
+                    path.replace(self._blobs / sha256)
         sync_folder(self._blobs)
 
     def hold(self, digests: set[str]) -> None:
-        """Keep these files for as long as it takes until somebody approves; devices do not get them."""
-        for sha256 in digests:
-            path = self.find(sha256)
-            if path is not None and path.parent == self._staged:
-                path.replace(self._held / sha256)
+        """Keep these files for as long as it takes until somebody approves; devices do not get them.
+
+        Raises:
+            UploadRefused: One is not here any more.
+        """
+        with self._lock:
+            for sha256, path in self._found(digests).items():
+                if path.parent == self._staged:
+                    path.replace(self._held / sha256)
         sync_folder(self._held)
+
+    def _found(self, digests: set[str]) -> dict[str, Path]:
+        found = {sha256: self.find(sha256) for sha256 in sorted(digests)}
+        if gone := [sha256[:12] for sha256, path in found.items() if path is None]:
+            raise UploadRefused(f"no longer here: {', '.join(gone[:5])}; upload the package again")
+        return {sha256: path for sha256, path in found.items() if path is not None}
 
     def forget_held(self, *, but: set[str]) -> None:
         """Remove files whose release was refused; those of others that wait stay."""
@@ -103,17 +132,35 @@ class BlobStore:
             if path.name not in but:
                 path.unlink()
 
-    def forget_staged(self, *, older_than_s: float = 0.0) -> None:
-        """Remove files that nothing signed ever named; what is being sent at this moment stays."""
-        for path in self._staged.iterdir():
-            least_s = max(older_than_s, _STAGED_S) if path.name.startswith(_UNDER_WAY) else older_than_s
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime >= least_s:
-                    path.unlink()
+    def forget_damaged(self, sha256: str) -> None:
+        """Remove a file that turned out not to be what it is called, so that it is sent again; not a released one."""
+        with self._lock:
+            for part in (self._held, self._staged):
+                (part / sha256).unlink(missing_ok=True)
 
-    def forget_abandoned(self) -> None:
-        """Remove what a publisher sent a day ago and never signed."""
-        self.forget_staged(older_than_s=_STAGED_S)
+    def forget_abandoned(self, *, but: str = "") -> None:
+        """Remove what a publisher sent a day ago and never signed, and the oldest of what is more than the limit.
+
+        Args:
+            but: A file that stays: it has just come.
+        """
+        with self._lock:
+            self._forget_abandoned(but)
+
+    def _forget_abandoned(self, but: str) -> None:
+        left: list[tuple[float, int, Path]] = []
+        for path in self._staged.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                if path.name != but and time.time() - stat.st_mtime >= _STAGED_S:
+                    path.unlink()
+                elif not path.name.startswith(_UNDER_WAY):  # what is being sent at this moment stays
+                    left.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in left)
+        for _, size, path in sorted(left):
+            if total > self._staged_limit_bytes and path.name != but:
+                path.unlink(missing_ok=True)
+                total -= size
 
 
 class Receiver:

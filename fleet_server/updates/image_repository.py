@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
-from edge_agent.contract.errors import ConfigurationError, ManifestError, ShoalError
+from edge_agent.contract.errors import ConfigurationError, ManifestError
 from edge_agent.contract.manifest import EVALUATION_FILE, Manifest, decode_manifest, digest_of
 from edge_agent.contract.repository import parse_target
 from edge_agent.durable import write_durably
@@ -114,16 +114,13 @@ class ImageRepository:
         Returns:
             Paths of the targets that are new.
         Raises:
-            UploadRefused: Nothing of it is kept, nor of the files staged for it.
+            UploadRefused: Nothing of the metadata is kept. Of the files staged for it those that are not what they are
+                called are forgotten; the others stay for a day, so that they need not be sent again.
         """
         with self._lock:
-            try:
-                upload = verify_upload(files, self.metadata, root=self._anchor, now=self._utc_now())
-                fresh = self._fresh(upload) if upload is not None else {}
-                needed = self._needed(fresh)
-            except ShoalError:
-                self.blobs.forget_staged()
-                raise
+            upload = verify_upload(files, self.metadata, root=self._anchor, now=self._utc_now())
+            fresh = self._fresh(upload) if upload is not None else {}
+            needed = self._needed(fresh)
             if upload is not None:
                 self.blobs.release(needed)
                 self._show(upload, fresh)
@@ -181,8 +178,14 @@ class ImageRepository:
             needed |= {digest, *(entry.sha256 for entry in entries)}
             for name, entry in manifest.files.items():
                 blob = self.blobs.find(entry.sha256)
-                if blob is None or blob.stat().st_size != entry.size_bytes:
+                if blob is None:
                     raise UploadRefused(f"{path}: file {name!r} ({entry.sha256[:12]}) was not uploaded before")
+                if blob.stat().st_size != entry.size_bytes:
+                    self.blobs.forget_damaged(entry.sha256)
+                    raise UploadRefused(
+                        f"{path}: file {name!r} ({entry.sha256[:12]}) has other than its {entry.size_bytes} bytes; "
+                        "upload it again"
+                    )
             self._evaluation(manifest)
         return needed
 
@@ -213,6 +216,7 @@ class ImageRepository:
             raise UploadRefused(f"file {sha256[:12]} was not uploaded before, or is too large for what it should be")
         data = path.read_bytes()
         if digest_of(data) != sha256:
+            self.blobs.forget_damaged(sha256)
             raise UploadRefused(f"file {sha256[:12]} is damaged on the server's disk; upload it again")
         return data
 

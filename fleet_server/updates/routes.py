@@ -101,7 +101,7 @@ def _for_publishers(router: APIRouter, images: ImageRepository, require_publishe
 
     @router.head("/api/v1/repository/blobs/{sha256}", summary="Whether a file is here already", dependencies=guard)
     def has_blob(sha256: str) -> Response:
-        return _file(images.blobs.find(sha256), sha256)
+        return _file(images.blobs.needed(sha256), sha256)
 
     @router.put(
         "/api/v1/repository/blobs/{sha256}",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from edge_agent.contract.manifest import digest_of
 from edge_agent.runtime.package import Package
-from fleet_server.updates.blobs import Receiver
+from fleet_server.updates.blobs import BlobStore, Receiver
+from fleet_server.updates.errors import UploadRefused
 from tests.fakes.update_server import UpdateServer
 
 DEVICE = {"Authorization": "Bearer secret-1"}
@@ -67,3 +71,43 @@ def test_while_a_large_file_is_synced_others_are_answered(
     sha256 = digest_of(data)
     assert client.put(f"/api/v1/repository/blobs/{sha256}", content=data).status_code == 201
     assert threads[0].startswith("AnyIO worker"), "not the thread in which every request begins"
+
+
+def staged(store: BlobStore, folder: Path) -> set[bytes]:
+    """What is staged, in one letter each."""
+    return {path.read_bytes()[:1] for path in (folder / "staged").iterdir() if store.find(path.name) is not None}
+
+
+def send(store: BlobStore, content: bytes) -> str:
+    with store.receive(digest_of(content)) as receiver:
+        receiver.write(content)
+    return digest_of(content)
+
+
+def test_of_too_much_that_nobody_signs_the_oldest_goes_that_nobody_asks_for(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, staged_limit_bytes=3_000)
+    for age_s, letter in enumerate((b"c", b"b", b"a")):
+        path = tmp_path / "staged" / send(store, letter * 1_000)
+        os.utime(path, (time.time() - 60 * age_s - 60,) * 2)
+    assert store.needed(digest_of(b"a" * 1_000)) is not None, "a publisher will not send it again"
+    send(store, b"d" * 1_000)
+    assert staged(store, tmp_path) == {b"a", b"c", b"d"}
+    send(store, b"e" * 9_000)
+    assert staged(store, tmp_path) == {b"e"}, "what has just come stays, whatever it is"
+
+
+def test_what_nobody_has_signed_for_a_day_goes_with_the_next_file(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    os.utime(tmp_path / "staged" / send(store, b"old"), (time.time() - 90_000,) * 2)
+    send(store, b"new")
+    assert staged(store, tmp_path) == {b"n"}
+
+
+def test_all_files_of_a_release_are_had_by_devices_or_none_is(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    here = send(store, b"here")
+    with pytest.raises(UploadRefused, match="no longer here: 0000"):
+        store.release({here, "0" * 64})
+    assert store.released(here) is None
+    store.release({here})
+    assert store.released(here) is not None

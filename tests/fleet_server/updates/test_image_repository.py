@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from tuf.api.metadata import TargetFile
 
-from edge_agent.contract.errors import ConfigurationError
+from edge_agent.contract.errors import ConfigurationError, ServerRefused
 from edge_agent.contract.manifest import MANIFEST_FILE, digest_of
 from edge_agent.contract.repository import target_name
 from edge_agent.runtime.package import Package
@@ -65,7 +66,7 @@ def test_a_signed_upload_is_shown_and_announced_once_with_its_evaluation(
     assert len(server.releases) == 1
 
 
-def test_an_upload_signed_by_other_keys_is_refused_and_leaves_nothing(
+def test_an_upload_signed_by_other_keys_is_refused_and_leaves_only_files_that_nobody_is_served(
     server: UpdateServer, client: httpx.Client, package: Package, tmp_path: Path
 ) -> None:
     before = left_on_disk(server, tmp_path)
@@ -76,7 +77,8 @@ def test_an_upload_signed_by_other_keys_is_refused_and_leaves_nothing(
     answer = upload_metadata(client, foreign.files())
     assert answer.status_code == 422
     assert "not accepted" in answer.json()["error"]
-    assert left_on_disk(server, tmp_path) == before
+    files = {package.digest, *(entry.sha256 for entry in package.manifest.files.values())}
+    assert left_on_disk(server, tmp_path) == before | {f"staged/{sha256}" for sha256 in files}
     assert server.releases == []
     assert client.get("/updates/image/timestamp.json").status_code == 404
 
@@ -130,6 +132,28 @@ def test_metadata_whose_files_were_not_uploaded_is_refused(
     assert answer.status_code == 422
     assert "was not uploaded before" in answer.json()["error"]
     assert client.get("/updates/image/timestamp.json").status_code == 404
+
+
+def test_after_an_upload_that_was_refused_only_what_is_damaged_is_sent_again(
+    server: UpdateServer, client: httpx.Client, package: Package, tmp_path: Path
+) -> None:
+    def publish() -> set[str]:
+        """Gives what was sent."""
+        server.line.requests.clear()
+        with contextlib.suppress(ServerRefused):
+            server.publisher.publish(package)
+        return {path.rpartition("/")[2] for method, path, _ in server.line.requests if method == "PUT"}
+
+    upload_blobs(client, package)
+    staged = tmp_path / "server/repository/staged"
+    evaluation, model = (package.manifest.files[name].sha256 for name in ("evaluation.json", "model.onnx"))
+    (staged / evaluation).write_bytes(b"x" * package.manifest.files["evaluation.json"].size_bytes)
+    assert publish() == set()
+    (staged / model).write_bytes(b"half")
+    assert publish() == {evaluation}
+    assert server.releases == []
+    assert publish() == {model}
+    assert [release.digest for release in server.releases] == [package.digest]
 
 
 def test_a_released_version_never_gets_other_contents(
