@@ -55,7 +55,9 @@ class ShadowStep:
             return found
         for model, candidate in candidates.models.items():
             champion = self._champion(model)
-            if candidate.manifest.shadow.seconds > 0 and champion is not None:
+            if champion is None or champion.digest == candidate.digest:  # it has nothing to learn from itself
+                continue
+            if candidate.manifest.shadow.seconds > 0:
                 found[model] = champion
         return found
 

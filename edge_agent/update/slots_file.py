@@ -32,6 +32,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         active: Digest of the package that serves; empty where none does.
         last_known_good: Digest of what is gone back to: the newest package that got through its probation, or what
             served before a person put another in its place.
+        unproven: What is active failed on probation, or was taken from it, and serves on for want of another.
         spare: Digest of what was the last known good one before that, in case the disk spoils it; it makes room when
             the next update begins.
         step: Where the latest update is; ``target``: the package it is about; ``reason``: why it failed or waits.
@@ -50,6 +51,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     active: str = ""
     last_known_good: str = ""
+    unproven: bool = False
     spare: str = ""
     step: UpdateStep = UpdateStep.COMMITTED
     target: str = ""

@@ -115,6 +115,7 @@ def swapped(record: SlotRecord, before: Seen | None = None, group: tuple[str, ..
     return msgspec.structs.replace(
         comes_with(record, group), step=_to(record, UpdateStep.PROBATION), active=record.target,
         last_known_good=_good(record), crashes=0, cuts=0, reason="", watched_s=0.0, before=before, orderly=False,
+        unproven=False,
     )  # fmt: skip
 
 
@@ -140,9 +141,11 @@ def committed(record: SlotRecord) -> SlotRecord:
     """What serves is good.
 
     Raises:
-        IllegalStep: Something else is under way.
+        IllegalStep: Something else is under way, or it failed on its probation.
     """
     _to(record, UpdateStep.COMMITTED)
+    if record.step is not UpdateStep.PROBATION and not is_proven(record):
+        raise IllegalStep(f"{record.active[:12]} serves for want of another, and is not committed without a probation")
     return _settled_on(record)
 
 
@@ -155,7 +158,7 @@ def failed(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
     refused = {**record.refused, record.target: record.release} if refuse and record.target else record.refused
     return msgspec.structs.replace(
         record, step=_to(record, UpdateStep.FAILED), reason=reason, refused=refused, group=(), watched_s=0.0,
-        before=None,
+        before=None, unproven=record.unproven or record.step is UpdateStep.PROBATION,
         # Judged: a newer release may try again from the beginning.
         crashes=0 if refuse else record.crashes, cuts=0 if refuse else record.cuts,
     )  # fmt: skip
@@ -171,7 +174,7 @@ def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
     good = earlier(record, bad)
     return msgspec.structs.replace(
         record, step=_to(record, UpdateStep.FAILED), active=good, last_known_good=good, spare="", target=bad,
-        reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None,
+        reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None, unproven=False,
         refused={**record.refused, bad: record.release} if refuse else record.refused,
     )  # fmt: skip
 
@@ -247,14 +250,19 @@ def is_settled(record: SlotRecord, package: str, release: int) -> bool:
     return record.step is UpdateStep.COMMITTED and record.active == package
 
 
+def is_proven(record: SlotRecord) -> bool:
+    """Whether what serves got through its probation; not what failed on it, and serves on for want of another."""
+    return not record.unproven and record.active not in record.refused
+
+
 def _settled_on(record: SlotRecord) -> SlotRecord:
     refused = {digest: release for digest, release in record.refused.items() if digest != record.active}
     return msgspec.structs.replace(
         record, step=UpdateStep.COMMITTED, target=record.active, last_known_good=record.active, reason="", crashes=0,
-        cuts=0, group=(), watched_s=0.0, before=None, refused=refused, spare=earlier(record),
+        cuts=0, group=(), watched_s=0.0, before=None, unproven=False, refused=refused, spare=earlier(record),
     )  # fmt: skip
 
 
 def _good(record: SlotRecord) -> str:
     """What serves, unless it failed on probation and serves on for want of another."""
-    return record.active if record.active and record.active not in record.refused else record.last_known_good
+    return record.active if record.active and is_proven(record) else record.last_known_good

@@ -140,7 +140,7 @@ class Updating:
         if record.refused.get(target.digest, -1) >= target.release:
             self._journal.put({model: transitions.failed(record, record.reason, refuse=False)})
             return None
-        if target.digest == record.active:
+        if target.digest == record.active and transitions.is_proven(record):
             begun = transitions.begun(record, target.digest, release=target.release, rollout=target.rollout)
             self._journal.put({model: transitions.committed(begun)})
             return None

@@ -9,6 +9,7 @@ import msgspec
 
 from edge_agent.contract.errors import DeviceError
 from edge_agent.contract.messages import EventKind, UpdateStep
+from edge_agent.runtime.statistics import Statistics
 from edge_agent.update import transitions
 from edge_agent.update.candidates import Candidates
 from edge_agent.update.going_back import GoingBack, Serving
@@ -49,6 +50,7 @@ class Watching:
             StorageFull, StorageNotWritable, DeviceError: It cannot be written down: they are closed, and nothing has
                 changed.
         """
+        served = {model: self._journal.get(model).active for model in group}
         try:
             swapped = {
                 model: transitions.swapped(self._journal.get(model), self._probations.before(model), group)
@@ -61,6 +63,9 @@ class Watching:
         for model in group:
             self._probations.begin(model, now)
         self._serve(*candidates.models.values(), again=candidates.again)
+        for model, loaded in candidates.models.items():
+            if loaded.digest == served[model]:  # it has failed before, and is judged by what it does from now on
+                loaded.statistics = Statistics()
         candidates.beside.forget()
 
     def watch(self, now: float) -> None:

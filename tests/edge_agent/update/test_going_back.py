@@ -175,6 +175,33 @@ def test_a_model_that_fails_on_probation_serves_on_where_the_disk_has_spoilt_the
     np.testing.assert_array_equal(restarted.infer(), answer)
 
 
+def test_what_is_taken_from_its_probation_and_serves_on_is_nothing_to_go_back_to(
+    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package, tmp_path: Path
+) -> None:
+    device.apply(server.assign(second))
+    (device.state / "packages" / first.digest / "model.onnx").unlink()
+    third = make_package(tmp_path / "built", version="3", seed=3)
+    server.publisher.publish(third)
+    device.apply(server.assign(third))
+    record = device.installer._journal.get("digits")
+    assert (device.version, record.step) == ("3", UpdateStep.PROBATION)
+    assert record.last_known_good == first.digest, "version 2 was never proved"
+
+
+def test_what_failed_on_probation_and_serves_on_is_proved_anew_when_a_newer_release_names_it(
+    server: UpdateServer, new_device: NewDevice, first: Package
+) -> None:
+    empty = new_device("camera-2")
+    empty.apply(server.assign(first, device="camera-2"))
+    empty.slots.get("digits").statistics.failed(1000)
+    empty.installer.watch()
+    assert not empty.apply(server.assign(first, device="camera-2"))
+    assert (empty.version, empty.reported().step) == ("1", UpdateStep.PROBATION)
+    assert empty.installer._journal.get("digits").last_known_good == ""
+    empty.pass_probation()
+    assert empty.reported().step is UpdateStep.COMMITTED
+
+
 def test_a_package_that_no_longer_loads_for_a_reason_nobody_foresaw_does_not_keep_the_agent_from_starting(
     server: UpdateServer, device: UpdatingDevice, second: Package, caplog: pytest.LogCaptureFixture
 ) -> None:

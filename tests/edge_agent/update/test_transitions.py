@@ -16,7 +16,8 @@ digests = st.sampled_from(["", "a" * 64, "b" * 64, "c" * 64])
 records = st.builds(
     SlotRecord, active=digests, last_known_good=digests, step=st.sampled_from(UpdateStep), target=digests,
     release=st.integers(0, 9), crashes=st.integers(-1, 3), cuts=st.integers(0, 3), boot=st.sampled_from(["", "1"]),
-    orderly=st.booleans(), watched_s=st.floats(0, 100), refused=st.dictionaries(digests, st.integers(0, 9), max_size=2),
+    orderly=st.booleans(), unproven=st.booleans(), watched_s=st.floats(0, 100),
+    refused=st.dictionaries(digests, st.integers(0, 9), max_size=2),
 )  # fmt: skip
 unwatched = records.filter(lambda record: record.step is not UpdateStep.PROBATION)
 _ORDER = [
@@ -43,7 +44,8 @@ def test_beginning_and_failing_never_touch_what_serves(record: SlotRecord, targe
 def test_a_swap_that_is_rolled_back_ends_at_the_last_known_good(record: SlotRecord, target: str) -> None:
     swapped = transitions.swapped(_tested(record, target))
     back = transitions.rolled_back(swapped, "why", refuse=True)
-    good = record.active if record.active and record.active not in record.refused else record.last_known_good
+    proven = record.active not in record.refused and not record.unproven
+    good = record.active if record.active and proven else record.last_known_good
     assert back.active == (good if good != target else "")
     assert back.refused[target] == 1
     assert transitions.is_settled(back, target, 1)
@@ -52,7 +54,8 @@ def test_a_swap_that_is_rolled_back_ends_at_the_last_known_good(record: SlotReco
 
 @given(records)
 def test_committing_makes_the_active_package_the_last_known_good(record: SlotRecord) -> None:
-    if UpdateStep.COMMITTED not in ALLOWED[record.step]:
+    proven = record.step is UpdateStep.PROBATION or transitions.is_proven(record)
+    if UpdateStep.COMMITTED not in ALLOWED[record.step] or not proven:
         with pytest.raises(IllegalStep):
             transitions.committed(record)
         return
@@ -66,7 +69,7 @@ def test_what_is_installed_by_hand_keeps_what_it_replaces_to_go_back_to(record: 
     after = transitions.installed(record, package)
     assert (after.active, after.step) == (package, UpdateStep.COMMITTED)
     assert package not in after.refused
-    if record.step is UpdateStep.PROBATION or package == record.active or record.active in record.refused:
+    if record.step is UpdateStep.PROBATION or package == record.active or not transitions.is_proven(record):
         assert after.last_known_good == (record.last_known_good or package)
     elif record.active:
         assert after.last_known_good == record.active
@@ -120,6 +123,7 @@ class OneModel(RuleBasedStateMachine):
     def begin(self) -> None:
         self.record, self.release = SlotRecord(), 0
         self.has_served, self.last_good, self.on_disk = False, "", set[str]()
+        self.committed = {""}
 
     def _to(self, record: SlotRecord) -> None:
         self.record = record
@@ -132,7 +136,8 @@ class OneModel(RuleBasedStateMachine):
     @rule(package=st.sampled_from("abc"), is_newer=st.booleans())
     def wish(self, package: str, *, is_newer: bool) -> None:
         self.release += is_newer
-        if self.record.refused.get(package, -1) >= self.release or package == self.record.active:
+        serves_proven = package == self.record.active and transitions.is_proven(self.record)
+        if self.record.refused.get(package, -1) >= self.release or serves_proven:
             return
         if not transitions.is_under_way(self.record, package, self.release):
             self._to(transitions.begun(self.record, package, release=self.release, rollout=""))
@@ -168,11 +173,13 @@ class OneModel(RuleBasedStateMachine):
     def pass_probation(self) -> None:
         self._to(transitions.committed(self.record))
         self.last_good = self.record.active
+        self.committed.add(self.record.active)
 
     @precondition(lambda self: self.record.step is UpdateStep.PROBATION)
-    @rule(refuse=st.booleans())
-    def fail_on_probation(self, *, refuse: bool) -> None:
-        if self.record.last_known_good not in ("", self.record.active):
+    @rule(refuse=st.booleans(), rotten=st.booleans())
+    def fail_on_probation(self, *, refuse: bool, rotten: bool = False) -> None:
+        """``rotten``: what could be gone back to cannot be loaded."""
+        if self.record.last_known_good not in ("", self.record.active) and not rotten:
             self._to(transitions.rolled_back(self.record, "why", refuse=refuse))
         else:  # answers that sometimes fail beat none
             self._to(transitions.failed(self.record, "why", refuse=refuse))
@@ -202,8 +209,12 @@ class OneModel(RuleBasedStateMachine):
     @invariant()
     def only_what_is_on_probation_serves_unproved_where_something_proved_is_there(self) -> None:
         record = self.record
-        if record.step is not UpdateStep.PROBATION and self.last_good:
+        if record.step is not UpdateStep.PROBATION and self.last_good and transitions.is_proven(record):
             assert record.active == self.last_good
+
+    @invariant()
+    def only_what_has_committed_is_gone_back_to(self) -> None:
+        assert self.record.last_known_good in self.committed
 
 
 OneModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
