@@ -20,7 +20,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -77,6 +77,16 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     revert: bool = False
 
 
+class UpdateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What devices download.
+
+    Args:
+        deltas_mib: Most that is kept of deltas between packages; what was asked for least lately goes first.
+    """
+
+    deltas_mib: Annotated[int, msgspec.Meta(ge=0)] = 4096
+
+
 class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Answers of batch jobs, by key.
 
@@ -109,6 +119,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     http: HttpSettings = HttpSettings()
     broker: BrokerSettings = BrokerSettings()
     rollouts: RolloutSettings = RolloutSettings()
+    updates: UpdateSettings = UpdateSettings()
     runs: RunSettings = RunSettings()
     predictions: PredictionSettings = PredictionSettings()
     monitoring: MonitoringSettings = MonitoringSettings()

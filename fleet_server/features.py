@@ -101,7 +101,12 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         settings=config.runs,
     )
     later.append(lambda manifest, digest: roll_out_approved(approvals, rollouts, config.rollouts, manifest, digest))
-    deltas = Deltas(folder.repository / "deltas", images.blobs, lambda: shown_targets(images.metadata))
+    deltas = Deltas(
+        folder.repository / "deltas",
+        images.blobs,
+        lambda: shown_targets(images.metadata),
+        limit_bytes=config.updates.deltas_mib << 20,
+    )
     later.append(lambda manifest, _: _make_deltas(deltas, models, manifest))
     schedules = ScheduleService(db, count_labels=labels_of, settings=config.runs)
     monitoring = _monitoring(

@@ -64,7 +64,9 @@ class Deltas:
         folder: Where they are kept; made where it is missing.
         blobs: The released files.
         targets: Tells all released packages, by target path.
-        limit_bytes: Most that is kept; what was asked for least lately goes first.
+        limit_bytes: Most that is kept; what was asked for least lately goes first. What the fleet can use now it asks
+            for, so that stays.
+        most_kept: Deltas that are kept at most, and notes that one is not worth it.
         max_waiting: Deltas that may wait to be made; further ones are not made now.
     """
 
@@ -75,13 +77,14 @@ class Deltas:
         targets: Callable[[], Mapping[str, TargetFile]],
         *,
         limit_bytes: int = 4 << 30,
+        most_kept: int = 20_000,
         max_waiting: int = 32,
         level: int = LEVEL,
     ) -> None:
         # Deltas of another form would be refused by devices: each form has its own folder.
         self._folder = folder / f"v{VERSION}"
         self._blobs, self._targets, self._level = blobs, targets, level
-        self._limit_bytes, self._max_waiting = limit_bytes, max_waiting
+        self._limit_bytes, self._most_kept, self._max_waiting = limit_bytes, most_kept, max_waiting
         self._lock = threading.Lock()
         self._places: dict[str, set[_Place]] = {}
         self._read: set[str] = set()
@@ -192,19 +195,18 @@ class Deltas:
             raise _NotWorthIt
 
     def _prune(self, newest: str) -> None:
-        """Forget deltas until the limit is kept, but not the newest."""
+        """Forget deltas, and that some are not worth it, until the limits are kept, but not the newest."""
         found = []
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
                 found.append((stat.st_mtime_ns, stat.st_size, path))
-        total = sum(size for _, size, _ in found)
+        total, left = sum(size for _, size, _ in found), len(found)
         for _, size, path in sorted(found):
-            if total <= self._limit_bytes:
-                return
-            if size and path.name != newest:
+            # Without bytes there is none to win by forgetting, while there are few enough of them.
+            if path.name != newest and (left > self._most_kept or (size and total > self._limit_bytes)):
                 path.unlink(missing_ok=True)
-                total -= size
+                total, left = total - size, left - 1
 
     def _layouts(self, base: str, sha256: str) -> tuple[StoredFile, StoredFile] | None:
         """How both files lie, where they are the same file of two versions of a model; else None."""

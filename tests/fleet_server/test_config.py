@@ -51,6 +51,7 @@ def test_rules_of_every_feature_can_be_set(file: Path) -> None:
         ("[rollouts.gate]\nsoak = 5", "unknown key rollouts.gate.soak"),
         ("[http]\nport = 70000", "http.port: 70000 is not between 0 and 65535"),
         ("http = 5", "Expected `object`"),
+        ("[updates]\ndeltas_mib = -1", "Expected `int` >= 0 - at `$.updates.deltas_mib`"),
         ("fleet = 'Not A Name'", "fleet 'Not A Name'"),
         ("[rollouts]\nwaves = [1]", "the last one must be 1.0"),
         ("[monitoring.drift]\nmin_rows = 1", "min_rows >= 20"),

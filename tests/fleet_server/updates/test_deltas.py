@@ -166,6 +166,25 @@ def test_what_was_asked_for_least_lately_is_forgotten_first(small: Deltas) -> No
     assert made(small, OLD, NEW) is not None, "made again when it is asked for again"
 
 
+def test_what_is_not_worth_it_is_forgotten_too_where_there_is_more_of_it_than_may_be_kept(
+    released: UpdateServer, tmp_path: Path
+) -> None:
+    store = Deltas(
+        tmp_path / "few", released.images.blobs, lambda: shown_targets(released.images.metadata), most_kept=2
+    )
+    try:
+        kept = tmp_path / "few/v1"
+        for old, new in ((NOISE, OTHER_NOISE), (OTHER_NOISE, NOISE), (OLD, NOISE)):
+            assert made(store, old, new) is None
+        assert {path.name[:64] for path in kept.iterdir()} == {sha256(OTHER_NOISE), sha256(OLD)}
+        assert made(store, OTHER_NOISE, NOISE) is None, "asked for again: it is the one that stays"
+        assert made(store, OLD, NEW) is not None
+        assert {path.name[:64] for path in kept.iterdir()} == {sha256(OTHER_NOISE), sha256(OLD)}
+        assert {path.stat().st_size > 0 for path in kept.glob(f"{sha256(OLD)}-*")} == {True}
+    finally:
+        store.close()
+
+
 def test_what_breaks_off_for_a_reason_that_nobody_foresaw_leaves_no_half_of_a_delta(
     small: Deltas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
