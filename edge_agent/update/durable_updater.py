@@ -15,9 +15,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Key, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edge_agent.contract.errors import NetworkError, ServerRefused
@@ -47,6 +48,8 @@ class DurableUpdater(Updater):
         now: Time that expiry is measured by.
         total_s: Longest time that the metadata may take in all.
         target_folder, target_url: For :meth:`download_target`, where it is used.
+        same_keys: A role that the top-level targets delegate to may itself delegate to its own keys only, as many of
+            them. TUF knows no such rule; it is that of a repository whose roles delegate to hash bins alone.
     Raises:
         RepositoryError: ``root`` is no valid root metadata.
         OSError: The folder cannot be written.
@@ -63,8 +66,11 @@ class DurableUpdater(Updater):
         total_s: float = TOTAL_S,
         target_folder: Path | None = None,
         target_url: str | None = None,
+        same_keys: bool = False,
     ) -> None:
         self.folder, self._files = folder, files
+        self._same_keys = same_keys
+        self._needed: dict[str, tuple[int, dict[str, Key | None]]] = {}
         self._history = RootHistory(folder / "root_history", root)
         super().__init__(
             str(folder), url, str(target_folder) if target_folder else None, target_url,
@@ -149,6 +155,8 @@ class DurableUpdater(Updater):
         """
         if role == Targets.type and role in self._trusted_set:  # which the root alone delegates
             return self._trusted_set.targets
+        if self._same_keys and role != Targets.type:
+            self._check_keys(role, parent_role)
         try:
             data = self._load_local_metadata(role)
             return self._trusted_set.update_delegated_targets(data, role, parent_role)
@@ -162,6 +170,18 @@ class DurableUpdater(Updater):
         targets = self._trusted_set.update_delegated_targets(data, role, parent_role)
         self._persist_metadata(role, data)
         return targets
+
+    def _check_keys(self, role: str, parent_role: str) -> None:
+        """Else who got an approver to sign a model's role once could hand all later releases to whom they like."""
+        parent = cast("Targets", self._trusted_set[parent_role])
+        rule, keys = parent.get_delegated_role(role), parent.delegations.keys if parent.delegations else {}
+        # An identifier may stand for any key (TUF, 4.2): what it stands for must be the same, too.
+        needed = rule.threshold, {keyid: keys.get(keyid) for keyid in rule.keyids}
+        if parent_role != Targets.type and needed != self._needed[parent_role]:
+            raise exceptions.RepositoryError(
+                f"role {role} needs other keys, or another number of them, than {parent_role}, which delegates to it"
+            )
+        self._needed[role] = needed
 
     def _download_metadata(self, rolename: str, length: int, version: int | None = None) -> bytes:
         # The length may have been signed with a stolen key.

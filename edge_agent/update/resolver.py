@@ -107,7 +107,7 @@ class Resolver:
     def _client(self, name: str, path: str, now: dt.datetime) -> TrustedClient:
         root = self._enrolment.director_root if name == "director" else self._enrolment.image_root
         url = self._files.url(path)
-        return TrustedClient(name, self._trust / name, url, self._files, root=root.encode(), now=now)
+        return TrustedClient(name, self._trust / name, url, self._files, root=root.encode(), now=now, same_keys=True)
 
     def _check_hardware(self, path: str, assigned: AssignedHardware | None) -> None:
         if assigned is None or self._hardware is None:

@@ -27,6 +27,7 @@ class TrustedClient:
         now: Time that expiry is measured by.
         total_s: Longest time that the metadata may take in all.
         target_folder, target_url: Where :meth:`download` keeps files and finds them; packages come another way.
+        same_keys: Roles may delegate to their own keys only; see :class:`DurableUpdater`.
     Raises:
         MetadataRefused: ``root`` is no valid root metadata.
         DeviceError: The folder cannot be written.
@@ -44,6 +45,7 @@ class TrustedClient:
         total_s: float = TOTAL_S,
         target_folder: Path | None = None,
         target_url: str | None = None,
+        same_keys: bool = False,
     ) -> None:
         self._name, self._folder = name, folder
         self._owner = OwnerThread(f"the client of the {name} repository")
@@ -51,7 +53,7 @@ class TrustedClient:
             folder.mkdir(parents=True, exist_ok=True)
             self._updater = DurableUpdater(
                 folder, url, files, root=root, now=now, total_s=total_s, target_folder=target_folder,
-                target_url=target_url,
+                target_url=target_url, same_keys=same_keys,
             )  # fmt: skip
 
     def refresh(self) -> Targets:

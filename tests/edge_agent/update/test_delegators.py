@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from securesystemslib.signer import CryptoSigner, Key
+from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -17,6 +17,7 @@ from tuf.api.metadata import (
     Root,
     Signed,
     Snapshot,
+    SuccinctRoles,
     TargetFile,
     Targets,
     Timestamp,
@@ -135,3 +136,67 @@ def test_only_so_many_delegations_are_followed(shown: dict[str, bytes], files: S
     shown["1.snapshot.json"] = signed(Snapshot(1, expires=EXPIRES, meta=every), TOP)
     assert client(shown, files, tmp_path).target("deep") is None
     assert len(list(tmp_path.glob("r*.json"))) < 20
+
+
+A_ID, B_ID, TOP_ID = (signer.public_key.keyid for signer in (A, B, TOP))
+BOTH: dict[str, Key] = {A_ID: A.public_key, B_ID: B.public_key}
+OF_THAT_NAME = Key.from_dict(B_ID, TOP.public_key.to_dict())
+FALSE_B = CryptoSigner(TOP._private_key, cast("SSlibKey", OF_THAT_NAME))
+
+
+def binned(bin_keys: list[str], threshold: int, more: dict[str, Key]) -> dict[str, bytes]:
+    """Files of a repository whose model ``digits``, which A and B must sign both, has its one target in a hash bin."""
+    bins = SuccinctRoles(bin_keys, threshold, 4, "digits-bins")
+    rule = DelegatedRole("digits", list(BOTH), 2, terminating=True, paths=["digits/*"])
+    target = TargetFile.from_data("digits/1", b"x")
+    name = bins.get_role_for_target(target.path)
+    metas = {f"{one}.json": MetaFile(1) for one in ("targets", "digits", name)}
+    roles: dict[str, tuple[Signed, list[CryptoSigner]]] = {
+        "targets": (Targets(1, expires=EXPIRES, delegations=Delegations(keys=BOTH, roles={"digits": rule})), [TOP]),
+        "snapshot": (Snapshot(1, expires=EXPIRES, meta=metas), [TOP]),
+        "digits": (
+            Targets(1, expires=EXPIRES, delegations=Delegations(keys=BOTH | more, succinct_roles=bins)),
+            [A, B],
+        ),
+        name: (Targets(1, expires=EXPIRES, targets={target.path: target}), [A, FALSE_B if B_ID in more else B]),
+    }
+    files: dict[str, bytes] = {}
+    for one, (role, signers) in roles.items():
+        metadata: Metadata[Any] = Metadata(role)
+        for signer in signers:
+            metadata.sign(signer, append=True)
+        files[f"1.{one}.json"] = metadata.to_bytes()
+    return files
+
+
+@pytest.mark.parametrize(
+    ("bins", "is_believed"),
+    [
+        (([A_ID, B_ID], 2, {}), True),
+        (([B_ID, A_ID], 2, {}), True),
+        (([A_ID, B_ID], 1, {}), False),
+        (([A_ID], 1, {}), False),
+        (([A_ID, B_ID], 2, {B_ID: OF_THAT_NAME}), False),
+        (([A_ID, B_ID, TOP_ID], 2, {TOP_ID: TOP.public_key}), False),
+    ],
+    ids=["same", "other order", "fewer needed", "a key less", "another key of that name", "a key more"],
+)
+def test_hash_bins_of_other_keys_than_the_models_own_are_not_believed(
+    shown: dict[str, bytes],
+    files: ServerFiles,
+    tmp_path: Path,
+    bins: tuple[list[str], int, dict[str, Key]],
+    *,
+    is_believed: bool,
+) -> None:
+    """A publisher who got an approver to sign such a role once would need the approver no more."""
+    shown |= binned(*bins)
+    now, url, root = dt.datetime.now(dt.UTC), files.url("/diamond/"), shown["1.root.json"]
+    assert client(shown, files, tmp_path).target("digits/1") is not None, "all of it is validly signed"
+    for folder in (tmp_path, tmp_path / "new"):  # from the files here, and from the server
+        device = TrustedClient("image", folder, url, files, root=root, now=now, same_keys=True)
+        if is_believed:
+            assert device.target("digits/1") is not None
+        else:
+            with pytest.raises(MetadataRefused, match="needs other keys, or another number of them, than digits"):
+                device.target("digits/1")
