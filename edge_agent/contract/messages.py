@@ -284,8 +284,12 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     waits_until_ms: TimeMs | None = None
 
 
+# A device's word on itself is stored, shown and signed: a longer one is cut, for the report says other things too.
+HARDWARE_CHARS, HARDWARE_RUNTIMES = 128, 32
+
+
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device is made of."""
+    """What a device is made of. Names and versions are cut to 128 characters, runtimes to 32."""
 
     architecture: str
     system: str
@@ -293,6 +297,13 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     runtimes: dict[str, str] = msgspec.field(default_factory=dict)
     memory_bytes: Count = 0
     cpus: Count = 0
+
+    def __post_init__(self) -> None:
+        for name in ("architecture", "system", "accelerator"):
+            msgspec.structs.force_setattr(self, name, getattr(self, name)[:HARDWARE_CHARS])
+        first = list(self.runtimes.items())[:HARDWARE_RUNTIMES]
+        cut = {name[:HARDWARE_CHARS]: version[:HARDWARE_CHARS] for name, version in first}
+        msgspec.structs.force_setattr(self, "runtimes", cut)
 
 
 class Reported(Message, frozen=True, kw_only=True):
