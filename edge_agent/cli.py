@@ -106,9 +106,7 @@ def run_command(
     from edge_agent.runtime.memory import share_heap
 
     share_heap()
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    log_to_stderr(log_level)
     config = _settings(config_path, state)
     api = msgspec.structs.replace(
         config.api,
@@ -119,6 +117,17 @@ def run_command(
     # a package on probation would be blamed for it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     Agent(msgspec.structs.replace(config, api=api)).run()
+
+
+def log_to_stderr(level: str) -> None:
+    """Log from this level on: ``debug``, ``info`` or ``warning``."""
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    # They name each key that has not signed what a threshold of others has, and each file here that a new key does not
+    # vouch for, as if that were an attack. What is one, the device says itself.
+    for name in ("tuf", "securesystemslib"):
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
 
 def _package_folder(context: click.Context, argument: click.Parameter, package: Path) -> Path:

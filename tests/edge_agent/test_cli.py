@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Root, Timestamp
 
 from edge_agent.by_hand import install
-from edge_agent.cli import main
+from edge_agent.cli import log_to_stderr, main
 from edge_agent.contract.messages import UpdateStep
 from edge_agent.runtime.runtimes import RUNTIMES_FILE, Remembered, RuntimesFile
 from edge_agent.update.slots_file import SlotRecord, SlotsFile
@@ -68,3 +72,24 @@ def test_status_of_a_damaged_folder_is_an_error_and_no_traceback(tmp_path: Path)
     assert done.exit_code == 6
     assert "slots.json" in done.output
     assert "begins anew" in done.output
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 0), ("warning", 0), ("debug", 1)])
+def test_a_key_that_need_not_sign_is_no_line_of_the_log(
+    caplog: pytest.LogCaptureFixture, level: str, lines: int
+) -> None:
+    caplog.set_level("DEBUG")
+    before = {name: logging.getLogger(name).level for name in ("tuf", "securesystemslib")}
+    signs, away = CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519()
+    root = Root()
+    for signer in (signs, away):
+        root.add_key(signer.public_key, "timestamp")
+    timestamp = Metadata(Timestamp())
+    timestamp.sign(signs)
+    try:
+        log_to_stderr(level)
+        root.verify_delegate("timestamp", timestamp.signed_bytes, timestamp.signatures)
+    finally:
+        for name, was in before.items():
+            logging.getLogger(name).setLevel(was)
+    assert len(caplog.records) == lines, caplog.text
