@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import msgspec
 from edge_agent.contract.errors import ConfigurationError, StorageFull, StorageNotWritable, storage_error
 from edge_agent.durable import write_durably
 
+_log = logging.getLogger(__name__)
 # SQLite and the lake need room to work; below this the server would stop within minutes anyway.
 MINIMUM_FREE_BYTES = 32 * 1024 * 1024
 
@@ -46,6 +48,8 @@ class DataFolder:
     def prepare(self) -> None:
         """Make the folder, for its owner alone, and see that it can be written to.
 
+        One that was there before keeps its mode, for others may have been let in on purpose; it is said, each time.
+
         Raises:
             StorageNotWritable, StorageFull: It cannot.
         """
@@ -58,8 +62,14 @@ class DataFolder:
                 probe.flush()
                 os.fsync(probe.fileno())
             free = shutil.disk_usage(self.root).free
+            mode = self.root.stat().st_mode & 0o777
         if free < MINIMUM_FREE_BYTES:
             raise StorageFull(f"{self.root}: only {free >> 20} MiB are free; make room, or choose another --data")
+        if mode & 0o077:
+            _log.warning(
+                "%s: others on this machine may look into it, and it holds keys and samples (mode %o): chmod 700 %s",
+                self.root, mode, self.root,
+            )  # fmt: skip
 
     def lock(self) -> Callable[[], None]:
         """Keep other servers out of the folder; gives what ends that. The system ends it with the process, too.

@@ -57,6 +57,18 @@ def test_secrets_are_readable_by_their_owner_alone(running: Running) -> None:
     assert running.token not in (running.data / "server.json").read_text()
 
 
+def test_a_data_folder_that_was_open_to_others_stays_so_and_is_told_of(tmp_path: Path, keys: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    said = shoal("server", "init", "--data", data, "--keys", keys)
+    assert said.returncode == 0, said.stderr
+    assert f"(mode 755): chmod 700 {data}" in said.stderr
+    assert stat.S_IMODE(data.stat().st_mode) == 0o755
+    assert stat.S_IMODE((data / "keys").stat().st_mode) == 0o700
+    data.chmod(0o700)
+    assert "chmod" not in shoal("server", "init", "--data", data, "--keys", keys).stderr
+
+
 def test_health_and_metrics_need_no_token(running: Running) -> None:
     assert httpx.get(f"{running.url}/healthz").json() == {"status": "ok", "database": True, "broker": True}
     metrics = httpx.get(f"{running.url}/metrics")
@@ -122,9 +134,11 @@ def test_a_device_enrols_over_rest_and_its_secret_opens_its_own_metadata_only(ru
     with running.client() as admin:
         claim = admin.post("/api/v1/claims", json={"device": "press-7"}).json()["claim"]
         body = {"claim": claim, "device": "press-7", "hardware": {"architecture": "aarch64", "system": "Linux"}}
+        roots = httpx.get(f"{running.url}/api/v1/enrol/roots").json()
         enrolment = httpx.post(f"{running.url}/api/v1/enrol", json=body).json()
         again = httpx.post(f"{running.url}/api/v1/enrol", json=body)
     assert again.status_code == 403
+    assert roots == {name: enrolment[name] for name in ("image_root", "director_root")}, "given to who has no claim yet"
     assert enrolment["server"] == running.url
     assert f"{enrolment['broker']['host']}:{enrolment['broker']['port']}" == running.broker
     assert '"_type": "root"' in enrolment["image_root"].replace('"_type":"root"', '"_type": "root"')
