@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.contract.enrolment import Enrolment, EnrolmentRequest
+from edge_agent.contract.enrolment import Enrolment, EnrolmentRequest, EnrolmentRoots
 from edge_agent.contract.errors import (
     ConfigurationError,
     DeviceError,
@@ -23,6 +24,7 @@ from edge_agent.identity import IDENTITY_FILE, is_enrolled, keep_identity
 
 _TIMEOUT_S = 30.0
 _MAX_REPLY_BYTES = 1 << 20
+_NOT_KNOWN_THERE = frozenset({404, 405})
 
 
 class _Refusal(msgspec.Struct):
@@ -52,25 +54,77 @@ def enrol(
         raise ConfigurationError(f"device name {request.device!r}: use 1 to 63 of a-z, 0-9, '-' and '_'")
     if not server.startswith(("http://", "https://")):
         raise ConfigurationError(f"server {server!r}: begin it with http:// or https://")
-    # Before the claim is spent.
-    pinned = {path: _read_root(path) for path in (image_root, director_root) if path is not None}
-    reply = _post(f"{server.rstrip('/')}/api/v1/enrol", msgspec.json.encode(request))
+    pins = _Pins(server, image_root, director_root)
+    pins.check_before_claiming()
+    reply = _send(f"{server.rstrip('/')}/api/v1/enrol", msgspec.json.encode(request))
     try:
         enrolment = msgspec.json.decode(reply, type=Enrolment)
     except msgspec.DecodeError as error:
         raise NetworkError(f"{server}: answered the enrolment with something else: {error}") from error
-    for what, path, sent in (
-        ("image", image_root, enrolment.image_root),
-        ("director", director_root, enrolment.director_root),
-    ):
-        if path is not None and pinned[path] != sent:
-            raise TrustError(f"{server}: its {what} root is not the one in {path}; do not trust this server")
+    pins.check(enrolment, claim="the claim is spent")
     identity = state / IDENTITY_FILE
     try:
         keep_identity(state, enrolment)
     except OSError as error:
         raise storage_error(error, str(identity)) or DeviceError(f"{identity}: {error.strerror}") from error
     return enrolment
+
+
+class _Pins:
+    """The roots that came with the device, and whether a server's are the same.
+
+    Raises:
+        ConfigurationError: One cannot be read.
+    """
+
+    def __init__(self, server: str, image: Path | None, director: Path | None) -> None:
+        self._server = server
+        self._image = (image, _read_root(image)) if image is not None else None
+        self._director = (director, _read_root(director)) if director is not None else None
+
+    def check_before_claiming(self) -> None:
+        """Ask the server for its roots, and send it no claim where they are others.
+
+        Raises:
+            TrustError: They are.
+            NetworkError: The server cannot be reached, or answers with something else.
+        """
+        if self._image is None and self._director is None:
+            return
+        try:
+            reply = _send(f"{self._server.rstrip('/')}/api/v1/enrol/roots")
+        except ServerRefused as error:
+            if error.status in _NOT_KNOWN_THERE:
+                return  # an older server's: what the claim brings is held against the pins then
+            raise
+        try:
+            roots = msgspec.json.decode(reply, type=EnrolmentRoots)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise NetworkError(f"{self._server}: gives no roots, but something else: {error}") from error
+        self.check(roots, claim="the claim was not sent, and can still be used")
+
+    def check(self, sent: Enrolment | EnrolmentRoots, *, claim: str) -> None:
+        """See that a server's roots are those that came with the device.
+
+        Args:
+            claim: What has become of the claim token, for whoever reads the error.
+        Raises:
+            TrustError: They are not.
+        """
+        for what, pin, root in (
+            ("image", self._image, sent.image_root),
+            ("director", self._director, sent.director_root),
+        ):
+            if pin is not None and pin[1] != root:
+                raise TrustError(
+                    f"{self._server}: its {what} root ({_digest(root)}) is not the one in {pin[0]} "
+                    f"({_digest(pin[1])}); {claim}. Give the address of your own fleet's server, or that fleet's "
+                    f"newest {what}/N.root.json as --{what}-root; if both are right, do not trust this server"
+                )
+
+
+def _digest(root: str) -> str:
+    return f"sha256 {hashlib.sha256(root.encode()).hexdigest()[:12]}"
 
 
 def _read_root(path: Path) -> str:
@@ -88,7 +142,8 @@ def _said(reply: bytes) -> str:
         return reply.decode(errors="replace")
 
 
-def _post(url: str, body: bytes) -> bytes:
+def _send(url: str, body: bytes | None = None) -> bytes:
+    """What ``GET`` answers, or with a body ``POST``."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - scheme checked by enrol
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310

@@ -22,6 +22,19 @@ class EnrolmentRequest(msgspec.Struct, frozen=True, kw_only=True):
     hardware: Hardware
 
 
+class EnrolmentRoots(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to ``GET /api/v1/enrol/roots``, which anybody may ask: a device holds its pins against it first.
+
+    A claim that was sent is spent. One that is not sent because the roots are others can still be used.
+
+    Args:
+        image_root, director_root: As in :class:`Enrolment`.
+    """
+
+    image_root: str
+    director_root: str
+
+
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Cookie, Depends, Path, Request, Response, status
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BaseModel, Field
 
-from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest, EnrolmentRoots
 from fleet_server.access.guard import SESSION_COOKIE, Guard
 from fleet_server.access.roles import Role
 from fleet_server.access.service import CLAIM_S, SESSION_S, AccessService
@@ -110,6 +110,11 @@ def _enrolment(
     router: APIRouter, service: AccessService, addresses: Callable[[Request], tuple[str, BrokerAddress]]
 ) -> None:
     example = {"claim": "p8Zk...", "device": "camera-7", "hardware": {"architecture": "aarch64", "system": "Linux"}}
+
+    @router.get("/api/v1/enrol/roots", responses=describe(EnrolmentRoots))
+    def roots() -> Answer:
+        """Show the roots of trust that a device gets, so that it can hold its own against them before it claims."""
+        return Answer(service.roots())
 
     @router.post(
         "/api/v1/enrol",

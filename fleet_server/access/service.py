@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest, EnrolmentRoots
 from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.messages import Hardware
 from edge_agent.contract.names import is_name
@@ -128,6 +128,11 @@ class AccessService:
         with self._db.write() as connection:
             connection.execute(sa.insert(claims).values(row))
         return claim
+
+    def roots(self) -> EnrolmentRoots:
+        """The roots of trust that whoever enrols gets; they are public."""
+        image_root, director_root = self._roots()
+        return EnrolmentRoots(image_root=image_root, director_root=director_root)
 
     def enrol(self, request: EnrolmentRequest, *, server: str, broker: BrokerAddress) -> Enrolment:
         """Make a device a member of the fleet.

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from edge_agent.config import prepare_state
-from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest, EnrolmentRoots
 from edge_agent.contract.errors import ConfigurationError, DeviceError, NetworkError, ServerRefused, TrustError
 from edge_agent.contract.messages import Hardware
 from edge_agent.enrol import enrol
@@ -24,12 +24,15 @@ ENROLMENT = Enrolment(
     image_root='{"image": 1}', director_root='{"director": 1}',
 )  # fmt: skip
 
+ROOTS = EnrolmentRoots(image_root=ENROLMENT.image_root, director_root=ENROLMENT.director_root)
+
 
 class Server:
-    """Answers every enrolment with ``status`` and ``body``."""
+    """Answers every enrolment with ``status`` and ``body``, and who asks for its roots with those of ``ENROLMENT``."""
 
     def __init__(self) -> None:
         self.status, self.body = 200, msgspec.json.encode(ENROLMENT)
+        self.roots = (200, msgspec.json.encode(ROOTS))
         self.asked: list[tuple[str, EnrolmentRequest]] = []
         outer = self
 
@@ -40,6 +43,13 @@ class Server:
                 self.send_response(outer.status)
                 self.end_headers()
                 self.wfile.write(outer.body)
+
+            def do_GET(self) -> None:
+                assert self.path == "/api/v1/enrol/roots"
+                status, body = outer.roots
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
                 """Nothing: the test's output is its own."""
@@ -82,16 +92,42 @@ def test_a_device_with_an_identity_does_not_spend_another_claim(server: Server, 
     assert len(server.asked) == 1
 
 
-def test_a_server_with_another_root_than_the_pinned_one_is_not_trusted(
+def test_a_server_with_another_root_than_the_pinned_one_gets_no_claim(
     server: Server, state: Path, tmp_path: Path
 ) -> None:
     pinned = tmp_path / "root.json"
     pinned.write_text('{"image": 2}')
-    with pytest.raises(TrustError, match="its image root is not the one"):
+    with pytest.raises(TrustError, match=r"its image root \(.*\) is not the one .* claim was not sent"):
         enrol(state, server.url, REQUEST, image_root=pinned, director_root=None)
+    assert server.asked == []
     assert read_identity(state) is None
     pinned.write_text(ENROLMENT.image_root)
     enrol(state, server.url, REQUEST, image_root=pinned, director_root=None)
+
+
+@pytest.mark.parametrize("roots", [(404, b'{"error": "not found"}'), (200, msgspec.json.encode(ROOTS))])
+def test_what_the_claim_brings_is_held_against_the_pins_as_well(
+    roots: tuple[int, bytes], server: Server, state: Path, tmp_path: Path
+) -> None:
+    """An older server gives no roots beforehand, and one that lies gives those that are wanted."""
+    pinned = tmp_path / "root.json"
+    pinned.write_text(ENROLMENT.director_root)
+    server.roots, server.body = roots, msgspec.json.encode(msgspec.structs.replace(ENROLMENT, director_root="{}"))
+    with pytest.raises(TrustError, match=r"its director root .* the claim is spent"):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=pinned)
+    assert read_identity(state) is None
+
+
+@pytest.mark.parametrize("roots", [(200, b"<html>welcome</html>"), (500, b'{"error": "no disk"}')])
+def test_who_gives_no_roots_gets_no_claim(
+    roots: tuple[int, bytes], server: Server, state: Path, tmp_path: Path
+) -> None:
+    pinned = tmp_path / "root.json"
+    pinned.write_text(ENROLMENT.image_root)
+    server.roots = roots
+    with pytest.raises(NetworkError, match=r"gives no roots|no disk"):
+        enrol(state, server.url, REQUEST, image_root=pinned, director_root=None)
+    assert server.asked == []
 
 
 def test_a_pinned_root_that_cannot_be_read_is_named_before_the_claim_is_spent(server: Server, state: Path) -> None:

@@ -25,7 +25,7 @@ from edge_agent.contract.constraint import (
     Rule,
     Sensitivity,
 )
-from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest
+from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest, EnrolmentRoots
 from edge_agent.contract.envelope import Envelope, Message, encode
 from edge_agent.contract.manifest import (
     Classification,
@@ -393,6 +393,7 @@ JSON: dict[str, msgspec.Struct] = {
     ),
     "enrolment-request.json": EnrolmentRequest(claim="one-time", device="crane-3", hardware=HARDWARE),
     "enrolment.json": ENROLMENT,
+    "enrolment-roots.json": EnrolmentRoots(image_root=ENROLMENT.image_root, director_root=ENROLMENT.director_root),
     "run-file.json": RUN_FILE,
     "run-progress.json": RunProgress(fence=3, stage="fit", fraction=0.25, message="epoch 3 of 12"),
     "run-result.json": RunResult(
