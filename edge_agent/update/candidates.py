@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, PackageError, SelfTestFailed, ShoalError
+from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, PackageError, SelfTestFailed
 from edge_agent.runtime.beside import Beside
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.pipeline import ModelSource
@@ -15,6 +16,8 @@ from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.runtime.statistics import Statistics
 from edge_agent.update.outcome import MemberFailed, blaming
 from edge_agent.update.package_store import PackageStore
+
+_log = logging.getLogger(__name__)
 
 
 class Loading(Protocol):
@@ -113,8 +116,9 @@ class CandidateLoader:
                 found.again.append(self._one(serving.package, found.beside, test=test))
             except (ModelUnavailable, BudgetExceeded):
                 continue  # it did not run before either, or finds its new steps by itself
-            except (ShoalError, OSError) as error:
-                if not test:
+            except Exception as error:
+                if not test:  # what is gone back to must serve, whatever becomes of a pipeline
+                    _log.warning("pipeline '%s' does not run with its earlier step", serving.name, exc_info=error)
                     continue
                 text = f"with it pipeline '{serving.name}' {serving.version}, which serves here, fails: {error}"
                 wrong = isinstance(error, PackageError)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, ShoalError, UnknownModel
+from edge_agent.contract.errors import BudgetExceeded, DeviceError, ModelUnavailable, ShoalError, UnknownModel
 from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.slots import LoadedModel, ModelState, Slots
 from edge_agent.update import transitions
@@ -91,6 +91,24 @@ class GoingBack:
             return
         self._put_back(group, model, reason, earlier, refuse=refuse)
 
+    def let_serve(self, *models: LoadedModel, again: Sequence[LoadedModel] = ()) -> None:
+        """Let models serve from now on, all at once.
+
+        Args:
+            again: Pipelines that serve already, loaded once more.
+        Raises:
+            DeviceError: They do not, and are closed; what served before serves on.
+        """
+        try:
+            self._serve(*models, again=again)
+        except Exception as error:
+            if all(self._serves(loaded.name, loaded.digest) for loaded in models):
+                _log.exception("%s: it serves; what was to follow failed", ", ".join(each.name for each in models))
+                return
+            for loaded in (*again, *models):
+                loaded.close()
+            raise DeviceError(f"could not be let serve: {_said(error)}") from error
+
     def can_go_back(self, model: str) -> bool:
         """Whether one of the models that came with this one has something earlier to go back to."""
         return bool(self._digests(self.group(model)))
@@ -119,7 +137,7 @@ class GoingBack:
                 self._journal.tell(EventKind.STORAGE, model, record.active, f"{spoilt}; the model serves without it")
             try:
                 pipeline = bool(package.manifest.pipeline)
-                self._serve(self._load(package, slots=self._slots) if pipeline else self._load(package))
+                self.let_serve(self._load(package, slots=self._slots) if pipeline else self._load(package))
             except (BudgetExceeded, ModelUnavailable) as error:
                 if record.step is UpdateStep.PROBATION:
                     raise
@@ -141,12 +159,13 @@ class GoingBack:
         for digest in transitions.to_start_again(record):
             try:
                 found = self._loader.earlier({model: digest})
-            except MemberFailed as error:
-                _log.warning("%s: package %s could not start either: %s", model, digest[:12], error.cause)
+                self.let_serve(*found.models.values(), again=found.again)
+            except (MemberFailed, DeviceError) as error:
+                cause = error.cause if isinstance(error, MemberFailed) else error
+                _log.warning("%s: package %s could not start either: %s", model, digest[:12], cause)
                 continue
-            self._journal.note({model: msgspec.structs.replace(record, active=digest)})
-            self._serve(*found.models.values(), again=found.again)
             found.beside.forget()
+            self._journal.note({model: msgspec.structs.replace(record, active=digest)})
             return
 
     def _when_it_cannot_start(self, model: str, reason: str, *, refuse: bool) -> None:
@@ -186,7 +205,13 @@ class GoingBack:
             back[each] = msgspec.structs.replace(back[each], active="")
         self._journal.note(back)
         if earlier is not None:
-            self._serve(*earlier.models.values(), again=earlier.again)
+            try:
+                self.let_serve(*earlier.models.values(), again=earlier.again)
+            except DeviceError as error:
+                _log.exception("%s: what is gone back to serves after the agent's next start", ", ".join(served))
+                because = f"; the earlier package, which {error}, is tried at the agent's next start"
+                back = {each: msgspec.structs.replace(one, reason=one.reason + because) for each, one in back.items()}
+                self._journal.note(back)
             earlier.beside.forget()
         for each in back.keys() - served:
             with contextlib.suppress(UnknownModel):
@@ -222,6 +247,10 @@ class GoingBack:
             return bool(self._store.open(digest, verify=False).manifest.pipeline)
         except ShoalError:
             return False  # its start says what is wrong with it
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, ShoalError) else f"{type(error).__name__}: {error}"
 
 
 def _of(reason: str, model: str, blamed: str) -> str:

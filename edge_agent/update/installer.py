@@ -117,7 +117,7 @@ class Installer:
         )  # fmt: skip
         self._waits = Waits(settings, utc_now=utc_now, monotonic=monotonic, zone=zone)
         self._watching = Watching(
-            self._journal, self._back, self._serve, probations=self._probations, shadow=self._shadow,
+            self._journal, self._back, probations=self._probations, shadow=self._shadow,
             stopwatch=self._stopwatch, waits=self._waits,
         )  # fmt: skip
         self._updating = Updating(

@@ -84,8 +84,8 @@ class Updating:
         for model, wanted in todo.items():
             try:
                 one = self._coming(model, wanted)
-            except (ShoalError, OSError) as error:
-                settled = self._ended(model, wanted, error) and settled
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one, the others must come
+                settled = self._ended(model, wanted, _known(model, error)) and settled
                 continue
             if one is not None:
                 coming[model] = one
@@ -198,13 +198,9 @@ class Updating:
             self._waits.check_window()
             self._test(names, {each.model: each.digest for each in group})
         except MemberFailed as error:
-            cause = error.cause
-            if not isinstance(cause, (ShoalError, OSError)):  # a machine out of memory, or a fault of this program
-                _log.warning("%s: an unexpected error", error.model, exc_info=cause)
-                cause = DeviceError(f"{type(cause).__name__}: {cause}")
-            return self._ended_together(group, error.model, cause)
-        except (ShoalError, OSError) as error:
-            return self._ended_together(group, names[0], error)
+            return self._ended_together(group, error.model, _known(error.model, error.cause))
+        except Exception as error:  # noqa: BLE001 - it is written down, and tried again
+            return self._ended_together(group, names[0], _known(names[0], error))
         return False
 
     def _test(self, names: tuple[str, ...], digests: Mapping[str, str]) -> None:
@@ -279,3 +275,11 @@ class Updating:
             self._back.collect()
             return True
         return False
+
+
+def _known(model: str, error: BaseException) -> ShoalError | OSError:
+    """The error, or one that tells of what nobody foresaw: a machine out of memory, or a fault of this program."""
+    if isinstance(error, (ShoalError, OSError)):
+        return error
+    _log.warning("%s: an unexpected error", model, exc_info=error)
+    return DeviceError(f"{type(error).__name__}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -12,12 +12,13 @@ from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.statistics import Statistics
 from edge_agent.update import transitions
 from edge_agent.update.candidates import Candidates
-from edge_agent.update.going_back import GoingBack, Serving
+from edge_agent.update.going_back import GoingBack
 from edge_agent.update.journal import Journal
 from edge_agent.update.judgement import Bad, Good
 from edge_agent.update.outcome import NotYet
 from edge_agent.update.probation import Probations, Stopwatch, worst
 from edge_agent.update.shadow_step import Group, ShadowStep
+from edge_agent.update.slots_file import SlotRecord
 from edge_agent.update.window import Waits
 
 _log = logging.getLogger(__name__)
@@ -30,14 +31,13 @@ class Watching:
         self,
         journal: Journal,
         back: GoingBack,
-        serve: Serving,
         *,
         probations: Probations,
         shadow: ShadowStep,
         stopwatch: Stopwatch,
         waits: Waits,
     ) -> None:
-        self._journal, self._back, self._serve = journal, back, serve
+        self._journal, self._back = journal, back
         self._probations, self._shadow, self._stopwatch = probations, shadow, stopwatch
         self._waits = waits
 
@@ -50,11 +50,11 @@ class Watching:
             StorageFull, StorageNotWritable, DeviceError: It cannot be written down: they are closed, and nothing has
                 changed.
         """
-        served = {model: self._journal.get(model).active for model in group}
+        tested = {model: self._journal.get(model) for model in group}
         try:
             swapped = {
-                model: transitions.swapped(self._journal.get(model), self._probations.before(model), group)
-                for model in group
+                model: transitions.swapped(record, self._probations.before(model), group)
+                for model, record in tested.items()
             }
             self._journal.step(swapped, reason)
         except BaseException:  # a full disk: else each try would hold the memory of one more
@@ -62,11 +62,24 @@ class Watching:
             raise
         for model in group:
             self._probations.begin(model, now)
-        self._serve(*candidates.models.values(), again=candidates.again)
+        try:
+            self._back.let_serve(*candidates.models.values(), again=candidates.again)
+        except DeviceError as error:
+            self._undo(tested, str(error))
+            return
+        finally:
+            candidates.beside.forget()
         for model, loaded in candidates.models.items():
-            if loaded.digest == served[model]:  # it has failed before, and is judged by what it does from now on
+            if loaded.digest == tested[model].active:  # it has failed before, and is judged by what it does from now on
                 loaded.statistics = Statistics()
-        candidates.beside.forget()
+
+    def _undo(self, tested: Mapping[str, SlotRecord], reason: str) -> None:
+        """Write down that candidates do not serve after all: as with deaths of the agent, twice is the package."""
+        for model, before in tested.items():
+            self._stopwatch.end(model)
+            record = msgspec.structs.replace(before, crashes=before.crashes + 1)
+            refuse = record.crashes >= transitions.MAX_CRASHES
+            self._journal.fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=refuse)
 
     def watch(self, now: float) -> None:
         """One look at all.
