@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tuf.api import exceptions
 from tuf.api.metadata import TargetFile, Targets
+from tuf.api.serialization import DeserializationError
 
 from edge_agent.contract.errors import DeviceError, MetadataRefused, NetworkError, storage_error
 from edge_agent.update.durable_updater import TOTAL_S, DurableUpdater
@@ -61,11 +62,11 @@ class TrustedClient:
 
         Raises:
             MetadataRefused: Unsigned, expired, rolled back or mixed metadata.
-            NetworkError: The server cannot be reached, is too slow, or has no metadata.
+            NetworkError: The server cannot be reached, is too slow, or what comes is no metadata at all.
             DeviceError: It cannot be kept.
             WrongThread: The client belongs to another thread.
         """
-        with self._errors():
+        with self._errors(), self._strange_answers():
             self._updater.refresh()
         return self._updater.top_level_targets()
 
@@ -75,7 +76,7 @@ class TrustedClient:
         Raises:
             As :meth:`refresh`, which is called where it has not been.
         """
-        with self._errors():
+        with self._errors(), self._strange_answers():
             return self._updater.get_targetinfo(path)
 
     def target_keys(self) -> tuple[str, ...]:
@@ -90,6 +91,15 @@ class TrustedClient:
         """
         with self._errors():
             return Path(self._updater.find_cached_target(target) or self._updater.download_target(target))
+
+    @contextlib.contextmanager
+    def _strange_answers(self) -> Iterator[None]:
+        """A page of somebody else's network says nothing, not even that somebody lies."""
+        try:
+            yield
+        except DeserializationError as error:
+            text = f"{self._name} repository: what came is no metadata, as where a network wants a login first: {error}"
+            raise NetworkError(text) from error
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from starlette.types import Send
 
 from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.contract.repository import blob_path, director_metadata_path
 from edge_agent.runtime.package import Package
+from tests.edge_agent.update.attacks.thief import send_body
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import UpdateServer, hint
@@ -56,6 +58,30 @@ def test_wrong_bytes_are_thrown_away_and_asked_for_again_ever_later_until_they_a
     device.update(desired)
     assert device.version == "2"
     assert len(server.line.asked(path)) == 10
+
+
+def test_a_page_where_metadata_should_be_is_no_word_about_an_update_under_way(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    """Else the fleet would take it for a failure of the release, and halt its rollout."""
+    desired = server.assign(second)
+    path = blob_path(second.manifest.files["model.onnx"].sha256)
+    server.line.cut_after[path] = 100
+    assert not device.apply(desired)
+
+    async def page(_path: str, send: Send) -> None:
+        await send_body(send, b"<html>log in</html>")
+
+    server.line.answers["/updates/"] = page
+    for _ in range(2):
+        assert not device.apply(desired)
+        reported = device.reported()
+        assert (reported.step, reported.target) == (UpdateStep.DOWNLOADING, second.digest)
+        assert "what came is no metadata" in reported.reason
+    assert device.told(EventKind.METADATA_REFUSED) == []
+    server.line.leave()
+    device.update(desired)
+    assert device.version == "2"
 
 
 def test_wrong_bytes_of_one_update_do_not_keep_another_model_waiting(

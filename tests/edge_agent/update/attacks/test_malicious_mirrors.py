@@ -58,7 +58,7 @@ def test_a_server_whose_files_all_are_garbage_changes_nothing(
 
     server.line.answers["/updates/"] = garbage
     assert not device.apply(desired)
-    unharmed(device, "director")
+    unharmed(device, "director repository: what came is no metadata", refused=False)
     recovers(server, device, desired)
 
 
