@@ -49,11 +49,7 @@ def check_proposal(
         ManifestError: A name, version or digest of it is none.
         UploadRefused: It is of no such model, not the next version, signed by nobody, or changes something else.
     """
-    check_name(proposal.model, "model")
-    if proposal.version != RENEWAL and proposal.path != target_name(proposal.model, check_version(proposal.version)):
-        raise UploadRefused(f"{proposal.path!r} is not the path of {proposal.model} {proposal.version}")
-    if proposal.version != RENEWAL:
-        check_digest(proposal.package, proposal.path)
+    _check_names(proposal)
     if proposal.model not in shown or not proposal.roles:
         raise UploadRefused(f"model {proposal.model!r} has no key in what is shown; publish its keys first")
     parsed = {name: _parsed(proposal, name, text) for name, text in proposal.roles.items()}
@@ -77,6 +73,16 @@ def check_proposal(
     return msgspec.structs.replace(
         proposal, roles={name: one.to_bytes().decode() for name, one in parsed.items()}
     ), results
+
+
+def _check_names(proposal: Proposal) -> None:
+    check_name(proposal.model, "model")
+    if proposal.version != RENEWAL:
+        if proposal.path != target_name(proposal.model, check_version(proposal.version)):
+            raise UploadRefused(f"{proposal.path!r} is not the path of {proposal.model} {proposal.version}")
+        check_digest(proposal.package, proposal.path)
+    elif proposal.path or proposal.package or proposal.length:  # nothing signed says so, and people would be shown it
+        raise UploadRefused(f"{proposal.model} {RENEWAL}: names a package ({proposal.path!r}), and releases none")
 
 
 def with_signatures(proposal: Proposal, signatures: Mapping[str, Mapping[str, str]]) -> Proposal:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from tuf.api.metadata import Delegations, SuccinctRoles, TargetFile, Targets
 
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_verification import shown_roles
-from fleet_server.updates.proposal import Proposal, check_proposal, payloads, with_signatures
+from fleet_server.updates.proposal import RENEWAL, Proposal, check_proposal, payloads, with_signatures
 from tests.trainer.publish.stock_client import StockClient
 from trainer.publish.change import signed_bytes
 from trainer.publish.image_signing import ImageSigning
@@ -74,6 +75,17 @@ def approved(keys: KeyFolder, folder: Path) -> tuple[Targets, Callable[[str], by
     role.version += 1
     role.targets[PATH] = TargetFile(7, {"sha256": "1" * 64}, PATH)
     return role, lambda file: _read(folder / "image" / file)
+
+
+def test_a_renewal_names_no_package_that_nothing_signed_speaks_of(tmp_path: Path) -> None:
+    keys = KeyFolder(tmp_path)
+    role, shown = approved(keys, tmp_path)
+    role.targets.clear()
+    renewal = msgspec.structs.replace(proposed(keys, {"digits": role}), version=RENEWAL)
+    now = dt.datetime.now(dt.UTC)
+    with pytest.raises(UploadRefused, match="names a package"):
+        check_proposal(renewal, shown_roles(shown), now)
+    check_proposal(msgspec.structs.replace(renewal, path="", length=0, package=""), shown_roles(shown), now)
 
 
 @pytest.mark.parametrize("claimed", ["other keys", "one signature", "a key behind the approver's name"])
