@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -57,8 +57,10 @@ class GoingBack:
 
     def start(self) -> None:
         """Load each model's active package, or its last known good one."""
-        self._journal.start()
+        uncounted = self._journal.start()
         for model in self._journal.models():
+            if uncounted:
+                self._leave_unwatched(model, uncounted)
             self._judge_deaths(model, self._journal.get(model))  # another of its group may have been judged before
         for model in sorted(self._journal.models(), key=self._is_pipeline):  # whose steps must be there before it
             self._start(model)
@@ -123,6 +125,22 @@ class GoingBack:
         for each in self.group(model):
             one = self._journal.get(each)
             self._journal.fail(each, one, EventKind.UPDATE_FAILED, _of(reason, each, model), refuse=True)
+
+    def _leave_unwatched(self, model: str, why: str) -> None:
+        """On a disk that takes no count, what is on probation could take the agent down again and again.
+
+        No package is blamed for it: it comes again when there is room.
+        """
+        group = self.group(model)
+        if self._journal.get(model).step is not UpdateStep.PROBATION or not self._is_there(self._digests(group)):
+            return
+        reason = f"it cannot be watched, as deaths of the agent cannot be counted: {why}"
+        records = {each: self._journal.get(each) for each in group}
+        back = {each: transitions.rolled_back(record, reason, refuse=False) for each, record in records.items()}
+        self._journal.note(back)
+        for each, record in back.items():
+            to, release = record.active, record.release
+            self._journal.tell(EventKind.ROLLED_BACK, each, record.target, reason, to=to, release=release)
 
     def _start(self, model: str) -> None:
         record = self._journal.get(model)
@@ -233,6 +251,15 @@ class GoingBack:
     def _digests(self, group: Sequence[str]) -> dict[str, str]:
         earlier = {each: transitions.earlier(self._journal.get(each)) for each in group}
         return {each: digest for each, digest in earlier.items() if digest}
+
+    def _is_there(self, digests: Mapping[str, str]) -> bool:
+        """Whether there are packages to go back to, and all of them are whole."""
+        try:
+            for digest in digests.values():
+                self._store.open(digest, verify=True)
+        except ShoalError:
+            return False
+        return bool(digests)
 
     def _serves(self, model: str, digest: str) -> bool:
         try:

@@ -67,9 +67,9 @@ class Journal:
         """Digests that must stay on disk."""
         return self._file.packages()
 
-    def start(self) -> None:
-        """Count what an agent that did not stop in order has left behind."""
-        self.note({model: transitions.started(record, self._boot) for model, record in self.models().items()})
+    def start(self) -> str:
+        """Count what an agent that did not stop in order has left behind; gives why that cannot be written down."""
+        return self.note({model: transitions.started(record, self._boot) for model, record in self.models().items()})
 
     def put(self, records: Mapping[str, SlotRecord]) -> None:
         """Write records down, all or none; only when this returns may their steps begin.
@@ -108,16 +108,22 @@ class Journal:
         for model in records:
             self._after_step(model, UpdateStep.COMMITTED)
 
-    def note(self, records: Mapping[str, SlotRecord]) -> None:
-        """Write down what has happened already; a disk that refuses keeps no model from serving."""
+    def note(self, records: Mapping[str, SlotRecord]) -> str:
+        """Write down what has happened already; a disk that refuses keeps no model from serving.
+
+        Returns:
+            Why the disk refuses; empty where it does not.
+        """
         changed = {model: record for model, record in records.items() if record != self._file.get(model)}
         if not changed:
-            return
+            return ""
         try:
             self.put(changed)
         except DeviceError as error:
             self._file.keep_in_memory(changed)
             self.tell(EventKind.STORAGE, next(iter(changed)), "", str(error))
+            return str(error)
+        return ""
 
     def keep(self, model: str, record: SlotRecord) -> None:
         """Remember what is not worth a write to flash: after a restart it is found out anew."""

@@ -61,8 +61,42 @@ def test_a_journal_that_cannot_be_written_stops_the_update_but_neither_start_nor
     obstacle.mkdir()
     device.pass_probation()
     assert device.reported().step is UpdateStep.PROBATION, "not committed before it is written down"
+    device.close()
     restarted = new_device()
-    assert restarted.version == "2"
+    assert restarted.version == "1", "where deaths of the agent cannot be counted none is risked"
+    assert "cannot be counted" in restarted.told(EventKind.ROLLED_BACK)[0].reason
+    assert not restarted.apply(desired), "it comes again when there is room"
+    assert restarted.version == "1"
     obstacle.rmdir()
-    restarted.pass_probation()
-    assert restarted.reported().step is UpdateStep.COMMITTED
+    restarted.update(desired)
+    assert (restarted.version, restarted.reported().step) == ("2", UpdateStep.COMMITTED)
+
+
+def test_a_package_that_takes_the_agent_down_on_probation_goes_on_a_full_disk_too(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    (device.state / ".slots.json.new").mkdir()
+    for _ in range(3):  # each is killed
+        assert new_device().version == "1"
+
+
+def test_a_first_package_serves_on_probation_on_a_full_disk_where_there_is_nothing_else(
+    server: UpdateServer, new_device: NewDevice, first: Package
+) -> None:
+    empty = new_device("camera-2")
+    empty.apply(server.assign(first, device="camera-2"))
+    empty.close()
+    (empty.state / ".slots.json.new").mkdir()
+    restarted = new_device("camera-2")
+    assert (restarted.version, restarted.reported().step) == ("1", UpdateStep.PROBATION)
+
+
+def test_where_what_was_before_has_rotted_a_package_on_probation_serves_on_a_full_disk(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    device.close()
+    (device.state / ".slots.json.new").mkdir()
+    (device.state / "packages" / first.digest / "model.onnx").unlink()
+    assert new_device().version == "2"
