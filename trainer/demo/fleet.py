@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.demo.camera_process import CameraProcess
-from trainer.demo.processes import DemoFailed, Processes, program
+from trainer.demo.processes import DemoFailed, Processes
 from trainer.demo.server_api import ServerApi
+from trainer.own_module import own_module
 
 MODEL = "digits"
 FLEET = "demo"
@@ -90,7 +91,7 @@ class Fleet:
 
     def start_server(self, http_port: int) -> str:
         """Make keys, start server and trainer's worker; gives the console's address with a login."""
-        run, shoal = self._processes.run, program("fleet_server.cli")
+        run, shoal = self._processes.run, own_module("fleet_server.cli")
         run("keys", [*shoal, "keys", "init", str(self._keys), "--model", MODEL])
         run("server-init", [*shoal, "server", "init", "--data", str(self._data), "--keys", str(self._keys)])
         settings = self._folder / "server.toml"
@@ -103,7 +104,7 @@ class Fleet:
             )
         )
         options = ["--config", str(settings), "--port", str(http_port), "--broker-port", "0"]
-        command = program("fleet_server.cli", "server", "--data", str(self._data), *options)
+        command = own_module("fleet_server.cli", "server", "--data", str(self._data), *options)
         self._processes.start("server", command, environment=_ONE_THREAD)
         url = self._processes.wait_for_file(self._data / "server.json")["url"]
         token = (self._data / "admin.token").read_text().strip()
@@ -132,7 +133,7 @@ Try, in another terminal (. .venv/bin/activate first):
 
     def train_first(self) -> float:
         """Import the base rows, train the first model on them and publish it; gives its accuracy on the holdout."""
-        run, trainer = self._processes.run, [*program("fleet_server.cli"), "trainer"]
+        run, trainer = self._processes.run, [*own_module("fleet_server.cli"), "trainer"]
         recipes = ["--recipes", str(self._recipes)]
         run("import", [*trainer, "import", MODEL, "--lake", self.lake, *recipes])
         out = self._folder / "first"
@@ -150,7 +151,7 @@ Try, in another terminal (. .venv/bin/activate first):
         """Start the trainer's worker, which waits for runs. The signing keys are with it, not with the server."""
         options = ["--poll", "1", "--work", str(self._folder / "work"), "--recipes", str(self._recipes)]
         access, secret = self._trainer_access()
-        command = program("fleet_server.cli", "trainer", "work", *access, *options)
+        command = own_module("fleet_server.cli", "trainer", "work", *access, *options)
         self._processes.start("trainer", command, environment=_ONE_THREAD | secret)
 
     def start_device(self, name: str, number: int) -> None:
@@ -159,7 +160,7 @@ Try, in another terminal (. .venv/bin/activate first):
         settings = self._folder / f"{name}.toml"
         settings.write_text(_AGENT_SETTINGS.format(state=state))
         claim = self.api.post("claims", {"device": name})["claim"]
-        agent = program("edge_agent.cli")
+        agent = own_module("edge_agent.cli")
         self._processes.run(
             f"{name}-enrol",
             [*agent, "enrol", "--config", str(settings), "--server", self.api.url, "--device", name],
@@ -170,7 +171,7 @@ Try, in another terminal (. .venv/bin/activate first):
         self.until(lambda: self.serving(name) is not None, f"{name} to serve its first model", timeout_s=60)
         options = ["--recipe", str(self._recipes / MODEL), "--per-second", str(self._pace.per_second)]
         port = str(urlsplit(address).port)
-        command = program("trainer.demo.camera", "--port", port, "--seed", str(number), *options)
+        command = own_module("trainer.demo.camera", "--port", port, "--seed", str(number), *options)
         process = self._processes.start(f"{name}-camera", command, environment=_ONE_THREAD, pipes=True)
         self.cameras[name] = CameraProcess(name, process)
 

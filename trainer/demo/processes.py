@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -137,8 +136,3 @@ def _undisturbed() -> Iterator[None]:
 def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
     """Ours without settings of a real fleet: a demo that found SHOAL_DATABASE would write into its database."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")} | dict(more or {})
-
-
-def program(module: str, *arguments: str) -> list[str]:
-    """The command line of one of our programs in this very interpreter."""
-    return [sys.executable, "-m", module, *arguments]

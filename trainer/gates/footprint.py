@@ -28,6 +28,7 @@ from edge_agent.runtime.onnx_session import take_own_memory
 from edge_agent.runtime.package import Package
 from trainer.errors import MeasurementFailed
 from trainer.gates.statistics import median_interval
+from trainer.own_module import own_module
 
 _START_LIMIT_S = 60.0
 # Of each form and size; a p99 needs some hundred runs, of a slow model there are fewer.
@@ -85,7 +86,7 @@ def measure(package: Package) -> dict[str, Footprint]:
     limit_s = _START_LIMIT_S + 20 * package.manifest.max_run_s
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "trainer.gates.footprint", str(package.folder)],
+            own_module("trainer.gates.footprint", str(package.folder)),
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             timeout=limit_s,

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import IO
 
 import msgspec
 
+from trainer.own_module import own_module
 from trainer.work.bounded_log import BoundedLog
 from trainer.work.guard import STOP_WAIT_S
 
@@ -66,7 +66,7 @@ def run_to_end(
     try:
         written = BoundedLog(os.fdopen(heard, "rb", buffering=0), log_path)
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.work.guard", *command],
+            own_module("trainer.work.guard", *command),
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends
             stdout=subprocess.PIPE,
             stderr=errors,

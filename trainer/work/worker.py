@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ from edge_agent.contract.runs import RunFile, RunKind, RunResult, RunState
 from edge_agent.runtime.package import Package
 from trainer.batch.choice import chosen_digest
 from trainer.errors import TokenRefused, TrainerError
+from trainer.own_module import own_module
 from trainer.recipe import find_recipes
 from trainer.server_client import ServerClient
 from trainer.work.folders import CHECKPOINTS_FOLDER, Folders
@@ -197,7 +197,7 @@ class Worker:
     def _execute(self, run: RunFile, lease: Lease) -> RunResult:
         folder = self._folders.prepare(run, held=self._room.holding)
         lease.follow_log()
-        command = [sys.executable, "-m", self._modules[run.kind], str(folder / "run.json"), "--work", str(folder)]
+        command = own_module(self._modules[run.kind], str(folder / "run.json"), "--work", str(folder))
         command += ["--recipes", str(self._recipes), "--checkpoints", str(folder / CHECKPOINTS_FOLDER)]
         version = ""
         if run.kind is RunKind.TRAIN:

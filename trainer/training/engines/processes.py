@@ -10,13 +10,13 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 
 from edge_agent.contract.errors import ConfigurationError
 from trainer.errors import WorkersLost
+from trainer.own_module import own_module
 from trainer.training.job import PROGRESS_FILE, ProgressLine, raise_failure
 from trainer.training.plan import LAUNCH, Compute, Plan, Progress
 from trainer.training.worker import DRIVER_ON_STDIN
@@ -39,9 +39,10 @@ def run_local(folder: Path, plan: Plan, compute: Compute, progress: Progress, *,
         ShoalError: What stopped the training, as the process said that met it.
         WorkersLost: Processes died too often, or could not be started.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
+    command = own_module("torch.distributed.run", "--standalone", "--nnodes=1")
     command += [f"--nproc-per-node={compute.processes}", f"--max-restarts={restarts}", "--monitor-interval=0.2"]
-    command += ["-m", "trainer.training.worker", str(folder)]
+    # Its own `-m` would start `python -m`, which looks into the current folder first.
+    command += ["--no-python", *own_module("trainer.training.worker", str(folder))]
     environment = os.environ | _OWN_STORE | {DRIVER_ON_STDIN: "1", "OMP_NUM_THREADS": str(plan.threads)}
     _run(command, folder, progress, environment)
 

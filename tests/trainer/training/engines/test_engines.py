@@ -38,8 +38,12 @@ def undisturbed(blobs_lake: Path, blobs_dataset: Dataset, tmp_path_factory: pyte
 
 
 def test_a_process_that_is_killed_is_replaced_and_the_weights_are_those_of_an_undisturbed_training(
-    blobs: Blobs, blobs_dataset: Dataset, tmp_path: Path, undisturbed: Weights
+    blobs: Blobs, blobs_dataset: Dataset, tmp_path: Path, undisturbed: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What lies in the current folder is not run instead of ours.
+    (tmp_path / "here/trainer").mkdir(parents=True)
+    (tmp_path / "here/trainer/__init__.py").write_text("raise SystemExit('code of the current folder was run')\n")
+    monkeypatch.chdir(tmp_path / "here")
     marker = tmp_path / "died"
     recipe = blobs(fault="die", fault_rank=1, marker=marker)
     told: list[str] = []
