@@ -10,7 +10,7 @@ from typing import Any
 from edge_agent.contract.runs import RunState
 from fleet_server.clock import Clock, now_ms
 from fleet_server.console import accuracy, boards, present, queries
-from fleet_server.console.approvals import approval_view
+from fleet_server.console.approvals import ApprovalView, approval_view
 from fleet_server.console.queries import Alert, Readings
 from fleet_server.console.recent_labels import measured, recent
 from fleet_server.console.views import Console, DevicePage, DeviceRow, EventView, ModelView, Summary
@@ -31,6 +31,8 @@ _ROLLOUTS_SHOWN, _RUNS_SHOWN, _EVENTS_SHOWN, _HISTORY = 4, 5, 60, 50
 _APPROVALS_SHOWN = 6
 _Rows = Sequence[Mapping[str, Any]]
 _FRESH_MS = 1_000
+# What waits, waits for a person; each look at it verifies signatures over all that is released of the model.
+_APPROVALS_FRESH_MS = 5_000
 _DRIFT_RULE = DriftRule()
 
 
@@ -58,6 +60,7 @@ class ConsoleService:
         clock: Clock = now_ms,
     ) -> None:
         self._approvals = approvals
+        self._seen_waiting: tuple[int, list[ApprovalView]] = (0, [])
         self._rule = drift_rule
         self._db, self._fleet, self._clock = db, fleet, clock
         self._devices, self._models, self._rollouts, self._runs = devices, models, rollouts, runs
@@ -123,7 +126,7 @@ class ConsoleService:
             readings = queries.readings(connection, chosen, rule=self._rule, now_ms=now, since_ms=since)
             history = queries.rollout_history(connection, _HISTORY)
         rows = _device_rows(devices, readings)
-        waiting = [approval_view(one) for one in self._approvals() if one.state == WAITING]
+        waiting = self._waiting(now)
         return Console(
             summary=self._summary(devices, rollouts, readings.alerts, now),
             model=chosen,
@@ -148,6 +151,13 @@ class ConsoleService:
             approvals=waiting[:_APPROVALS_SHOWN],
             hidden_approvals=max(0, len(waiting) - _APPROVALS_SHOWN),
         )
+
+    def _waiting(self, now: int) -> list[ApprovalView]:
+        at_ms, found = self._seen_waiting
+        if not 0 <= now - at_ms < _APPROVALS_FRESH_MS:
+            found = [approval_view(one) for one in self._approvals() if one.state == WAITING]
+            self._seen_waiting = (now, found)
+        return found
 
     def _model_names(self, devices: Sequence[DeviceRecord], runs: _Rows) -> list[str]:
         with self._db.read() as connection:

@@ -249,11 +249,11 @@ def test_a_release_comes_and_goes_on_the_page_while_it_waits_for_approval(
         log_in(view, harbour, address)
         assert view.run(shown) is None
         updates.publisher.publish(make_package(tmp_path / "built", version="3", seed=3))
-        harbour.clock.at_ms += 2_000
+        harbour.clock.at_ms += 6_000
         command = f"shoal models approve digits 3 --key dora/approver.pem --server {address}"
         view.wait(f"return document.querySelector('#approvals pre')?.textContent.includes({command!r})")
         assert view.run("return document.documentElement.scrollWidth") == width
         updates.approvals.reject(MODEL, "3", "worse on sevens")
-        harbour.clock.at_ms += 2_000
+        harbour.clock.at_ms += 6_000
         view.wait(f"{shown} === null")
         assert view.console() == []

@@ -55,7 +55,7 @@ async def test_a_release_that_waits_is_shown_with_who_has_signed_who_is_needed_a
         command = f"shoal models approve digits 3 --key {person}/approver.pem --server http://shoal.test"
         assert command in words
     assert "1 waiting for approval" in text
-    harbour.clock.at_ms += 2_000
+    harbour.clock.at_ms += 6_000
     server.approvals.reject("digits", "3", "worse on sevens")
     assert "approvals-title" not in await page(harbour)
 
