@@ -154,6 +154,22 @@ def encode_golden(golden: Golden) -> bytes:
     return buffer.getvalue()
 
 
+def _arrays(data: bytes, tries: int = 3) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz archive, by key.
+
+    numpy reads their heads with ``ast.literal_eval``, whose depth CPython 3.11 and 3.12 count in one place for all
+    threads: where another thread does the same, one of them is told now and then (measured: once in 24,000 times with
+    four threads) of a "SystemError: AST constructor recursion depth mismatch". No package is to be refused for that.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except SystemError:
+        if tries == 1:
+            raise
+        return _arrays(data, tries - 1)
+
+
 def decode_golden(data: bytes) -> Golden:
     """The golden samples in the bytes of ``golden.npz``.
 
@@ -161,8 +177,7 @@ def decode_golden(data: bytes) -> Golden:
         PackageError: They are none.
     """
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+        arrays = _arrays(data)
         texts = {key for key, array in arrays.items() if Datatype.of(array.dtype) is Datatype.BYTES}
     except Exception as error:
         # zipfile, zlib and numpy have an exception of their own for every way in which an archive can be wrong.

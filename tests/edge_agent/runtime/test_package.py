@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +100,22 @@ def _one_array() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
     return buffer.getvalue()
+
+
+def test_golden_samples_are_read_though_another_thread_disturbs_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, real, told = encode_golden(Golden({"x": np.ones(2)}, {"y": np.zeros(2)})), ast.literal_eval, list[str]()
+
+    def disturbed(text: str) -> Any:
+        if len(told) < 2:
+            told.append(text)
+            raise SystemError("AST constructor recursion depth mismatch (before=33, after=30)")
+        return real(text)
+
+    monkeypatch.setattr(ast, "literal_eval", disturbed)
+    assert decode_golden(data).inputs["x"].tolist() == [1, 1]
+    assert len(told) == 2
 
 
 _COMPLEX = encode_golden(Golden(inputs={"x": np.zeros(2, np.complex64)}, outputs={"y": np.zeros(2)}))
