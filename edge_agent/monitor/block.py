@@ -51,9 +51,10 @@ class Held(NamedTuple):
     """Answered requests of one row each, noted when there are more of them.
 
     Args:
-        inputs, outputs: Row by row theirs.
+        inputs, outputs: Row by row theirs; no inputs where nobody will look at them.
         took: Microseconds of the only one, or how many fell into which of :mod:`edge_agent.contract.latency`'s buckets.
         draws: By row, of those that were chosen.
+        chances: Rows that are still to be drawn among, each with its random number.
     """
 
     request_ids: Sequence[str]
@@ -62,6 +63,7 @@ class Held(NamedTuple):
     outputs: Tensors
     took: float | Mapping[int, int]
     draws: Mapping[int, Draw] = NO_DRAWS
+    chances: Sequence[tuple[int, float]] = ()
 
 
 class Block:

@@ -20,7 +20,7 @@ from edge_agent.contract.errors import CallerError, UnknownRequest
 from edge_agent.contract.messages import Label, LabelBatch, MetricsReport, ModelMetrics
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor.block import NO_DRAWS, Held, Noted
+from edge_agent.monitor.block import NO_DRAWS, Noted
 from edge_agent.monitor.board.board import Board
 from edge_agent.monitor.machine import Machine
 from edge_agent.monitor.outgoing import OutboxWriter, WaitingSamples, send_counts
@@ -99,7 +99,7 @@ class Monitor:
             rows = len(outputs[watched.task])
             if rows == 1 and watched.copies and now < watched.ends_at and watched.may_wait(1):
                 # At a fast pace nearly every request comes this way: the fewest steps.
-                watched.hold(Held((request_id,), now, inputs, outputs, latency_us))
+                watched.hold((request_id,), now, inputs, outputs, latency_us)
                 return False
             if not rows:  # nothing to count, draw or label
                 watched.window.answered(1, 0, [latency_us])
@@ -135,11 +135,11 @@ class Monitor:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             if (watched.copies >= count and now < watched.ends_at) or self._begin_together(watched, count, now):
                 if watched.may_wait(count):
-                    watched.hold(Held(request_ids, now, inputs, outputs, buckets))
+                    watched.hold(request_ids, now, inputs, outputs, buckets)
                     return ()
                 chances = watched.sampler.chances(count)
                 draws = watched.choose(request_ids.__getitem__, inputs, outputs, chances, at_s=now, now_s=now, group="")
-                watched.hold(Held(request_ids, now, inputs, outputs, buckets, draws))
+                watched.hold(request_ids, now, inputs, outputs, buckets, draws=draws)
                 return [row for row, draw in draws.items() if draw.label_wanted]
         asked: set[int] = set()
         for index, (request_id, ns) in enumerate(zip(request_ids, latencies_ns, strict=True)):

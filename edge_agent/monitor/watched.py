@@ -19,7 +19,7 @@ from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Sample
 from edge_agent.contract.profile import Feature
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.monitor.block import COUNTED_ROWS, Block, Held, Noted, Tensors
+from edge_agent.monitor.block import COUNTED_ROWS, NO_DRAWS, Block, Held, Noted, Tensors
 from edge_agent.monitor.predicted import Predicted
 from edge_agent.monitor.predictions import Prediction, prediction, predictions, predictions_of
 from edge_agent.monitor.remembered import AnsweredRows
@@ -41,6 +41,7 @@ _COUNTED_ROWS_PER_MINUTE = 60.0 * 2000
 # Hand-overs that wait to be copied together: done one by one, between requests, each finds the processor's caches full
 # of other things and takes five times as long. So few hold no memory to speak of.
 _PENDING = 16
+_NOBODY_LOOKS: Tensors = {}
 # Predictions of so many rows take as long one by one as together.
 _FEW_ROWS = 8
 
@@ -147,12 +148,31 @@ class Watched:
         """
         return not self._asks or self.sampler.pass_by(rows)
 
-    def hold(self, held: Held) -> None:
-        """Note requests of one row each, for which :attr:`copies` has room."""
-        self._pending.append(held)
-        self.room = self.copies = self.copies - len(held.request_ids)
-        if len(self._pending) >= self._most_pending:
-            self._absorb(held.at_s)
+    def hold(
+        self,
+        request_ids: Sequence[str],
+        now_s: float,
+        inputs: Tensors,
+        outputs: Tensors,
+        took: float | Mapping[int, int],
+        *,
+        draws: Mapping[int, Draw] = NO_DRAWS,
+    ) -> None:
+        """Note requests of one row each, for which :attr:`copies` has room; see :class:`Held`.
+
+        Args:
+            draws: Where the application may be asked for labels, those made already.
+        """
+        rows, pending = len(request_ids), self._pending
+        chances: Sequence[tuple[int, float]] = ()
+        if not self._asks and not self.sampler.pass_by(rows):
+            chances = self.sampler.chances(rows)
+        if not chances and not self.block.counting:
+            inputs = _NOBODY_LOOKS  # their memory serves the next request at once, still in the processor's cache
+        pending.append(Held(request_ids, now_s, inputs, outputs, took, draws, chances))
+        self.room = self.copies = self.copies - rows
+        if len(pending) >= self._most_pending:
+            self._absorb(now_s)
 
     def choose(
         self,
@@ -220,30 +240,25 @@ class Watched:
             log.exception("answers of model %s %s could not be noted", self.name, self.manifest.version)
             self.window.answered(len(held[0].request_ids), 0, ())
         else:
-            rows = len(block.ids) - first
-            if not self._asks and not self.sampler.pass_by(rows):
-                self._look(held, self.sampler.chances(rows), first, now_s)
+            self._look(held, first, now_s)
         for one in held:
             if isinstance(one.took, float):
                 block.latencies_us.append(one.took)
             else:
                 self.window.took(one.took)
 
-    def _look(self, held: Sequence[Held], chances: Sequence[tuple[int, float]], first: int, now_s: float) -> None:
+    def _look(self, held: Sequence[Held], first: int, now_s: float) -> None:
         """Draw among rows that were held.
 
         Args:
-            chances: By row of all of them; ``first``: which request of the block the first one is.
+            first: Which request of the block the first one is.
         """
-        begin = 0
-        for request_ids, at_s, inputs, outputs, _, _ in held:
-            end = begin + len(request_ids)
-            mine = [(row - begin, chance) for row, chance in chances if begin <= row < end]
-            if mine:
-                name = request_ids.__getitem__
-                draws = self.choose(name, inputs, outputs, mine, at_s=at_s, now_s=now_s, group="")
-                self.block.drawn(first + begin, draws)
-            begin = end
+        for one in held:
+            if one.chances:
+                name = one.request_ids.__getitem__
+                draws = self.choose(name, one.inputs, one.outputs, one.chances, at_s=one.at_s, now_s=now_s, group="")
+                self.block.drawn(first, draws)
+            first += len(one.request_ids)
 
     def _counted(self, block: Block, now_s: float) -> AnsweredRows:
         probabilities, rows = block.probabilities(), block.rows
