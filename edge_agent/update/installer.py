@@ -31,7 +31,8 @@ from edge_agent.update.judgement import Seen
 from edge_agent.update.outcome import MemberFailed, NotYet
 from edge_agent.update.package_store import PackageStore
 from edge_agent.update.preparing import Device, Preparing
-from edge_agent.update.probation import Probations, Stopwatch, counted
+from edge_agent.update.probation import Probations, Stopwatch
+from edge_agent.update.seen import Sight
 from edge_agent.update.server_files import ServerFiles
 from edge_agent.update.shadow_step import ShadowRunner, ShadowStep
 from edge_agent.update.slots_file import SlotRecord
@@ -86,7 +87,7 @@ class Installer:
         serve: Serving | None = None,
         settings: UpdateSettings = UpdateSettings(),  # noqa: B008 - a frozen value
         shadows: ShadowRunner | None = None,
-        seen: Callable[[LoadedModel], Seen] = counted,
+        seen: Callable[[LoadedModel], Seen] = Sight(),  # noqa: B008 - it holds no state
         device: Device = Device(),  # noqa: B008 - a frozen value
         utc_now: Callable[[], dt.datetime] = _utc_now,
         monotonic: Callable[[], float] = time.monotonic,

@@ -169,8 +169,8 @@ class Journal:
                 file, mended = SlotsFile.mended(path)
                 why = str(error)
         self.is_new = not mended
-        instead = "what it said one step before holds" if mended else "models come anew"
-        self.tell(EventKind.STORAGE, "", "", f"{path}: {why}; set aside as slots.damaged, {instead}")
+        instead = "what it said one step before holds" if mended else "models come anew from the fleet's server"
+        self.tell(EventKind.STORAGE, "", "", f"{path} was damaged ({why}); it is kept as slots.damaged, and {instead}")
         return file
 
     @contextlib.contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from edge_agent.contract.messages import UpdateStep
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.update import transitions
-from edge_agent.update.evidence import most_frequent
 from edge_agent.update.journal import Journal
 from edge_agent.update.judgement import Bad, Good, Seen, Undecided, Verdict, judge_probation
 from edge_agent.update.slots_file import SlotRecord
@@ -90,14 +89,6 @@ class Probations:
         """What the model that serves now has done here; None where there is none."""
         loaded = self._slots.last_served(model)
         return None if loaded is None else self._seen(loaded)
-
-
-def counted(loaded: LoadedModel) -> Seen:
-    """What a model's own statistics tell; nobody has counted its classes."""
-    now = loaded.statistics.snapshot()
-    return Seen(
-        requests=loaded.requests, failed=loaded.failed, latency=now.latency, runs=most_frequent(dict(now.batches))
-    )
 
 
 def worst(verdicts: dict[str, Verdict]) -> tuple[str, Verdict]:

@@ -106,7 +106,7 @@ class SlotsFile:
         with contextlib.suppress(OSError):  # the damaged one is for people; a full disk keeps no model from serving
             shutil.copyfile(path, path.with_suffix(".damaged"))
         try:
-            records = _read(before)
+            records = cls.before(path)
         except (msgspec.DecodeError, UnicodeDecodeError):
             for lost in (path, before):
                 lost.unlink(missing_ok=True)
@@ -117,6 +117,16 @@ class SlotsFile:
             before.replace(path)
             sync_folder(path.parent)
         return cls(path), True
+
+    @staticmethod
+    def before(path: Path) -> dict[str, SlotRecord]:
+        """What the journal said one step before.
+
+        Raises:
+            msgspec.DecodeError, UnicodeDecodeError: That is gone or damaged as well.
+            OSError: It cannot be read.
+        """
+        return _read(path.with_name(BEFORE_FILE))
 
     def models(self) -> dict[str, SlotRecord]:
         """All records, by model."""

@@ -13,7 +13,7 @@ from edge_agent.contract.manifest import MANIFEST_FILE, Manifest, decode_manifes
 from edge_agent.contract.messages import UpdateStep
 from edge_agent.runtime.choice import CPU
 from edge_agent.runtime.runtimes import RUNTIMES_FILE, RuntimesFile
-from edge_agent.update.slots_file import SLOTS_FILE, SlotRecord, SlotsFile
+from edge_agent.update.slots_file import BEFORE_FILE, SLOTS_FILE, SlotRecord, SlotsFile
 
 
 def status_lines(state: Path) -> Iterator[str]:
@@ -23,12 +23,9 @@ def status_lines(state: Path) -> Iterator[str]:
         StorageNotWritable, DeviceError: The folder cannot be read.
     """
     path = state / SLOTS_FILE
-    try:
-        models = SlotsFile(path).models()
-    except OSError as error:
-        raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DeviceError(f"{path}: {error}; the agent's next start sets it aside and begins anew") from error
+    models, damage = _records(path)
+    if damage:
+        yield damage
     if not models:
         yield "no model is installed"
         return
@@ -45,6 +42,24 @@ def status_lines(state: Path) -> Iterator[str]:
             yield f"  because   {record.reason}"
         if record.group:
             yield f"  together  with {', '.join(each for each in record.group if each != model)}"
+
+
+def _records(path: Path) -> tuple[dict[str, SlotRecord], str]:
+    """The records, and what is to be said of a damaged file."""
+    try:
+        try:
+            return SlotsFile(path).models(), ""
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            damage = f"{path} is damaged ({error}); the agent's next start keeps it as slots.damaged"
+        try:
+            return SlotsFile.before(path), f"{damage} and goes on from what it said one step before:"
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DeviceError(
+                f"{damage}. What it said one step before is lost too ({BEFORE_FILE}: {error}): the fleet's models come "
+                "anew from its server, and those installed by hand are to be installed again"
+            ) from error
+    except OSError as error:
+        raise storage_error(error, str(path)) or DeviceError(f"{path}: {error.strerror}") from error
 
 
 def _on(record: SlotRecord, manifest: Manifest | None, runtimes: RuntimesFile) -> str:

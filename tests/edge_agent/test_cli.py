@@ -71,7 +71,21 @@ def test_status_of_a_damaged_folder_is_an_error_and_no_traceback(tmp_path: Path)
     done = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
     assert done.exit_code == 6
     assert "slots.json" in done.output
-    assert "begins anew" in done.output
+    assert "slots.before.json: it is gone" in done.output
+    assert "models come anew from its server" in done.output
+
+
+def test_status_of_a_damaged_journal_tells_what_it_said_one_step_before(tmp_path: Path) -> None:
+    journal = SlotsFile(tmp_path / "slots.json")
+    journal.put("digits", SlotRecord())
+    journal.put("letters", SlotRecord())
+    (tmp_path / "slots.json").write_bytes(b"rotten")
+    done = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
+    assert done.exit_code == 0
+    _not_enrolled, first, *others = done.output.splitlines()
+    assert "slots.json is damaged" in first
+    assert "keeps it as slots.damaged and goes on from what it said one step before" in first
+    assert "digits" in others
 
 
 @pytest.mark.parametrize(("level", "lines"), [("info", 0), ("warning", 0), ("debug", 1)])
