@@ -70,6 +70,12 @@ class GoingBack:
         if not self._journal.is_new:  # else they spare a download when the server names them again
             self._store.collect(self._journal.packages())
 
+    def collect_what_was_lost(self) -> None:
+        """As :meth:`collect`, packages included that are here since before the journal was lost."""
+        if self._journal.is_new:
+            self._journal.is_new = False
+            self.collect()
+
     def group(self, model: str) -> tuple[str, ...]:
         """The models that came with this one and are where it is, itself included."""
         record = self._journal.get(model)

@@ -36,6 +36,7 @@ class Journal:
         boot: See :func:`boot_id`.
     Attributes:
         is_new: The file was damaged and set aside: packages on the disk may belong to models that are not known yet.
+            False again once all are that the server names, or their room is needed.
     Raises:
         StorageNotWritable, DeviceError: The file cannot be read.
     """

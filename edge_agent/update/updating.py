@@ -15,6 +15,7 @@ from edge_agent.contract.errors import (
     NetworkError,
     PackageError,
     ShoalError,
+    StorageFull,
 )
 from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Desired, DesiredModel, EventKind, UpdateStep
@@ -96,6 +97,8 @@ class Updating:
             settled = self._ended(model, desired.models[model], self._lacking(model, coming, reason)) and settled
         for group in plan.groups:
             settled = self._bring([coming[model] for model in group]) and settled
+        if settled:
+            self._back.collect_what_was_lost()
         return settled
 
     def _stand(self, model: str, wanted: DesiredModel) -> Stand:
@@ -267,6 +270,8 @@ class Updating:
         if isinstance(error, MetadataRefused):
             self._journal.fail(model, record, EventKind.METADATA_REFUSED, str(error), refuse=False)
             return False
+        if isinstance(error, StorageFull):
+            self._back.collect_what_was_lost()
         wrong = isinstance(error, (PackageError, DigestMismatch))
         self._journal.fail(model, record, failed, str(error), refuse=wrong)
         if isinstance(error, Unfit):

@@ -305,6 +305,44 @@ def test_after_the_loss_of_the_journal_the_packages_on_disk_spare_a_download(
     assert restarted.packages() == {first.digest}
 
 
+def test_after_the_loss_of_the_journal_what_the_server_does_not_name_is_removed_in_the_end(
+    server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, second: Package
+) -> None:
+    desired = server.assign(second)
+    device.update(desired)
+    both = device.packages()
+    device.close()
+    for name in ("slots.json", "slots.before.json"):
+        (device.state / name).write_bytes(b"rotten")
+    restarted = new_device()
+    restarted.apply(desired)
+    assert restarted.packages() == both, "another model may yet be named"
+    restarted.pass_probation()
+    assert restarted.apply(desired)
+    assert restarted.packages() == {second.digest}
+
+
+def test_after_the_loss_of_the_journal_packages_of_nobody_make_room(
+    server: UpdateServer,
+    device: UpdatingDevice,
+    new_device: NewDevice,
+    first: Package,
+    second: Package,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device.close()
+    for name in ("slots.json", "slots.before.json"):
+        (device.state / name).write_bytes(b"rotten")
+    restarted, desired = new_device(), server.assign(second)
+    usage = shutil.disk_usage(device.state)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=100))
+        assert not restarted.apply(desired)
+    assert first.digest not in restarted.packages()
+    restarted.update(desired)
+    assert restarted.version == "2"
+
+
 def without_a_runtime(package: Package, *, slots: ModelSource | None = None) -> LoadedModel:
     raise ImportError("no runtime")
 
