@@ -62,10 +62,13 @@ class FrameLanes:
         self._slots, self._inference, self._decode, self._templates = slots, inference, decode, templates
         self._turns: dict[tuple[str, str], _Turn] = {}
 
-    def join(self, request: Infer, enter: Callable[[], None], reply: Reply) -> bool:
+    def join(
+        self, request: Infer, enter: Callable[[], None], reply: Reply, decoded: InferenceRequest | None = None
+    ) -> bool:
         """Have a request answered at the end of this turn; False where it goes the ordinary way, nothing counted yet.
 
         Args:
+            decoded: What it asks of its model, where that is known already.
             enter: Counts it against its application's quota, once it is certain to be answered so.
             reply: Takes the request's number, and its answer or why there is none.
         Raises:
@@ -82,11 +85,11 @@ class FrameLanes:
         asked: _Asked | None = None
         loaded = lease.__enter__()
         try:
-            decoded = self._small(loaded, request)
-            if decoded is None:
+            small = self._small(loaded, request, decoded)
+            if small is None:
                 return False
             enter()
-            asked = _Asked(request.id, decoded, reply, perf_counter_ns())
+            asked = _Asked(request.id, small, reply, perf_counter_ns())
         finally:
             if turn is None and asked is None:
                 lease.__exit__(None, None, None)
@@ -101,14 +104,15 @@ class FrameLanes:
         for key, turn in list(self._turns.items()):
             self._answer(key, turn)
 
-    def _small(self, loaded: LoadedModel, request: Infer) -> InferenceRequest | None:
+    def _small(self, loaded: LoadedModel, request: Infer, decoded: InferenceRequest | None) -> InferenceRequest | None:
         """The request, where it may run with others of one row."""
         if loaded.together < 2 or not self._inference.inline(loaded):
             return None
-        try:
-            decoded = self._decode(request, loaded.signature)
-        except ShoalError:
-            return None
+        if decoded is None:
+            try:
+                decoded = self._decode(request, loaded.signature)
+            except ShoalError:
+                return None
         size = 0
         for array in decoded.inputs.values():
             if len(array) != 1:

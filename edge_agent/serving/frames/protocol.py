@@ -54,6 +54,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def __init__(self, handler: FrameHandler, connections: Connections, limits: FrameLimits) -> None:
         self._handler, self._connections, self._limits = handler, connections, limits
         self._buffer = FrameBuffer(limits.frame_bytes)
+        self._read = handler.reader().read
         self._loop = asyncio.get_running_loop()
         self._app: App | None = None
         self._frames: collections.deque[tuple[memoryview, HeldRoom | None]] = collections.deque()
@@ -174,7 +175,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
     @property
     def _may_meet(self) -> bool:
         """Whether more requests may be readable in this turn of the loop: of other clients, or of this one."""
-        return self._app is not None and (self._connections.several or bool(self._frames) or self._waiting > 0)
+        return self._connections.several or bool(self._frames) or self._waiting > 0
 
     def _work(self) -> None:
         """Take up waiting frames, a turn's worth, as far as there is room for their answers."""
@@ -206,12 +207,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def _take(self, frame: memoryview, room: HeldRoom | None) -> None:
         number = 0
         try:
-            request = frames.decode_request(frame)
-            number = request.id
-            if room is None and self._may_meet and self._handler.join(request, cast(App, self._app), self._joined):
+            request, decoded = self._read(frame)
+            number, app = request.id, self._app
+            joins = room is None and app is not None and self._may_meet
+            if joins and self._handler.join(request, cast(App, app), self._joined, decoded):
                 self._waiting += 1
                 return
-            answer = self._handler.answer(request, self._app) if self._app is not None else []
+            answer = self._handler.answer(request, app, decoded) if app is not None else []
             if not isinstance(answer, list):
                 self._start(number, answer, room or self._room_for(answer, len(frame)))
                 return
