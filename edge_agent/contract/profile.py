@@ -196,7 +196,7 @@ def count(feature: Feature, values: NDArray[np.float64], *, missing: int = 0) ->
     finite, nan = values, 0
     if not math.isfinite(total):  # one sum tells whether a NaN or an infinity is there at all
         finite, nan = values[np.isfinite(values)], int(np.isnan(values).sum())
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             total = float(finite.sum())
     edges = _edges(feature.edges)
     at = edges.searchsorted(finite, side="right")

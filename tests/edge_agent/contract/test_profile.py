@@ -204,6 +204,14 @@ def test_quantile_edges_ascend_and_hold_every_finite_value(rows: NDArray[np.floa
     assert sum(counts.bins) == len(finite)
 
 
+def test_a_sum_that_overflows_to_both_sides_is_told_as_such() -> None:
+    largest = np.finfo(np.float64).max
+    # Partial sums of both signs overflow: numpy adds long arrays by parts.
+    counts = count(feature(edges=(-largest, largest)), np.repeat([largest, -largest], 128))
+    assert counts.bins == (256,)
+    assert not math.isfinite(counts.total)
+
+
 @fast
 @given(st.lists(st.floats(-1e308, 1e308), min_size=1, max_size=12, unique=True), st.integers(12, 32))
 def test_few_distinct_values_get_a_bin_each(distinct: list[float], bins: int) -> None:
