@@ -249,7 +249,8 @@ def test_many_large_bodies_at_once_take_little_more_memory_than_a_few(tmp_path: 
             outcomes = list(applications.map(lambda _: device.ask(transport, wrong), range(40)))
         over.set()
         watcher.join()
-        assert {outcome.status for outcome in outcomes} <= {400, 503}
+        # 504: where other programs keep the processors busy, a body may take longer than its deadline.
+        assert {outcome.status for outcome in outcomes} <= {400, 503, 504}
         assert peak - before < 300_000_000, peak - before
         device.assert_rests()
 

@@ -15,6 +15,7 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "share", [0.02, pytest.param(1.0, marks=[pytest.mark.slow, pytest.mark.timeout(7200)], id="all")]
 )

@@ -25,7 +25,7 @@ TORCHRUN = shlex.join([sys.executable, "-m", "torch.distributed.run", "--standal
 LAUNCHED = Compute(engine="launch", launch=f"{TORCHRUN} -m trainer.training.worker")
 Weights = dict[str, list[float]]
 # Each starts several processes that import torch, on machines with much else to do.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
