@@ -15,9 +15,12 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "share", [0.02, pytest.param(1.0, marks=[pytest.mark.slow, pytest.mark.timeout(7200)], id="all")]
+    "share",
+    [
+        pytest.param(0.02, marks=pytest.mark.timeout(600)),
+        pytest.param(1.0, marks=[pytest.mark.slow, pytest.mark.timeout(7200)], id="all"),
+    ],
 )
 def test_an_agent_whose_power_is_cut_serves_the_old_or_the_new_model_and_completes_the_update(
     tmp_path: Path, share: float
