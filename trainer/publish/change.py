@@ -10,7 +10,7 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Any
 
-from securesystemslib.signer import CryptoSigner, Signature
+from securesystemslib.signer import CryptoSigner, Key, Signature
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 
 from trainer.publish.errors import SigningKeyError
@@ -21,6 +21,7 @@ from trainer.publish.pending import (
     Requirement,
     default_name,
     delegators,
+    keys_that_come,
     metadata_in,
     read_pending,
     requirement,
@@ -28,6 +29,7 @@ from trainer.publish.pending import (
     role_of,
     write_pending,
 )
+from trainer.publish.public_key import SUFFIX, write_public
 
 
 class KeyChange:
@@ -54,6 +56,7 @@ class KeyChange:
         self._drafts: dict[str, Signed] = {}
         self._files: dict[str, str] = {}  # of each draft, which file of the pending change it replaces
         self.new_keys: dict[str, CryptoSigner] = {}
+        self._from_elsewhere: dict[str, Key] = {}
 
     def root(self, repository: str) -> Root:
         """The next root of a repository, to be changed in place."""
@@ -90,17 +93,20 @@ class KeyChange:
         Raises:
             SigningKeyError: The change brings a key of that name already.
         """
-        if name in self.new_keys or name in self.pending.keys:
-            raise SigningKeyError(f"{name} is being replaced already: see `shoal keys status`, sign it or discard it")
+        self._refuse_twice(name)
         signer = generate(kind)
         named(signer.public_key, name)
         self.new_keys[name] = signer
         return signer
 
-    def retire(self, name: str) -> None:
-        """The key is in no role any more."""
-        if name not in self.pending.retired:
-            self.pending.retired.append(name)
+    def key_from_elsewhere(self, name: str, key: Key) -> None:
+        """A key that gets this name when the change is in force, and whose private part is not here.
+
+        Raises:
+            SigningKeyError: The change brings a key of that name already.
+        """
+        self._refuse_twice(name)
+        self._from_elsewhere[name] = named(key, name)
 
     def sign(self, what: str) -> list[Requirement]:
         """Sign what was drafted with every key at hand; gives what is needed and what of it is there.
@@ -123,8 +129,16 @@ class KeyChange:
             path = self._keys.path(f"{PENDING_KEYS}/{name}")
             path.unlink(missing_ok=True)  # of an earlier form of this change, never in force
             self._keys.store(name, signer, folder=PENDING_KEYS)
-            self.pending.keys = [*(one for one in self.pending.keys if one != name), name]
+        for name, key in self._from_elsewhere.items():
+            path = self._keys.path(f"{PENDING_KEYS}/{name}").with_suffix(SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_public(path, key)
         write_pending(self._keys.folder, self.pending)
+
+    def _refuse_twice(self, name: str) -> None:
+        coming = keys_that_come(self.pending, self._store) if self.pending.files else {}
+        if name in self.new_keys or name in self._from_elsewhere or name in coming:
+            raise SigningKeyError(f"{name} is being replaced already: see `shoal keys status`, sign it or discard it")
 
     def _draft(self, role: str, repository: str, current: Callable[[], Signed], *, fresh: bool = False) -> Signed:
         key = role if repository == IMAGE else f"{repository}/{role}"

@@ -13,7 +13,7 @@ from trainer.plain_errors import plainly
 from trainer.publish import guidance
 from trainer.publish.change import add_signature, counts_for
 from trainer.publish.differences import differences
-from trainer.publish.errors import SigningKeyError
+from trainer.publish.errors import KeyOfAnotherChange, SigningKeyError
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.key_uses import KeyUse, in_role, named_key, uses
 from trainer.publish.keys import KeyFolder
@@ -244,6 +244,13 @@ def _other_copy(path: Path) -> PendingChange:
     return found
 
 
+def _came_into_force(signing: ImageSigning) -> bool:
+    try:
+        return signing.settle() is not None
+    except KeyOfAnotherChange:
+        return False
+
+
 @click.command("discard")
 @FOLDER
 @plainly
@@ -252,7 +259,7 @@ def discard_command(folder: Path) -> None:
     keys = KeyFolder.from_environment(folder)
     with keys.alone():
         signing = ImageSigning(keys)
-        if _may_be_in_force(folder, signing) and signing.settle() is not None:
+        if _may_be_in_force(folder, signing) and _came_into_force(signing):
             click.echo("it had all its signatures, and is in force")
             return
         change = discard(keys)

@@ -23,7 +23,12 @@ def differences(change: PendingChange, store: MetadataFolder) -> list[str]:
         new = metadata_in(change, file).signed
         repository, role = file.partition("/")[0], role_of(file)
         lines += [f"{file}: {line}" for line in _of(new, store.root(repository), roles.get(role), file)]
-    return lines
+    return [printable(line) for line in lines]
+
+
+def printable(text: str) -> str:
+    """Text of others for a terminal: it must not move the cursor over what was shown before."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _of(new: Signed, root: Root, before: Targets | None, file: str) -> Iterator[str]:

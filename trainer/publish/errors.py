@@ -11,6 +11,10 @@ class SigningKeyError(TrainerError):
     exit_code = 2
 
 
+class KeyOfAnotherChange(SigningKeyError):
+    """The publisher's key that is here is not the one that a change names: nothing of the change is in force."""
+
+
 class PublishRefused(TrainerError):
     """The package cannot be published under its name and version."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from tuf.api.metadata import Role, Root, Snapshot, Targets, Timestamp
 
@@ -54,14 +55,23 @@ class KeyUse:
 
 def uses(store: MetadataFolder) -> list[KeyUse]:
     """Every key in every role: the director's, which is in three roles of its repository, is there three times."""
+    roots = {repository: store.root(repository) for repository in (IMAGE, DIRECTOR_REPOSITORY)}
+    return uses_in(roots, store.roles()["targets"])
+
+
+def uses_in(roots: Mapping[str, Root], targets: Targets) -> list[KeyUse]:
+    """As :func:`uses`, of metadata that may not be in force yet.
+
+    Args:
+        roots: By repository.
+    """
     found: list[KeyUse] = []
-    for repository in (IMAGE, DIRECTOR_REPOSITORY):
-        root = store.root(repository)
+    for repository, root in roots.items():
         for role, rule in root.roles.items():
             for keyid in rule.keyids:
                 name = name_of(root.keys[keyid], _DEFAULTS.get((repository, role), DIRECTOR))
                 found.append(_use(name, keyid, (repository, role), rule))
-    delegations = store.roles()["targets"].delegations
+    delegations = targets.delegations
     if delegations is None or delegations.roles is None:
         return found
     for model, delegated in delegations.roles.items():

@@ -20,6 +20,7 @@ from tuf.api.metadata import Metadata, Root, Signed, Targets, VerificationResult
 from edge_agent.durable import sync_folder, write_durably
 from trainer.publish.errors import SigningKeyError
 from trainer.publish.hash_bins import model_of
+from trainer.publish.key_uses import KeyUse, uses, uses_in
 from trainer.publish.keys import DIRECTOR, DIRECTOR_ROOT, IMAGE_ROOT, IMAGE_TARGETS, SNAPSHOT, TIMESTAMP, model_key
 from trainer.publish.metadata_folder import DIRECTOR_REPOSITORY, IMAGE, MetadataFolder, name_of
 from trainer.publish.public_key import is_itself
@@ -35,16 +36,13 @@ class PendingChange(msgspec.Struct, kw_only=True):
     Args:
         what: What was asked for, in words.
         begun: When, RFC 3339.
-        files: Signed metadata by its path in the key folder: ``image/2.root.json``.
-        keys: Names of the private keys that it brings; they lie in ``pending-keys/``.
-        retired: Names of the keys whose files go to ``retired/``.
+        files: Signed metadata by its path in the key folder: ``image/2.root.json``. Which keys come and go is read from
+            it: nothing else in here is signed.
     """
 
     what: list[str] = []
     begun: str = ""
     files: dict[str, str] = {}
-    keys: list[str] = []
-    retired: list[str] = []
 
     def models(self) -> set[str]:
         """The models whose roles are signed anew by it: meanwhile nothing of theirs is published."""
@@ -108,9 +106,6 @@ def read_pending_file(path: Path) -> PendingChange | None:
             f"{path}: cannot be read: {error}; take it from another person's copy, or `shoal keys discard`"
         ) from error
     # It comes from other machines: no name in it may lead out of the folder.
-    for name in (*change.keys, *change.retired):
-        if _KEY.fullmatch(name) is None:
-            raise SigningKeyError(f"{path}: {name!r} is no name of a key; do not sign it")
     for name in change.files:
         if _FILE.fullmatch(name) is None:
             raise SigningKeyError(f"{path}: {name!r} is no name of a metadata file; do not sign it")
@@ -132,7 +127,7 @@ def metadata_in(change: PendingChange, file: str) -> Metadata[Any]:
     """One file of a change.
 
     Raises:
-        SigningKeyError: It is no metadata, or a key in it is not the one that it is called.
+        SigningKeyError: It is no metadata, or a key in it is not the one that it is called, or called what no key is.
     """
     try:
         found: Metadata[Any] = Metadata.from_bytes(change.files[file].encode())
@@ -141,6 +136,9 @@ def metadata_in(change: PendingChange, file: str) -> Metadata[Any]:
     for keyid, key in _keys_in(found.signed).items():
         if not is_itself(key):
             raise SigningKeyError(f"{PENDING_FILE}: {file}: {keyid} is the identifier of another key; do not sign it")
+        # It names a file in whoever's folder the change comes into force in.
+        if _KEY.fullmatch(name := name_of(key, default_name(file))) is None:
+            raise SigningKeyError(f"{PENDING_FILE}: {file}: {name!r} is no name of a key; do not sign it")
     return found
 
 
@@ -217,11 +215,11 @@ def delegators(change: PendingChange, store: MetadataFolder, file: str) -> Itera
             yield "root until now", _verifier(store.root(repository), Root.type)
         yield "root", _verifier(new, Root.type)
     elif role == Targets.type:
-        yield role, _verifier(_newest(change, store, Root.type, repository), role)
+        yield role, _verifier(newest(change, store, Root.type, repository), role)
     elif role == model_of(role):
-        yield role, _verifier(_newest(change, store, Targets.type), role)
+        yield role, _verifier(newest(change, store, Targets.type), role)
     else:
-        yield model_of(role), _verifier(_newest(change, store, model_of(role)), role)
+        yield model_of(role), _verifier(newest(change, store, model_of(role)), role)
 
 
 def _verifier(delegator: Signed, role: str) -> _Verify:
@@ -237,7 +235,8 @@ def _verifier(delegator: Signed, role: str) -> _Verify:
     return verify
 
 
-def _newest(change: PendingChange, store: MetadataFolder, role: str, repository: str = IMAGE) -> Signed:
+def newest(change: PendingChange, store: MetadataFolder, role: str, repository: str = IMAGE) -> Signed:
+    """A root or targets role as it will be: that of the change, else the one in force."""
     for file in change.files:
         if role_of(file) == role and file.startswith(f"{repository}/"):
             signed: Signed = metadata_in(change, file).signed
@@ -254,6 +253,24 @@ def default_name(file: str) -> str:
         Root.type: IMAGE_ROOT, Targets.type: IMAGE_TARGETS, "snapshot": SNAPSHOT, "timestamp": TIMESTAMP,
     }  # fmt: skip
     return known.get(role) or model_key(model_of(role))
+
+
+def keys_then(change: PendingChange, store: MetadataFolder) -> list[KeyUse]:
+    """Which key will be in which role, read from what is signed."""
+    roots = {one: newest(change, store, Root.type, one) for one in (IMAGE, DIRECTOR_REPOSITORY)}
+    targets = newest(change, store, Targets.type)
+    if not isinstance(targets, Targets) or not all(isinstance(root, Root) for root in roots.values()):
+        raise SigningKeyError(f"{PENDING_FILE}: its roles are of other types than their names; do not sign it")
+    return uses_in({name: root for name, root in roots.items() if isinstance(root, Root)}, targets)
+
+
+def keys_that_come(change: PendingChange, store: MetadataFolder) -> dict[str, set[str]]:
+    """The keys that the change puts in force: their identifiers by name."""
+    known, found = {(use.name, use.keyid) for use in uses(store)}, dict[str, set[str]]()
+    for use in keys_then(change, store):
+        if (use.name, use.keyid) not in known:
+            found.setdefault(use.name, set()).add(use.keyid)
+    return found
 
 
 def merge(change: PendingChange, other: PendingChange, store: MetadataFolder) -> int:

@@ -12,7 +12,6 @@ from trainer.publish.change import KeyChange
 from trainer.publish.errors import SigningKeyError
 from trainer.publish.hash_bins import replace_all, role_names, targets_of, version_of
 from trainer.publish.key_uses import KeyUse
-from trainer.publish.metadata_folder import named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,10 +65,8 @@ def replace_keys(
                     "let another key take its place"
                 )
         new = public or (change.new_key(name, kind).public_key if successor else None)
-        if new is not None:
-            named(new, name)
-        if public is not None or new is None:
-            change.retire(name)
+        if public is not None:
+            change.key_from_elsewhere(name, public)
         for use in places:
             _swap(change, use, keyid, new)
         replaced.append(

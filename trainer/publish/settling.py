@@ -7,10 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.durable import sync_folder
-from trainer.publish.errors import SigningKeyError
+from trainer.publish.errors import KeyOfAnotherChange, SigningKeyError
+from trainer.publish.key_uses import uses
 from trainer.publish.keys import PENDING_KEYS, RETIRED, SNAPSHOT, TIMESTAMP, KeyFolder
 from trainer.publish.metadata_folder import IMAGE, MetadataFolder
-from trainer.publish.pending import PendingChange, forget_pending, read_pending, requirements
+from trainer.publish.pending import (
+    PendingChange,
+    forget_pending,
+    keys_that_come,
+    keys_then,
+    read_pending,
+    requirements,
+)
+from trainer.publish.public_key import SUFFIX
 
 
 def settle(keys: KeyFolder, store: MetadataFolder, sign_snapshot: Callable[[], None]) -> PendingChange | None:
@@ -27,13 +36,13 @@ def settle(keys: KeyFolder, store: MetadataFolder, sign_snapshot: Callable[[], N
     if change is None:
         shutil.rmtree(keys.folder / PENDING_KEYS, ignore_errors=True)  # of a change that was never written down
         return None
-    if any(one.missing for one in requirements(change, store)) or not _publisher_is_here(keys):
+    if any(one.missing for one in requirements(change, store)) or not _publisher_is_here(keys, change, store):
         return None
-    _move_keys(keys, change)
+    _move_keys(keys, change, store)
     for file, text in change.files.items():
         store.write(file, text.encode())
-    for name in change.keys:
-        if name.startswith("approvers/"):
+    for name in {use.name for use in keys_then(change, store)}:
+        if name.startswith("approvers/") and keys.path(name).exists():
             give_root(store, name)
     sign_snapshot()
     forget_pending(keys.folder)
@@ -62,26 +71,38 @@ def discard(keys: KeyFolder) -> PendingChange | None:
     return change
 
 
-def _publisher_is_here(keys: KeyFolder) -> bool:
-    """Without snapshot and timestamp a change cannot come into force: it waits until the publisher finds it."""
+def _publisher_is_here(keys: KeyFolder, change: PendingChange, store: MetadataFolder) -> bool:
+    """Without snapshot and timestamp a change cannot come into force: it waits until the publisher finds it.
+
+    Raises:
+        KeyOfAnotherChange: One of them is another than the change names: what it would sign, nobody would believe.
+    """
+    then = {(use.name, use.keyid) for use in keys_then(change, store)}
     for name in (SNAPSHOT, TIMESTAMP):
         pending = keys.path(f"{PENDING_KEYS}/{name}")
         path = pending if pending.exists() else keys.path(name)
         if not path.exists():
             return False
-        keys.read(path, name)  # a wrong passphrase is found here, before anything is written
+        signer = keys.read(path, name)  # a wrong passphrase is found here, before anything is written
+        if (name, signer.public_key.keyid) not in then:
+            raise KeyOfAnotherChange(
+                f"{path}: is another key than the change that waits names; it belongs to an earlier form of it, or to "
+                "another folder: bring the right one, or `shoal keys discard`, then begin anew"
+            )
     return True
 
 
-def _move_keys(keys: KeyFolder, change: PendingChange) -> None:
-    for name in change.keys:
+def _move_keys(keys: KeyFolder, change: PendingChange, store: MetadataFolder) -> None:
+    """Which keys come and go is read from what is signed: what else the file says, anybody could have written."""
+    for name in keys_that_come(change, store):
         new, path = keys.path(f"{PENDING_KEYS}/{name}"), keys.path(name)
-        if new.exists():  # else an earlier attempt has moved it
+        if new.exists():
             _retire(keys, path, name)
             _move(new, path)
-    for name in change.retired:
-        if name not in change.keys:
-            _retire(keys, keys.path(name), name)
+        elif new.with_suffix(SUFFIX).exists():  # made elsewhere; else an earlier attempt has moved it
+            _retire(keys, path, name)
+    for name in {use.name for use in uses(store)} - {use.name for use in keys_then(change, store)}:
+        _retire(keys, keys.path(name), name)
 
 
 def _retire(keys: KeyFolder, path: Path, name: str) -> None:

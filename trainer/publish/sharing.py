@@ -40,7 +40,6 @@ def share(change: KeyChange, persons: Sequence[str], *, threshold: int, kind: st
         for name, keyid in held.items():
             if name not in wanted:
                 root.revoke_key(keyid, role)
-                change.retire(name)
         root.roles[role].threshold = threshold
     change.role(Targets.type)  # the new keys sign it
 

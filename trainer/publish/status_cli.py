@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trainer.plain_errors import plainly
-from trainer.publish.differences import differences
+from trainer.publish.differences import differences, printable
 from trainer.publish.errors import SignaturesMissing
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder
@@ -33,7 +33,7 @@ def status(folder: Path) -> None:
 def pending_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
     """A change of keys, for whoever may sign it: what it changes, and whose signatures it lacks."""
     needed = requirements(change, signing.store)
-    lines = [f"pending   {what}" for what in change.what]
+    lines = [f"pending   {printable(what)}" for what in change.what]
     lines += [f"changes   {line}" for line in differences(change, signing.store)]
     lines += [f"needs     {one.text()}" for one in needed]
     missing = any(one.missing for one in needed)

@@ -21,7 +21,7 @@ from tests.trainer.publish.stock_client import StockClient
 from trainer.publish.cli import keys_commands
 from trainer.publish.errors import PublishRefused, SigningKeyError
 from trainer.publish.image_signing import ImageSigning
-from trainer.publish.keys import KeyFolder
+from trainer.publish.keys import SNAPSHOT, KeyFolder
 from trainer.publish.pending import PENDING_FILE
 from trainer.publish.public_key import read_public
 
@@ -238,18 +238,71 @@ def test_a_public_key_under_the_identifier_of_another_is_not_taken(folder: Path,
     assert "its keyid is that of another key" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("member", "value"), [("retired", ["../../home/anna/id"]), ("keys", ["/etc/key"]), ("files", {"../x.json": "{}"})]
-)
-def test_a_file_that_leads_out_of_the_folder_is_not_followed(folder: Path, member: str, value: object) -> None:
+@pytest.mark.parametrize("leads", ["a file", "a key's name"])
+def test_a_file_that_leads_out_of_the_folder_is_not_followed(folder: Path, leads: str) -> None:
     succeeds("add-model", folder, "faces")
     path = folder / PENDING_FILE
-    path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | {member: value}))
+    change = msgspec.json.decode(path.read_bytes())
+    if leads == "a file":
+        change["files"] = {"../x.json": "{}"}
+    else:
+        file = next(name for name in change["files"] if name.endswith(".targets.json"))
+        assert "publisher/faces" in change["files"][file]
+        change["files"][file] = change["files"][file].replace("publisher/faces", "../../../home/anna/id")
+    path.write_bytes(msgspec.json.encode(change))
     refused = shoal_keys("status", folder)
     assert refused.exit_code == 2
     assert "do not sign it" in refused.stderr
     assert "discarded" in succeeds("discard", folder)
     assert "no change" in succeeds("status", folder)
+
+
+def test_which_keys_come_and_go_is_read_from_what_is_signed_and_not_from_what_is_said_beside_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    old = {name: KeyFolder(folder).signer(name).public_key.keyid for name in ("publisher/timestamp", SNAPSHOT)}
+    succeeds("rotate", folder, "timestamp")
+    path = folder / PENDING_FILE
+    said = msgspec.json.decode(path.read_bytes())
+    # Whoever passes the file on would have the publisher's other key put away, and the new one lost.
+    path.write_bytes(msgspec.json.encode(said | {"keys": [], "retired": [SNAPSHOT, "server/director"]}))
+    for person in ("anna", "ben"):
+        succeeds("sign", folder, "--key", tmp_path / "persons" / person)
+    assert "no change" in succeeds("status", folder)
+    keys = KeyFolder(folder)
+    assert keys.signer(SNAPSHOT).public_key.keyid == old[SNAPSHOT]
+    assert keys.path("server/director").exists()
+    timestamp = ImageSigning(keys).store.root("image").roles["timestamp"].keyids
+    assert timestamp == [keys.signer("publisher/timestamp").public_key.keyid] != [old["publisher/timestamp"]]
+    assert (folder / "retired/publisher/timestamp.1.pem").exists()
+
+
+def test_words_beside_what_is_signed_do_not_write_over_what_is_shown(folder: Path) -> None:
+    succeeds("rotate", folder, "timestamp")
+    path = folder / PENDING_FILE
+    said = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode(said | {"what": ["nothing\x1b[2J\rmuch"]}))
+    shown = succeeds("status", folder)
+    assert "pending   nothing?[2J?much" in shown
+    assert "timestamp loses the key" in shown
+
+
+def test_an_earlier_form_of_a_change_is_not_put_in_force_with_the_keys_of_a_later_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    succeeds("rotate", folder, "timestamp")
+    earlier = without_private_keys(folder, tmp_path / "earlier")
+    for person in ("anna", "ben"):
+        succeeds("sign", earlier, "--key", tmp_path / "persons" / person)
+    succeeds("discard", folder)
+    succeeds("rotate", folder, "timestamp")
+    shutil.copy(earlier / PENDING_FILE, folder)
+    before = ImageSigning(KeyFolder(folder)).store.root_version("image")
+    with pytest.raises(SigningKeyError, match="is another key than the change that waits names"):
+        ImageSigning(KeyFolder(folder)).refresh()
+    assert ImageSigning(KeyFolder(folder)).store.root_version("image") == before
+    succeeds("discard", folder)
+    ImageSigning(KeyFolder(folder)).refresh()
 
 
 def test_passphrases_are_asked_for_once_per_person(tmp_path: Path) -> None:
