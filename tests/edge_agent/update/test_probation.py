@@ -14,7 +14,7 @@ from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.slots import LoadedModel
 from edge_agent.update.judgement import Seen
-from edge_agent.update.probation import counted
+from edge_agent.update.seen import Sight
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import PIXELS, make_package, reference_images
 from tests.fakes.update_server import UpdateServer, hint
@@ -106,11 +106,11 @@ def test_a_probation_writes_to_flash_a_tenth_of_its_time_at_most(
     writes: list[int] = []
     real = device.installer._journal._file._write
 
-    def counted(records: Any) -> None:
+    def noted(records: Any) -> None:
         writes.append(1)
         real(records)
 
-    monkeypatch.setattr(device.installer._journal._file, "_write", counted)
+    monkeypatch.setattr(device.installer._journal._file, "_write", noted)
     for _ in range(3599):
         device.now_s += 1
         device.installer.watch()
@@ -123,7 +123,7 @@ def test_a_version_that_predicts_otherwise_than_the_one_before_it_did_here_is_ro
     classes = {"1": {"3": 500, "7": 500}, "12": {"3": 950, "7": 50}}
 
     def seen(loaded: LoadedModel) -> Seen:
-        found = counted(loaded)
+        found = Sight()(loaded)
         return Seen(requests=1000, failed=0, latency=found.latency, classes=classes[loaded.version])
 
     device.close()
