@@ -180,6 +180,18 @@ def test_an_agent_and_a_program_do_not_share_a_state_folder(package: Path, tmp_p
         agent.close()
 
 
+def test_a_program_whose_identity_is_damaged_beyond_mending_is_answered_all_the_same(
+    package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "identity.json").write_bytes(bytes(100))
+    with load(package, state=state) as model:
+        assert model.infer(image=IMAGES[:1]).request_id
+    assert f"{state}/identity.json" in caplog.text
+    assert "enrol this device again" in caplog.text
+
+
 def test_a_package_that_was_changed_or_answers_wrongly_is_not_loaded(package: Path, tmp_path: Path) -> None:
     (package / "card.md").write_text("changed")
     with pytest.raises(DigestMismatch):
