@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
 from edge_agent.contract.errors import NetworkError, ServerRefused
 from edge_agent.contract.manifest import MANIFEST_FILE
@@ -24,7 +26,8 @@ from trainer.server_client import refuse_token
 
 _CHUNK_BYTES = 1 << 20
 _ERROR_TEXT = 500
-_OK, _CONFLICT = 200, 409
+_OK, _CONFLICT, _UNPROCESSABLE = 200, 409, 422
+_DONE = (200, 201)
 _ROUNDS = 100
 _log = logging.getLogger(__name__)
 
@@ -137,8 +140,32 @@ class Publisher:
         shown = self._send("GET", f"{image_metadata_path()}timestamp.json", accepted=(200, 404))
         if shown.status_code == 200 and shown.content == files["timestamp.json"]:
             return
+        lacked = {name: files[name] for name in files.keys() - self._held(files, shown)}
+        if len(lacked) < len(files) and self._post_metadata(lacked, accepted=(*_DONE, _UNPROCESSABLE)) in _DONE:
+            return
+        self._post_metadata(files)  # what it holds may be other bytes of the same name
+
+    def _post_metadata(self, files: Mapping[str, bytes], *, accepted: tuple[int, ...] = _DONE) -> int:
         texts = {name: data.decode() for name, data in files.items()}
-        self._send("POST", "/api/v1/repository/metadata", json={"files": texts})
+        return self._send("POST", "/api/v1/repository/metadata", json={"files": texts}, accepted=accepted).status_code
+
+    def _held(self, files: Mapping[str, bytes], shown: httpx.Response) -> set[str]:
+        """The files that the server shows already: of thousands of bins a release changes a few."""
+        if shown.status_code != _OK:
+            return set()
+        roots = [name for name in files if name.endswith(".root.json")]
+        held = set(roots) if self._shown(roots[-1]) == files[roots[-1]] else set[str]()
+        try:
+            timestamp = Metadata[Timestamp].from_bytes(shown.content).signed
+            snapshot = self._shown(f"{timestamp.snapshot_meta.version}.snapshot.json")
+            meta = Metadata[Snapshot].from_bytes(snapshot or b"").signed.meta
+        except RepositoryError:
+            return held
+        return held | {f"{one.version}.{file}" for file, one in meta.items()}
+
+    def _shown(self, name: str) -> bytes | None:
+        answer = self._send("GET", f"{image_metadata_path()}{name}", accepted=(_OK, 404))
+        return answer.content if answer.status_code == _OK else None
 
     def _exchange(self) -> bool:
         """Propose to the server what waits here, and take the signatures that it has collected."""
@@ -181,7 +208,7 @@ class Publisher:
         method: str,
         url: str,
         *,
-        accepted: tuple[int, ...] = (200, 201),
+        accepted: tuple[int, ...] = _DONE,
         content: Iterator[bytes] | None = None,
         json: object = None,
         headers: dict[str, str] | None = None,

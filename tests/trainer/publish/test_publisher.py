@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import msgspec
 import pytest
 
 from edge_agent.contract.errors import DigestMismatch, NetworkError
@@ -48,6 +50,42 @@ def test_only_files_that_the_server_lacks_are_sent(server: UpdateServer, package
     sent = {path.rpartition("/")[2] for method, path, _ in server.line.requests if method == "PUT"}
     assert sent == {second.digest, second.manifest.files["card.md"].sha256}
     assert blob_path(package.digest) not in sent
+
+
+def sent_metadata(server: UpdateServer) -> list[set[str]]:
+    """The names of the metadata files in each upload from now on."""
+    uploads: list[set[str]] = []
+
+    def remember(request: httpx.Request) -> None:
+        if request.method == "POST" and request.url.path.endswith("/metadata"):
+            uploads.append(set(msgspec.json.decode(request.content)["files"]))
+
+    server.publisher._client.event_hooks = {"request": [remember]}
+    return uploads
+
+
+def test_only_metadata_that_the_server_lacks_is_sent(server: UpdateServer, package: Package, tmp_path: Path) -> None:
+    uploads = sent_metadata(server)
+    server.publisher.publish(package)
+    assert "1.root.json" in uploads[0], "a server that shows nothing gets everything"
+    server.publisher.publish(make_package(tmp_path / "built/2", version="2", seed=1))
+    assert {name.partition(".")[2] or name for name in uploads[1]} == {"digits.json", "snapshot.json", "json"}
+    server.signing.renew()
+    server.publisher.refresh()
+    assert "2.root.json" in uploads[2]
+    assert not any(name.endswith("digits.json") for name in uploads[2])
+
+
+def test_a_server_that_holds_other_bytes_of_the_same_name_gets_them_all(
+    server: UpdateServer, package: Package, tmp_path: Path
+) -> None:
+    server.publisher.publish(package)
+    held = next((tmp_path / "server/repository").rglob("*.digits.json"))
+    held.write_bytes(held.read_bytes() + b" ")
+    server.signing.renew()
+    uploads = sent_metadata(server)
+    server.publisher.refresh()
+    assert [held.name in one for one in uploads] == [False, True]
 
 
 def test_publishing_does_not_need_the_offline_keys(server: UpdateServer, package: Package) -> None:
