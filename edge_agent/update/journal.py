@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edge_agent.update import transitions
 from edge_agent.update.slots_file import SLOTS_FILE, SlotRecord, SlotsFile
 
 _SAID_ONCE = frozenset({EventKind.METADATA_REFUSED, EventKind.UPDATE_FAILED, EventKind.STORAGE})
+_FIGURES = re.compile(r"\d+(?:\.\d+)?")
 _BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -52,7 +54,7 @@ class Journal:
     ) -> None:
         self._path = state / SLOTS_FILE
         self._events, self._utc_now, self._after_step, self._boot = events, utc_now, after_step, boot
-        self._told: dict[str, tuple[object, ...]] = {}
+        self._told: dict[tuple[str, EventKind], tuple[object, ...]] = {}
         self.is_new = False
         self._file = self._read()
 
@@ -112,11 +114,15 @@ class Journal:
     def note(self, records: Mapping[str, SlotRecord]) -> str:
         """Write down what has happened already; a disk that refuses keeps no model from serving.
 
+        What differs from what is on the disk in figures of the reason alone is not worth a write: what lacks 300 bytes
+        now and 200 in five minutes lacks the same.
+
         Returns:
             Why the disk refuses; empty where it does not.
         """
         changed = {model: record for model, record in records.items() if record != self._file.get(model)}
-        if not changed:
+        if all(_is_alike(self._file.written(model), record) for model, record in changed.items()):
+            self._file.keep_in_memory(changed)
             return ""
         try:
             self.put(changed)
@@ -154,10 +160,10 @@ class Journal:
     def tell(self, kind: EventKind, model: str, package: str, reason: str, **detail: str | int) -> None:
         """Tell of something; of a failure that repeats itself, once."""
         if kind in _SAID_ONCE:
-            same = (kind, package, reason, detail)
-            if self._told.get(model) == same:
+            same = (package, _without_figures(reason), detail)
+            if self._told.get((model, kind)) == same:
                 return
-            self._told[model] = same
+            self._told[model, kind] = same
         at_ms = max(0, int(self._utc_now().timestamp() * 1000))  # a clock may stand before 1970
         self._events(Event(kind=kind, at_ms=at_ms, model=model, package=package, reason=reason, detail=dict(detail)))
 
@@ -180,3 +186,13 @@ class Journal:
             yield
         except OSError as error:
             raise storage_error(error, str(self._path)) or DeviceError(f"{self._path}: {error.strerror}") from error
+
+
+def _is_alike(written: SlotRecord, record: SlotRecord) -> bool:
+    """Whether a record says what the disk says, but for figures in its reason."""
+    same = msgspec.structs.replace(written, reason=record.reason, boot=record.boot)
+    return same == record and _without_figures(written.reason) == _without_figures(record.reason)
+
+
+def _without_figures(reason: str) -> str:
+    return _FIGURES.sub("#", reason)

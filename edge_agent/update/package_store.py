@@ -134,14 +134,8 @@ class PackageStore:
         Raises:
             NetworkError, StorageFull, StorageNotWritable: As they say.
         """
-        gathering = self._gathering(digest)
         with self._storage_errors():
-            known = self._known_files()
-            missing: list[_Missing] = []
-            for name, entry in manifest.files.items():
-                place = gathering / name
-                if not self._is_here(place, entry) and not self._link(known.get(entry.sha256), place, entry):
-                    missing.append(_Missing(name, place, entry))
+            missing = self._missing(digest, manifest)
             self._check_room(missing, manifest)
             self._sources.begin(digest, sum(entry.size_bytes for _, _, entry in missing))
             try:
@@ -152,6 +146,16 @@ class PackageStore:
                     self._sources.done(entry.size_bytes)
             finally:
                 self._sources.end()
+
+    def check_room(self, digest: str, manifest: Manifest) -> None:
+        """Return where there is room for what is missing of a package.
+
+        Raises:
+            StorageFull, StorageNotWritable: There is none, or the disk refuses.
+        """
+        with self._storage_errors():
+            here = (self._folder / digest).is_dir()
+            self._check_room([] if here else self._missing(digest, manifest), manifest)
 
     def stage(self, digest: str) -> None:
         """Rename a gathered package to its place, durably.
@@ -195,6 +199,16 @@ class PackageStore:
     def close(self) -> None:
         """Close the connections to mirrors; the server's are not this one's."""
         self._sources.close()
+
+    def _missing(self, digest: str, manifest: Manifest) -> list[_Missing]:
+        """The files that no package here has; the others are linked."""
+        gathering, known = self._gathering(digest), self._known_files()
+        missing: list[_Missing] = []
+        for name, entry in manifest.files.items():
+            place = gathering / name
+            if not self._is_here(place, entry) and not self._link(known.get(entry.sha256), place, entry):
+                missing.append(_Missing(name, place, entry))
+        return missing
 
     def _gathering(self, digest: str) -> Path:
         return self._folder / f".gathering-{digest}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,7 @@ class Preparing:
     ) -> None:
         self._journal, self._store, self._slots, self._device = journal, store, slots, device
         self._resolve, self._between_chunks, self._collect = resolve, between_chunks, collect
+        self._lacked: dict[str, tuple[str, Manifest]] = {}
 
     def target(self, model: str, wanted: DesiredModel) -> ResolvedTarget:
         """What both repositories name.
@@ -115,6 +117,12 @@ class Preparing:
             NetworkError, StorageFull, StorageNotWritable: As they say.
         """
         record = self._journal.get(model)
+        lacked, manifest = self._lacked.pop(model, ("", None))
+        tried = (record.step, record.target, record.release) == (UpdateStep.FAILED, target.digest, target.release)
+        if tried and lacked == target.digest and manifest is not None:  # as long as it does, nothing is written down
+            with self._noting_what_lacks(model, target.digest, manifest):
+                self._store.check_room(target.digest, manifest)
+                self._check(target.digest, manifest)
         if not transitions.is_under_way(record, target.digest, target.release):
             announced = msgspec.structs.replace(record, announced=wanted.release)
             begun = transitions.begun(announced, target.digest, release=target.release, rollout=target.rollout)
@@ -131,7 +139,8 @@ class Preparing:
             raise ManifestError(
                 f"the signed target is {model} {target.version}, its manifest says {manifest.name} {manifest.version}"
             )
-        self._check(target.digest, manifest)
+        with self._noting_what_lacks(model, target.digest, manifest):
+            self._check(target.digest, manifest)
         return Coming(model, wanted, target.digest, manifest, is_here=package is not None)
 
     def fetch(self, group: Sequence[Coming]) -> None:
@@ -144,7 +153,8 @@ class Preparing:
         for each in lacking:
             with blaming(each.model):
                 self._advance(each.model, UpdateStep.DOWNLOADING)
-                self._store.fetch_files(each.digest, each.manifest, between_chunks=self._between_chunks)
+                with self._noting_what_lacks(each.model, each.digest, each.manifest):
+                    self._store.fetch_files(each.digest, each.manifest, between_chunks=self._between_chunks)
                 self._advance(each.model, UpdateStep.VERIFIED)
         for each in lacking:
             with blaming(each.model):
@@ -158,6 +168,15 @@ class Preparing:
         if staged:
             with blaming(next(iter(staged))):
                 self._journal.step(staged)
+
+    @contextlib.contextmanager
+    def _noting_what_lacks(self, model: str, digest: str, manifest: Manifest) -> Iterator[None]:
+        """What lacks room or memory is tried again and again: the next attempt begins with a look at just that."""
+        try:
+            yield
+        except DeviceError:
+            self._lacked[model] = (digest, manifest)
+            raise
 
     def _advance(self, model: str, step: UpdateStep) -> None:
         record = self._journal.get(model)

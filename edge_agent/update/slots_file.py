@@ -89,6 +89,7 @@ class SlotsFile:
         self._path = path
         self._lock = threading.Lock()  # at a stop another thread than the one of all updates may write
         self._records = _read(path) if path.exists() or path.with_name(BEFORE_FILE).exists() else {}
+        self._written = self._records
 
     @classmethod
     def mended(cls, path: Path) -> tuple[SlotsFile, bool]:
@@ -136,6 +137,10 @@ class SlotsFile:
         """The record of a model; an empty one where nothing was ever installed."""
         return self._records.get(model, SlotRecord())
 
+    def written(self, model: str) -> SlotRecord:
+        """The record of a model as it is on the disk."""
+        return self._written.get(model, SlotRecord())
+
     def put(self, model: str, record: SlotRecord) -> None:
         """Write a record down; only when this returns may its step begin.
 
@@ -179,7 +184,7 @@ class SlotsFile:
     def _write(self, records: dict[str, SlotRecord]) -> None:
         self._keep_before()
         write_durably(self._path, _encode(records))
-        self._records = records
+        self._records = self._written = records
 
     def _keep_before(self) -> None:
         """Give the file another name, which stays when the first one gets a new file; both become durable together."""

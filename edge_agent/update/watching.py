@@ -22,6 +22,8 @@ from edge_agent.update.slots_file import SlotRecord
 from edge_agent.update.window import Waits
 
 _log = logging.getLogger(__name__)
+# After a disk has refused: each try wears it, and asks it the same.
+_REFUSED_S = 60.0
 
 
 class Watching:
@@ -40,6 +42,7 @@ class Watching:
         self._journal, self._back = journal, back
         self._probations, self._shadow, self._stopwatch = probations, shadow, stopwatch
         self._waits = waits
+        self._not_before: dict[Group, float] = {}
 
     def swap(self, group: Group, candidates: Candidates, now: float, reason: str = "") -> None:
         """Let tested candidates serve, all at once, on probation; written down in one piece before.
@@ -105,14 +108,16 @@ class Watching:
         model, verdict = worst(verdicts)
         if isinstance(verdict, Bad):
             self._back.from_probation(model, verdict.reason)
-        elif isinstance(verdict, Good):
+        elif isinstance(verdict, Good) and now >= self._not_before.get(group, now):
             reasons = {each: found.reason for each, found in verdicts.items()}
             committed = {each: transitions.committed(record) for each, record in records.items()}
             try:
                 self._journal.committed(committed, reasons)
-            except DeviceError as error:  # the next look tries again; until then both packages stay
+            except DeviceError as error:  # a later look tries again; until then both packages stay
+                self._not_before[group] = now + _REFUSED_S
                 self._journal.tell(EventKind.STORAGE, model, records[model].active, str(error))
                 return
+            self._not_before.pop(group, None)
             self._back.collect()
         else:
             return

@@ -9,6 +9,7 @@ import pytest
 
 from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.package import Package
+from edge_agent.update.preparing import Device
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.update_server import UpdateServer
 from tests.fakes.updating_device import UpdatingDevice
@@ -29,6 +30,49 @@ def test_a_full_disk_fails_the_update_with_its_reason_and_the_old_model_serves_o
     assert len(device.told(EventKind.UPDATE_FAILED)) == 1, "the same failure is told once"
     device.update(desired)
     assert device.version == "2"
+
+
+@pytest.mark.parametrize("lacks", ["room", "memory"])
+def test_what_lacks_room_or_memory_is_looked_at_again_and_again_and_neither_written_nor_told_again(
+    server: UpdateServer,
+    device: UpdatingDevice,
+    new_device: NewDevice,
+    second: Package,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    lacks: str,
+) -> None:
+    device.close()
+    left = {"room": 1 << 40, "memory": 1 << 40}
+    usage = shutil.disk_usage(device.state)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=left["room"]))
+    device = new_device(device=Device(available_bytes=lambda: left["memory"]))
+    desired, seen = server.assign(second), set[tuple[int, int]]()
+    for mib in range(1, 5):
+        left[lacks] = mib << 20
+        assert not device.apply(desired)
+        assert f"{left[lacks] if lacks == 'room' else mib}" in device.reported().reason, "the figures are those of now"
+        assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
+        seen.add(((device.state / "slots.json").stat().st_mtime_ns, len(device.events)))
+    assert len(seen) == 1
+    assert len(device.told(EventKind.UPDATE_FAILED)) == 1
+    left[lacks] = 1 << 40
+    device.update(desired)
+    assert device.version == "2"
+
+
+def test_a_disk_that_refuses_a_commit_is_asked_again_after_a_while(
+    server: UpdateServer, device: UpdatingDevice, second: Package
+) -> None:
+    device.apply(server.assign(second))
+    obstacle = device.state / ".slots.json.new"
+    obstacle.mkdir()
+    device.pass_probation()
+    obstacle.rmdir()
+    for now_s, step in ((30, UpdateStep.PROBATION), (31, UpdateStep.COMMITTED)):
+        device.now_s += now_s
+        device.installer.watch()
+        assert device.reported().step is step
 
 
 def test_a_state_folder_that_cannot_be_written_fails_the_update_and_the_old_model_serves_on(
