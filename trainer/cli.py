@@ -197,8 +197,12 @@ def publish(folder: Path, server: str, token: str, keys: Path) -> None:
     finally:
         publisher.close()
     if awaited is not None:
-        click.echo(f"signed {package.manifest.name} version {package.manifest.version}; it {awaited}")
-        click.echo("shoal models approve; then the worker, or shoal keys publish, makes it visible")
+        model, version = package.manifest.name, package.manifest.version
+        click.echo(f"signed {model} version {version}; it {awaited}")
+        click.echo(
+            f"shoal models approve {model} {version} --key FILE; then the worker, or shoal keys publish {keys}, "
+            "makes it visible"
+        )
         return
     click.echo(f"published {package.manifest.name} version {package.manifest.version}, package {package.digest}")
 

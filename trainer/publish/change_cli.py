@@ -42,7 +42,7 @@ from trainer.publish.pending import (
 from trainer.publish.public_key import read_public
 from trainer.publish.rotation import keep_releases, replace_keys
 from trainer.publish.settling import discard
-from trainer.publish.status_cli import pending_lines, publish, status
+from trainer.publish.status_cli import needs_lines, pending_lines, publish, status
 
 
 @click.command()
@@ -185,7 +185,13 @@ def sign(folder: Path, *, files: tuple[Path, ...], others: tuple[Path, ...], yes
             _sign_with(keys, key_files(files), change, signing, ask=not yes)
         write_pending(folder, change)
         in_force = signing.settle() is not None
-        click.echo("in force" if in_force else "\n".join(pending_lines(change, signing)))
+        if not in_force:
+            # What it changes was shown before it was signed.
+            click.echo("\n".join((needs_lines if files else pending_lines)(change, signing)))
+            return
+    click.echo("in force here. What to do now:")
+    for step in guidance.publishing({file.partition("/")[0] for file in change.files}, folder):
+        click.echo(f"- {step}")
 
 
 def _sign_with(

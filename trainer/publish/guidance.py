@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from trainer.publish.pending import PendingChange, Requirement
@@ -54,17 +54,28 @@ def after(replaced: Sequence[Replaced], folder: Path, *, in_force: bool, stolen:
             steps.append(f"Give {path} to whom it belongs, and remove it here.")
     roles = {use.called for one in replaced for use in one.uses}
     repositories = {use.repository for one in replaced for use in one.uses}
+    steps += publishing(repositories, folder)
+    if stolen:
+        steps += _stolen(roles, folder)
+    steps.append(f"Destroy the old private keys in {folder / 'retired'}, and every copy of them.")
+    return steps
+
+
+def publishing(repositories: Collection[str], folder: Path) -> list[str]:
+    """How what was signed comes to the server, in lines.
+
+    Args:
+        repositories: Whose metadata is new: ``image``, ``director``.
+    """
+    steps = []
     if "image" in repositories:
         steps.append(
-            f"Once in force, publish it: `shoal keys publish {folder}`, or the worker does so within the hour."
+            f"Once it is in force, publish it: `shoal keys publish {folder}`, or the worker does so within the hour."
         )
     if "director" in repositories:
         steps.append(
             f"Give it to the server: `shoal server init --data DATA --keys {folder}`, then start the server anew."
         )
-    if stolen:
-        steps += _stolen(roles, folder)
-    steps.append(f"Destroy the old private keys in {folder / 'retired'}, and every copy of them.")
     return steps
 
 

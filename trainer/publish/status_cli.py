@@ -12,7 +12,7 @@ from trainer.publish.errors import SignaturesMissing
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder
 from trainer.publish.options import FOLDER
-from trainer.publish.pending import PendingChange, read_pending, requirement, requirements
+from trainer.publish.pending import PENDING_FILE, PendingChange, read_pending, requirement, requirements
 from trainer.publish.proposals import signatures_of
 
 
@@ -32,15 +32,20 @@ def status(folder: Path) -> None:
 
 def pending_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
     """A change of keys, for whoever may sign it: what it changes, and whose signatures it lacks."""
-    needed = requirements(change, signing.store)
     lines = [f"pending   {printable(what)}" for what in change.what]
     lines += [f"changes   {line}" for line in differences(change, signing.store)]
-    lines += [f"needs     {one.text()}" for one in needed]
+    return [*lines, *needs_lines(change, signing)]
+
+
+def needs_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
+    """The signatures that a change has and lacks, and what to do for it to come into force."""
+    needed = requirements(change, signing.store)
     missing = any(one.missing for one in needed)
     rest = f"not in force before these have signed: shoal keys sign {signing.store.folder} --key FILE" if missing else (
-        "complete: in force with the publisher's next command, where snapshot and timestamp keys are"
+        "complete: in force with the publisher's next command, where snapshot and timestamp keys are; if that is "
+        f"elsewhere, give {signing.store.folder / PENDING_FILE} back there"
     )  # fmt: skip
-    return [*lines, rest]
+    return [*(f"needs     {one.text()}" for one in needed), rest]
 
 
 def _waiting_lines(signing: ImageSigning) -> list[str]:

@@ -83,7 +83,7 @@ def test_a_dry_run_says_all_and_changes_nothing(folder: Path) -> None:
     assert "publisher/digits of digits (threshold 1): replaced by a new key" in said
     assert "digits: stay signed: 1, 3; no longer: 2" in said
     assert "devices   believe packages of digits only as they are signed now" in said
-    assert "- Once in force, publish it" in said
+    assert "- Once it is in force, publish it" in said
     assert "dry run: nothing was changed" in said
     assert before == contents(folder)
 
