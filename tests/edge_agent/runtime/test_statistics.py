@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 
 from edge_agent.contract.checking import Violation
-from edge_agent.contract.latency import BUCKETS, bucket_of
-from edge_agent.runtime.statistics import Statistics
+from edge_agent.contract.latency import BOUNDS_US, BUCKETS, bucket_of
+from edge_agent.runtime.statistics import Statistics, latency_buckets
 
 MS = 1_000_000
 
@@ -80,3 +81,14 @@ def test_threads_lose_no_count() -> None:
     for thread in threads:
         thread.join()
     assert statistics.snapshot().success_count == statistics.snapshot().rows == 16_000
+
+
+def test_latencies_of_one_run_fall_into_the_buckets_that_each_would_by_itself() -> None:
+    bounds = [round(bound * 1000) for bound in BOUNDS_US]
+    latencies = sorted([0, 1, bounds[0], bounds[0] + 1, bounds[3], bounds[3], bounds[4] - 1, 10**12], reverse=True)
+    for some in (latencies, latencies[:1], latencies[-2:], [bounds[2]] * 3):
+        expected: dict[int, int] = {}
+        for ns in some:
+            bucket = bisect_left(bounds, ns)
+            expected[bucket] = expected.get(bucket, 0) + 1
+        assert dict(latency_buckets(some)) == expected
