@@ -49,7 +49,10 @@ class ShadowStep:
         self._running: dict[Group, _Running] = {}
 
     def champions(self, candidates: Candidates) -> dict[str, LoadedModel]:
-        """What serves in the place of candidates whose manifests ask for a shadow; empty where none is to be."""
+        """What serves in the place of candidates whose manifests ask for a shadow; empty where none is to be.
+
+        What was good here before shadows nothing: what it would be compared with is what is gone back from.
+        """
         found: dict[str, LoadedModel] = {}
         if self._shadows is None:
             return found
@@ -57,7 +60,7 @@ class ShadowStep:
             champion = self._champion(model)
             if champion is None or champion.digest == candidate.digest:  # it has nothing to learn from itself
                 continue
-            if candidate.manifest.shadow.seconds > 0:
+            if candidate.manifest.shadow.seconds > 0 and not self._journal.get(model).known:
                 found[model] = champion
         return found
 

@@ -36,6 +36,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         spare: Digest of what was the last known good one before that, in case the disk spoils it; it makes room when
             the next update begins.
         step: Where the latest update is; ``target``: the package it is about; ``reason``: why it failed or waits.
+        known: The target got through its probation here before, and was still kept: going back to it is quick.
         release: Highest release that the director signed for this model here; a lower one is a rollback.
         announced: Release of the latest hint, which nobody signed; only reported.
         crashes: Times that the agent died while ``target`` was being tested, shadowed or watched.
@@ -55,6 +56,7 @@ class SlotRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     spare: str = ""
     step: UpdateStep = UpdateStep.COMMITTED
     target: str = ""
+    known: bool = False
     reason: str = ""
     release: int = 0
     announced: int = 0

@@ -75,10 +75,11 @@ def begun(record: SlotRecord, target: str, *, release: int, rollout: str) -> Slo
         IllegalStep: One is on probation.
     """
     same = record.target == target
+    known = target in (record.last_known_good, record.spare) or (same and record.known)
     return msgspec.structs.replace(
         record, step=_to(record, UpdateStep.RESOLVED), target=target, release=release, rollout=rollout, reason="",
         crashes=record.crashes if same else 0, cuts=record.cuts if same else 0, group=(), watched_s=0.0, before=None,
-        orderly=False,
+        orderly=False, known=known,
         # Two packages have room on a device that could be updated at all, three may not.
         spare=record.spare if target == record.active else "",
     )  # fmt: skip
@@ -115,7 +116,7 @@ def swapped(record: SlotRecord, before: Seen | None = None, group: tuple[str, ..
     return msgspec.structs.replace(
         comes_with(record, group), step=_to(record, UpdateStep.PROBATION), active=record.target,
         last_known_good=_good(record), crashes=0, cuts=0, reason="", watched_s=0.0, before=before, orderly=False,
-        unproven=False,
+        unproven=False, known=False,
     )  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def rolled_back(record: SlotRecord, reason: str, *, refuse: bool) -> SlotRecord:
     return msgspec.structs.replace(
         record, step=_to(record, UpdateStep.FAILED), active=good, last_known_good=good, spare="", target=bad,
         reason=reason, crashes=0, cuts=0, group=(), watched_s=0.0, before=None, unproven=False,
-        refused={**record.refused, bad: record.release} if refuse else record.refused,
+        known=False, refused={**record.refused, bad: record.release} if refuse else record.refused,
     )  # fmt: skip
 
 
@@ -259,7 +260,8 @@ def _settled_on(record: SlotRecord) -> SlotRecord:
     refused = {digest: release for digest, release in record.refused.items() if digest != record.active}
     return msgspec.structs.replace(
         record, step=UpdateStep.COMMITTED, target=record.active, last_known_good=record.active, reason="", crashes=0,
-        cuts=0, group=(), watched_s=0.0, before=None, unproven=False, refused=refused, spare=earlier(record),
+        cuts=0, group=(), watched_s=0.0, before=None, unproven=False, known=False, refused=refused,
+        spare=earlier(record),
     )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ class Watching:
         tested = {model: self._journal.get(model) for model in group}
         try:
             swapped = {
-                model: transitions.swapped(record, self._probations.before(model), group)
+                # What is gone back from is no measure.
+                model: transitions.swapped(record, None if record.known else self._probations.before(model), group)
                 for model, record in tested.items()
             }
             self._journal.step(swapped, reason)

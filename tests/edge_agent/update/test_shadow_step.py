@@ -174,6 +174,27 @@ def test_a_shadow_of_a_package_that_was_taken_back_is_broken_off_and_what_serves
     assert not device.installer._shadow.groups()
 
 
+def test_going_back_to_what_was_good_here_before_is_quick_and_not_compared_with_what_is_gone_back_from(
+    server: UpdateServer, device: UpdatingDevice, release: Release
+) -> None:
+    good, bad = release(), release("13", seed=3, shadow=Shadow())
+    shadowing(device, server.assign(good))
+    device.now_s += 3601
+    device.installer.watch()
+    device.pass_probation()
+    assert (device.version, device.reported().step) == ("12", UpdateStep.COMMITTED)
+    device.update(server.assign(bad))
+    server.line.requests.clear()
+    device.apply(server.assign(good))
+    assert (device.version, device.reported().step) == ("12", UpdateStep.PROBATION)
+    assert [path for _, path, _ in server.line.requests if path.startswith("/updates/targets/")] == []
+    assert device.installer._journal.get("digits").before is None
+    device.pass_probation()
+    assert device.reported().step is UpdateStep.COMMITTED
+    device.apply(server.assign(release("14", seed=4)))
+    assert (device.version, device.reported().step) == ("12", UpdateStep.SHADOW), "a new one is compared"
+
+
 def test_a_model_that_the_server_names_no_more_is_shadowed_no_more(
     server: UpdateServer, device: UpdatingDevice, release: Release
 ) -> None:
