@@ -52,11 +52,11 @@ def after(replaced: Sequence[Replaced], folder: Path, *, in_force: bool, stolen:
         if one.successor and not one.brought and one.name.startswith(("offline/", "approvers/")):
             path = folder / (f"{one.name}.pem" if in_force else f"pending-keys/{one.name}.pem")
             steps.append(f"Give {path} to whom it belongs, and remove it here.")
-    roles = {use.called for one in replaced for use in one.uses}
     repositories = {use.repository for one in replaced for use in one.uses}
     steps += publishing(repositories, folder)
     if stolen:
-        steps += _stolen(roles, folder)
+        # An approver's key alone releases nothing, and lies elsewhere than the publisher's.
+        steps += _stolen({use.called for one in replaced for use in one.uses if _is_publishers(one)}, folder)
     steps.append(f"Destroy the old private keys in {folder / 'retired'}, and every copy of them.")
     return steps
 
@@ -98,6 +98,10 @@ def _stolen(roles: set[str], folder: Path) -> list[str]:
         for model in models
     ]
     return steps
+
+
+def _is_publishers(one: Replaced) -> bool:
+    return one.name.startswith("publisher/")
 
 
 def _is_said(one: Replaced, role: str) -> bool:

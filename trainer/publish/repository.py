@@ -20,7 +20,6 @@ from edge_agent.runtime.package import Package
 from trainer.publish.errors import PublishRefused
 from trainer.publish.image_signing import ImageSigning, Lifetimes
 from trainer.publish.keys import KeyFolder, utc_now
-from trainer.publish.pending import read_pending
 from trainer.publish.proposals import Proposal, metadata_of, signatures_of
 from trainer.server_client import refuse_token
 
@@ -101,13 +100,6 @@ class Publisher:
             self._upload_metadata()
             self._exchange()
         return bool(self._signing.releases.waiting.all())
-
-    def waiting(self) -> list[str]:
-        """What lacks signatures, a line each: changes of keys, and releases that nobody has approved yet."""
-        change = read_pending(self._keys.folder)
-        lines = [f"a change of keys waits: {'; '.join(change.what)}"] if change is not None else []
-        waiting = self._signing.releases.waiting.all()
-        return lines + [f"{one.model} {one.version} {self._lacks(one.model, one.version)}" for one in waiting]
 
     def _lacks(self, model: str, version: str) -> str | None:
         proposal = self._signing.releases.waiting.get(model, version)

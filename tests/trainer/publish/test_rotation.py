@@ -117,6 +117,14 @@ def test_a_revoked_key_signs_nothing_that_a_device_believes(folder: Path, tmp_pa
         device.target(PATH)
 
 
+def test_an_approvers_key_that_was_stolen_puts_no_blame_on_the_publishers(folder: Path) -> None:
+    succeeds("add-model", folder, "signs", "--approver", "dora")
+    said = succeeds("revoke", folder, "dora", "--dry-run")
+    assert "approvers/dora/approver.pem to whom it belongs" in said
+    assert "thief" not in said
+    assert "thief" in succeeds("revoke", folder, "publisher/signs", "--dry-run")
+
+
 def test_a_revoked_person_is_gone_from_every_role_and_the_others_go_on(tmp_path: Path) -> None:
     keys = KeyFolder(tmp_path / "keys")
     ImageSigning(keys).create((), persons=("anna", "ben", "carla"), threshold=2)
