@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
-from edge_agent.monitor.ids import Ids
 from edge_agent.monitor.sampler import LARGEST_BLOCK, Draw
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -99,7 +98,7 @@ class Block:
         self._columns: tuple[_Columns, _Columns] = [], []
         self._kept: NDArray[Any] | None = None
         self.counting = True
-        self.ids = Ids()
+        self.ids: list[str] = []
         self.latencies_us: list[float] = []
         self.at_s: list[float] = []
         self.sizes: list[int] = []
@@ -160,7 +159,7 @@ class Block:
         for each in held:
             if each.draws:
                 self.drawn(len(self.ids), each.draws)
-            self.ids.extend(each.request_ids)
+            self.ids += each.request_ids
             self.at_s += [each.at_s] * len(each.request_ids)
 
     def drawn(self, first: int, draws: Mapping[int, Draw]) -> None:
@@ -208,7 +207,7 @@ class Block:
 
     def clear(self) -> None:
         """Begin anew; columns are used again."""
-        self.ids, self.latencies_us, self.at_s, self.sizes = Ids(), [], [], []
+        self.ids, self.latencies_us, self.at_s, self.sizes = [], [], [], []
         self._draws, self._held, self._kept, self.bytes = {}, [], None, 0
 
     def asked(self) -> dict[int, float]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edge_agent.monitor.ids import Ids
 from edge_agent.monitor.predictions import Predictions, predictions_of
 from edge_agent.sqlite_file import DamagedDatabase, begin_anew, open_database, storage_errors, transaction
 
@@ -70,7 +69,7 @@ class AnsweredRows:
     package: str
     class_name: Callable[[int], str]
     lifetime_ms: int
-    ids: Ids | Sequence[str]
+    ids: list[str]
     sizes: list[int]
     at_s: list[float]
     now: tuple[float, int]
@@ -85,7 +84,7 @@ class AnsweredRows:
     def find(self, row_id: str) -> Answered | None:
         """What is remembered of the row; of one id used twice the later one's."""
         if len(self.ids) == len(self) == 1:  # at a slow pace each row comes by itself
-            return self._answered(0, 0) if next(iter(self.ids)) == row_id else None
+            return self._answered(0, 0) if self.ids[0] == row_id else None
         place = self._by_id().get(row_id)
         return None if place is None else self._answered(*place)
 
