@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_a_wrong_root_is_told_with_what_it_is(
     assert said in result.stderr
     assert root in result.stderr
     assert server.approvals.list()[0].missing == 1
+
+
+def test_metadata_that_has_expired_is_told_with_the_time_and_who_renews_it(tmp_path: Path) -> None:
+    long_ago = dt.datetime(2021, 1, 1, tzinfo=dt.UTC)
+    with update_server(tmp_path / "server", models=("faces",), utc_now=lambda: long_ago) as running:
+        running.signing.add_model("digits", approvers={"dora": None})
+        running.publisher.publish(make_package(tmp_path / "package"))
+        result = approve(running, running.keys_folder / "approvers/dora/approver.pem")
+        assert result.exit_code == 4
+        assert "is expired, at 20" in result.stderr
+        assert "shoal keys publish" in result.stderr
+        assert running.approvals.list()[0].missing == 1
 
 
 def test_a_key_in_the_clear_is_warned_of_and_an_encrypted_one_says_how_its_passphrase_is_given(
