@@ -15,6 +15,7 @@ from edge_agent.contract.errors import ConfigurationError, DigestMismatch, Trust
 from edge_agent.contract.manifest import EVALUATION_FILE, MANIFEST_FILE, decode_manifest, digest_of
 from fleet_server.commands.rest import Rest, connects, part
 from fleet_server.commands.tables import show_fields, show_json
+from fleet_server.updates import approving
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
@@ -70,11 +71,7 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
         click.confirm(f"Sign {model} {version}? (--yes signs without asking)", abort=True)
     answer = rest.post(f"{where}/signatures", {"signatures": _signed(proposal, signer)})
     left = answer["missing"]
-    click.echo(
-        f"signed; {left} signatures are still missing"
-        if left
-        else "signed; the publisher makes it visible within the hour"
-    )
+    click.echo(f"signed; {left} signatures are still missing" if left else f"signed; {approving.PUBLISHER}")
 
 
 def _check_root(path: Path) -> None:
@@ -109,7 +106,7 @@ def _verified(found: dict[str, Any], root: Path) -> tuple[Proposal, dict[str, Ve
         if isinstance(error.__cause__, ExpiredMetadataError):
             raise TrustError(
                 f"{error}, at {now:%Y-%m-%d %H:%M} UTC by this machine's clock; nothing is signed. If that is right, "
-                "let the publisher sign it anew (`shoal keys publish`; a root: `shoal keys renew`), then approve"
+                "let it be signed anew (`shoal keys publish`; root and targets: `shoal keys renew` first), then approve"
             ) from error
         raise TrustError(
             f"{error}; judged by {_described(root)}; nothing is signed. Either that is not the image root of this "

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 _APPROVERS = "approvers/"
+# What follows the last signature.
+PUBLISHER = "the worker makes it visible within the hour, `shoal keys publish KEYS` at once"
 
 
 def persons(names: Sequence[str]) -> str:

@@ -30,6 +30,8 @@ from edge_agent.contract.repository import parse_target
 from fleet_server.updates.errors import UploadRefused
 
 TIMESTAMP_FILE = "timestamp.json"
+_IsShown = Callable[[str, bytes], bool]
+_EVER = dt.datetime.min.replace(tzinfo=dt.UTC)
 # Each bin is 140 bytes in the snapshot, of which devices read a megabyte at most.
 _BIN_BITS = 12
 
@@ -96,7 +98,7 @@ def _verified(
         ) from error
     _load_shown_snapshot(trusted, stored)
     trusted.update_snapshot(take(f"{trusted.timestamp.snapshot_meta.version}.snapshot.json"))
-    targets = _roles(trusted, take)
+    targets = _roles(trusted, take, lambda name, data: stored(name) == data)
     written[TIMESTAMP_FILE] = files[TIMESTAMP_FILE]
     return VerifiedUpload(files=written, targets=targets)
 
@@ -130,8 +132,8 @@ def _load_shown_snapshot(trusted: TrustedMetadataSet, stored: Callable[[str], by
         return
 
 
-def _roles(trusted: TrustedMetadataSet, take: Callable[[str], bytes]) -> dict[str, TargetFile]:
-    roles = reached(_loader(trusted, take))
+def _roles(trusted: TrustedMetadataSet, take: Callable[[str], bytes], is_shown: _IsShown) -> dict[str, TargetFile]:
+    roles = reached(_loader(trusted, take, is_shown))
     for file in trusted.snapshot.meta:
         role = file.removesuffix(".json")
         # Bins of an earlier number stay in the snapshot, as they must (TUF, 5.5.5), and mean nothing any more.
@@ -140,13 +142,27 @@ def _roles(trusted: TrustedMetadataSet, take: Callable[[str], bytes]) -> dict[st
     return all_targets(roles)
 
 
-def _loader(trusted: TrustedMetadataSet, take: Callable[[str], bytes]) -> Callable[[str, str], Targets]:
-    meta = trusted.snapshot.meta
+def _loader(
+    trusted: TrustedMetadataSet, take: Callable[[str], bytes], is_shown: _IsShown
+) -> Callable[[str, str], Targets]:
+    """Gives verified roles.
+
+    A model's role that is shown already may have expired: no device believes it, and its approver is to renew it. Were
+    it refused here, that one model would keep all others from being published, and its renewal from being signed.
+    """
+    meta, now = trusted.snapshot.meta, trusted.reference_time
 
     def load(role: str, delegator: str) -> Targets:
         if f"{role}.json" not in meta:
             raise UploadRefused(f"the snapshot lacks the role {role!r}, to which {delegator!r} delegates")
-        return trusted.update_delegated_targets(take(f"{meta[f'{role}.json'].version}.{role}.json"), role, delegator)
+        name = f"{meta[f'{role}.json'].version}.{role}.json"
+        data = take(name)
+        # Timestamp and snapshot were held against the true time when the targets role was loaded.
+        trusted.reference_time = _EVER if delegator != Root.type and is_shown(name, data) else now
+        try:
+            return trusted.update_delegated_targets(data, role, delegator)
+        finally:
+            trusted.reference_time = now
 
     return load
 
@@ -288,7 +304,8 @@ def verify_shown(stored: Callable[[str], bytes | None], *, root: bytes, now: dt.
     """The roles of a repository, verified from a root that whoever asks trusts: what an approver judges by.
 
     Raises:
-        UploadRefused: They are not signed as that root and its successors ask for, or have expired.
+        UploadRefused: They are not signed as that root and its successors ask for, or root, timestamp, snapshot or
+            targets have expired.
     """
     trusted = TrustedMetadataSet(root, EnvelopeType.METADATA)
     trusted.reference_time = now
@@ -304,7 +321,7 @@ def verify_shown(stored: Callable[[str], bytes | None], *, root: bytes, now: dt.
             trusted.update_root(data)
         trusted.update_timestamp(take(TIMESTAMP_FILE))
         trusted.update_snapshot(take(f"{trusted.timestamp.snapshot_meta.version}.snapshot.json"))
-        return reached(_loader(trusted, take))
+        return reached(_loader(trusted, take, lambda *_: True))
     except (RepositoryError, ValueError) as error:
         raise UploadRefused(f"the server's metadata is not to be trusted: {error}") from error
 

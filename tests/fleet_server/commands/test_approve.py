@@ -27,8 +27,8 @@ def server(tmp_path: Path) -> Iterator[UpdateServer]:
         yield running
 
 
-def approve(server: UpdateServer, key: Path, *more: object) -> Result:
-    arguments = ["models", "approve", "digits", "1", "--key", str(key), "--server", server.url, "--token", TOKEN]
+def approve(server: UpdateServer, key: Path, *more: object, version: str = "1") -> Result:
+    arguments = ["models", "approve", "digits", version, "--key", str(key), "--server", server.url, "--token", TOKEN]
     return CliRunner().invoke(fleet_server.cli.main, [*arguments, "--yes", *map(str, more)])
 
 
@@ -81,6 +81,29 @@ def test_metadata_that_has_expired_is_told_with_the_time_and_who_renews_it(tmp_p
         assert "is expired, at 20" in result.stderr
         assert "shoal keys publish" in result.stderr
         assert running.approvals.list()[0].missing == 1
+
+
+def test_a_model_whose_approver_signed_nothing_in_time_stops_no_other_and_is_renewed_by_that_signature(
+    tmp_path: Path,
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    clock = [now - dt.timedelta(days=100)]
+    with update_server(tmp_path / "server", models=("faces",), utc_now=lambda: clock[0]) as running:
+        running.signing.add_model("digits", approvers={"dora": None})
+        running.publisher.refresh()
+        clock[0] = now
+        assert running.signing.renew(), "roots and targets; the role of digits has expired ten days ago"
+        running.publisher.publish(make_package(tmp_path / "faces", name="faces"))
+        assert [one.manifest.name for one in running.releases] == ["faces"]
+        running.publisher.refresh()
+        (renewal,) = running.approvals.list()
+        assert (renewal.model, renewal.version, renewal.missing) == ("digits", "_renewal", 1)
+        key = running.keys_folder / "approvers/dora/approver.pem"
+        result = approve(running, key, version="_renewal")
+        assert result.exit_code == 0, result.output
+        assert running.publisher.refresh() is False
+        expires = running.images.roles()["digits"].expires
+        assert expires > now + dt.timedelta(days=80)
 
 
 def test_a_key_in_the_clear_is_warned_of_and_an_encrypted_one_says_how_its_passphrase_is_given(
