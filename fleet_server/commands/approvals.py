@@ -57,7 +57,7 @@ def show_waiting(found: Sequence[dict[str, Any]]) -> None:
         if one["reason"]:
             click.echo(f"\n{what} waits: {one['reason']}")
         elif not needed:
-            click.echo(f"\n{what} has all its signatures; the publisher makes it visible within the hour")
+            click.echo(f"\n{what} has all its signatures since {ago(one['complete_since_ms'])}; {approving.PUBLISHER}")
         else:
             signed = approving.persons(one["signed"])
             click.echo(f"\n{what} waits for approval since {ago(one['proposed_at_ms'])}")

@@ -46,7 +46,7 @@ def approval_view(one: Approval) -> ApprovalView:
         state, note = Badge(text="waits for approval", tone=Tone.WARN), ""
     else:
         state = Badge(text="approved", tone=Tone.GOOD)
-        note = "It has all its signatures: the publisher makes it visible within the hour."
+        note = f"It has all its signatures: {approving.PUBLISHER.replace('`', '')}."
     return ApprovalView(
         model=one.model,
         version=one.version,

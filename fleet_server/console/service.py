@@ -24,7 +24,8 @@ from fleet_server.rollouts.service import RolloutService
 from fleet_server.rollouts.state import State
 from fleet_server.rollouts.store import RolloutRecord
 from fleet_server.schedules.service import RunService
-from fleet_server.updates.approvals import WAITING, Approval
+from fleet_server.updates.approvals import Approval
+from fleet_server.updates.kept_proposals import WAITING
 
 MOST_ROWS = 200
 _ROLLOUTS_SHOWN, _RUNS_SHOWN, _EVENTS_SHOWN, _HISTORY = 4, 5, 60, 50

@@ -15,19 +15,18 @@ from typing import Any
 import msgspec
 from tuf.api.metadata import TargetFile, Targets, VerificationResult
 
-from edge_agent.contract.names import check_name, check_version
-from edge_agent.durable import write_durably
 from fleet_server.clock import Clock, now_ms
 from fleet_server.errors import Conflict, NotFound
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_repository import ImageRepository
 from fleet_server.updates.image_verification import all_targets
+from fleet_server.updates.kept_proposals import REFUSED, RELEASED, WAITING, KeptProposal, KeptProposals
 from fleet_server.updates.proposal import RENEWAL, Proposal, check_proposal, signer_names, with_signatures
 
-# A release that is visible stays for as long as it was not told of: its rollout is remembered here.
-WAITING, REFUSED, RELEASED = "waiting", "refused", "released"
 _AT_MOST = 100
 _REFUSED_KEPT_MS = 30 * 86_400_000
+# A publisher comes every hour. After a day without one, what has all its signatures keeps nobody from training.
+_PUBLISHER_AWAY_MS = 86_400_000
 _READABLE = frozenset({"manifest.json", "evaluation.json", "card.md"})
 
 
@@ -39,6 +38,7 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
         state: ``waiting`` or ``refused``; ``reason`` says why.
         signed, unsigned: Names of the keys that have signed, and of those that may.
         missing: Signatures that it still lacks.
+        complete_since_ms: Since when it lacks none, and waits for the publisher; None where it does not.
         evaluation: Of the package.
     """
 
@@ -51,6 +51,7 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
     missing: int
     signed: list[str]
     unsigned: list[str]
+    complete_since_ms: int | None = None
     reason: str = ""
     evaluation: dict[str, Any] = {}
 
@@ -65,17 +66,6 @@ class ApprovalDetails(Approval, frozen=True, kw_only=True):
 
     proposal: Proposal
     shown: dict[str, str]
-
-
-class _Kept(msgspec.Struct, kw_only=True):
-    proposal: Proposal
-    proposed_at_ms: int
-    evaluation: dict[str, Any] = {}
-    files: dict[str, str] = {}
-    digests: list[str] = []
-    state: str = WAITING
-    reason: str = ""
-    rollout: str | None = None
 
 
 class Approvals:
@@ -94,7 +84,8 @@ class Approvals:
         clock: Clock = now_ms,
         utc_now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
-        self._folder, self._images, self._clock, self._utc_now = folder / "approvals", images, clock, utc_now
+        self._all = KeptProposals(folder / "approvals")
+        self._images, self._clock, self._utc_now = images, clock, utc_now
         self._lock = threading.RLock()
 
     def propose(self, proposal: Proposal) -> Approval:
@@ -105,7 +96,7 @@ class Approvals:
             Conflict: It was refused, or too many wait.
         """
         with self._images.held_still(), self._lock:
-            before = self._find(proposal.model, proposal.version)
+            before = self._all.find(proposal.model, proposal.version)
             if before is not None and before.state == REFUSED and before.proposal.package == proposal.package:
                 raise Conflict(f"{proposal.model} {proposal.version} was refused: {before.reason}")
             if before is None and sum(one.state == WAITING for one in self.list()) >= _AT_MOST:
@@ -113,10 +104,12 @@ class Approvals:
             if before is not None:
                 proposal = _merged(proposal, before.proposal)
             shown = self._images.roles()
-            proposal, _ = check_proposal(proposal, shown, self._utc_now())
-            kept = _Kept(proposal=proposal, proposed_at_ms=self._clock())
+            proposal, results = check_proposal(proposal, shown, self._utc_now())
+            kept = KeptProposal(proposal=proposal, proposed_at_ms=self._clock())
             if before is not None and before.proposal.package == proposal.package:
                 kept.proposed_at_ms, kept.rollout = before.proposed_at_ms, before.rollout
+                kept.complete_since_ms = before.complete_since_ms
+            self._note_complete(kept, results)
             if proposal.version != RENEWAL:
                 target = TargetFile(proposal.length, {"sha256": proposal.package}, proposal.path)
                 manifest, kept.evaluation, digests = self._images.package_files(proposal.path, target)
@@ -124,7 +117,7 @@ class Approvals:
                 kept.files = {name: one.sha256 for name, one in manifest.files.items() if name in _READABLE}
                 kept.files["manifest.json"] = proposal.package
                 self._images.blobs.hold(digests)
-            self._keep(kept)
+            self._all.keep(kept)
             if before is not None and before.proposal.package != proposal.package:
                 self._forget_files()
             return self._told(kept, shown)
@@ -132,13 +125,13 @@ class Approvals:
     def list(self) -> list[Approval]:
         """All that wait, and what was refused, the newest first; what was released since is forgotten."""
         with self._lock:
-            if not any(self._folder.glob("*/*.json")):
+            if not (kept := list(self._all)):
                 return []
             roles = self._images.roles()
             shown = all_targets(roles) if roles else {}
             untold = self._images.to_announce()  # after what is shown was read: then none of it is missed
             left = []
-            for one in [self._read(path) for path in sorted(self._folder.glob("*/*.json"))]:
+            for one in kept:
                 over = self._clock() - one.proposed_at_ms > _REFUSED_KEPT_MS if one.state == REFUSED else False
                 told = one.proposal.path in shown and one.proposal.path not in untold
                 if over or told or (one.proposal.version == RENEWAL and self._is_late(one, roles)):
@@ -148,8 +141,15 @@ class Approvals:
             return [self._told(one, roles) for one in sorted(left, key=lambda one: -one.proposed_at_ms)]
 
     def waits(self, model: str) -> bool:
-        """Whether a release of a model waits for approval."""
-        return any(one.model == model and one.state == WAITING and one.package for one in self.list())
+        """Whether a release of a model waits for approval, or for a publisher who has not been away for long."""
+        long_ago = self._clock() - _PUBLISHER_AWAY_MS
+        return any(
+            one.model == model
+            and one.state == WAITING
+            and bool(one.package)
+            and (one.complete_since_ms is None or one.complete_since_ms > long_ago)
+            for one in self.list()
+        )
 
     def details(self, model: str, version: str) -> ApprovalDetails:
         """One of them, with what is to be signed.
@@ -159,7 +159,7 @@ class Approvals:
         """
         shown = self._shown()  # not under our lock: a release takes the repository's first, then ours
         with self._lock:
-            kept = self._get(model, version)
+            kept = self._all.get(model, version)
             fields = msgspec.structs.asdict(self._told(kept, self._images.roles()))
             fields["evaluation"] = kept.evaluation
             return ApprovalDetails(**fields, proposal=kept.proposal, shown=shown)
@@ -170,7 +170,7 @@ class Approvals:
         Raises:
             NotFound: There is no such release, or no such file of it for reading.
         """
-        kept = self._get(model, version)
+        kept = self._all.get(model, version)
         path = self._images.blobs.find(kept.files.get(name, ""))
         if path is None:
             raise NotFound(f"{model} {version}: there is no {name!r} to read; there is {', '.join(sorted(kept.files))}")
@@ -184,7 +184,7 @@ class Approvals:
             UploadRefused: None is good: of another key, or over something else than what waits now.
         """
         with self._lock:
-            kept = self._get(model, version)
+            kept = self._all.get(model, version)
             if kept.state == REFUSED:
                 raise Conflict(f"{model} {version} was refused: {kept.reason}")
             shown, now = self._images.roles(), self._utc_now()
@@ -196,7 +196,8 @@ class Approvals:
                     "over an earlier form; fetch it again, then approve"
                 )
             kept.proposal = proposal
-            self._keep(kept)
+            self._note_complete(kept, after)
+            self._all.keep(kept)
             return self._told(kept, shown)
 
     def reject(self, model: str, version: str, reason: str) -> Approval:
@@ -209,7 +210,7 @@ class Approvals:
             Conflict: It has become visible, or has all its signatures: refusing it would take nothing back.
         """
         with self._images.held_still(), self._lock:
-            kept, shown = self._get(model, version), self._images.roles()
+            kept, shown = self._all.get(model, version), self._images.roles()
             if shown and kept.proposal.path in all_targets(shown):
                 raise Conflict(f"{model} {version} is released already; `shoal models withdraw` takes it back")
             told = self._told(kept, shown)
@@ -219,7 +220,7 @@ class Approvals:
                     "the hour; `shoal models withdraw` takes it back then"
                 )
             kept.state, kept.reason, kept.digests, kept.files = REFUSED, reason, [], {}
-            self._keep(kept)
+            self._all.keep(kept)
             self._forget_files()
             return self._told(kept, shown)
 
@@ -227,26 +228,29 @@ class Approvals:
         """Remember that a package shall be rolled out once it is released; False where it does not wait here."""
         with self._lock:
             self.list()  # what is visible by now waits no longer
-            for path in self._folder.glob("*/*.json"):
-                kept = self._read(path)
+            for kept in self._all:
                 if kept.proposal.package == digest and kept.state == WAITING:
                     kept.rollout = reason
-                    self._keep(kept)
+                    self._all.keep(kept)
                     return True
         return False
 
     def released(self, model: str, version: str) -> str | None:
         """A release has become visible: it waits no longer. Gives why it shall be rolled out, if it shall."""
         with self._lock:
-            kept = self._find(model, version)
+            kept = self._all.find(model, version)
             if kept is None or kept.state == REFUSED:
                 return None
             if kept.state == WAITING:  # from here on a rollout that is asked for begins at once
                 kept.state = RELEASED
-                self._keep(kept)
+                self._all.keep(kept)
             return kept.rollout
 
-    def _told(self, kept: _Kept, shown: Mapping[str, Targets]) -> Approval:
+    def _note_complete(self, kept: KeptProposal, results: Mapping[str, VerificationResult]) -> None:
+        complete = all(one.verified for one in results.values())
+        kept.complete_since_ms = (kept.complete_since_ms or self._clock()) if complete else None
+
+    def _told(self, kept: KeptProposal, shown: Mapping[str, Targets]) -> Approval:
         proposal = kept.proposal
         results: dict[str, VerificationResult] = {}
         reason = kept.reason
@@ -265,11 +269,12 @@ class Approvals:
             proposed_at_ms=kept.proposed_at_ms,
             threshold=last.threshold if last is not None else 0,
             missing=last.missing if last is not None else 0,
+            complete_since_ms=kept.complete_since_ms if last is not None else None,
             signed=signer_names(last.signed, proposal.model) if last is not None else [],
             unsigned=signer_names(last.unsigned, proposal.model) if last is not None else [],
         )
 
-    def _is_late(self, kept: _Kept, shown: Mapping[str, Targets]) -> bool:
+    def _is_late(self, kept: KeptProposal, shown: Mapping[str, Targets]) -> bool:
         try:
             check_proposal(kept.proposal, shown, self._utc_now())
         except UploadRefused:
@@ -280,35 +285,12 @@ class Approvals:
         """Roots, timestamp, snapshot and all roles: an approver verifies the whole, not only this model's."""
         return {name: data.decode() for name, data in self._images.shown_files().items()}
 
-    def _path(self, model: str, version: str) -> Path:
-        name = version if version == RENEWAL else check_version(version)
-        return self._folder / check_name(model, "model") / f"{name}.json"
-
-    def _find(self, model: str, version: str) -> _Kept | None:
-        path = self._path(model, version)
-        return self._read(path) if path.exists() else None
-
-    def _get(self, model: str, version: str) -> _Kept:
-        found = self._find(model, version)
-        if found is None:
-            raise NotFound(f"{model} {version} does not wait for approval; `shoal models approvals` shows what does")
-        return found
-
-    def _read(self, path: Path) -> _Kept:
-        return msgspec.json.decode(path.read_bytes(), type=_Kept)
-
-    def _keep(self, kept: _Kept) -> None:
-        path = self._path(kept.proposal.model, kept.proposal.version)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, msgspec.json.encode(kept))
-
-    def _forget(self, kept: _Kept) -> None:
-        self._path(kept.proposal.model, kept.proposal.version).unlink()
+    def _forget(self, kept: KeptProposal) -> None:
+        self._all.forget(kept)
         self._forget_files()
 
     def _forget_files(self) -> None:
-        left = {digest for path in self._folder.glob("*/*.json") for digest in self._read(path).digests}
-        self._images.blobs.forget_held(but=left)
+        self._images.blobs.forget_held(but={digest for one in self._all for digest in one.digests})
 
 
 def _merged(new: Proposal, old: Proposal) -> Proposal:

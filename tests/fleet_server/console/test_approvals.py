@@ -73,7 +73,7 @@ async def test_what_the_publisher_must_do_is_told_from_what_an_approver_must(har
     text = await page(harbour)
     words = panel(text)
     assert "approved" in words
-    assert "the publisher makes it visible within the hour" in words
+    assert "the worker makes it visible within the hour, shoal keys publish KEYS at once" in words
     assert "waits for the publisher" in words
     assert "&lt;b&gt;late" in text
     assert "signatures of what is released, for another lifetime" in words

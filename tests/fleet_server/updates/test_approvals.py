@@ -26,7 +26,7 @@ from fleet_server.commands.models import models_group
 from fleet_server.config import RolloutSettings
 from fleet_server.errors import Conflict
 from fleet_server.features import roll_out_approved
-from fleet_server.updates.approvals import Approval
+from fleet_server.updates.approvals import Approval, Approvals
 from fleet_server.updates.approver_key import read_key
 from fleet_server.updates.image_verification import verify_upload
 from fleet_server.updates.proposal import payloads
@@ -126,7 +126,7 @@ def test_the_lists_of_models_say_what_waits_for_whom(
     server.line.replace["/api/v1/models/digits"] = msgspec.json.encode(fleet.models.get("digits"))
     assert "* the champion\n\ndigits 1 waits for approval" in shown_by(server, "show", "digits")
     approve(server, tmp_path)
-    assert "digits 1 has all its signatures; the publisher makes it visible" in shown_by(server, "list")
+    assert "digits 1 has all its signatures since 0 s ago; the worker makes it visible" in shown_by(server, "list")
     server.publisher.refresh()
     assert "digits 1" not in shown_by(server, "list")
 
@@ -260,6 +260,25 @@ def test_an_approved_release_whose_rollout_must_wait_for_a_persons_is_told_of_al
     assert {one.version for one in fleet.rollouts.list("digits")} == {"1", "0"}
 
 
+def test_a_release_whose_publisher_never_returns_holds_training_for_a_day_and_no_longer(
+    server: UpdateServer, waiting: Package, tmp_path: Path
+) -> None:
+    at_ms = [1_000]
+    approvals = Approvals(tmp_path / "server/repository", server.images, clock=lambda: at_ms[0])
+    at_ms[0] += 90 * 86_400_000
+    assert approvals.waits("digits"), "as long as nobody has decided"
+    signer = read_key(tmp_path / "persons/ben/approver.pem", lambda: "")
+    signed = signer.sign(payloads(approvals.details("digits", "1").proposal)["digits"])
+    told = approvals.sign("digits", "1", {"digits": {signed.keyid: signed.signature}})
+    assert (told.missing, told.complete_since_ms) == (0, at_ms[0])
+    at_ms[0] += 3_600_000
+    assert approvals.waits("digits"), "the publisher comes every hour"
+    at_ms[0] += 86_400_000
+    assert not approvals.waits("digits")
+    server.publisher.refresh()
+    assert [release.digest for release in server.releases] == [waiting.digest], "who returns after all is listened to"
+
+
 def test_what_has_become_visible_cannot_be_refused_any_more(
     server: UpdateServer, waiting: Package, tmp_path: Path
 ) -> None:
@@ -292,7 +311,7 @@ def test_a_release_that_has_all_its_signatures_cannot_be_refused_any_more(
 def test_of_an_approval_and_a_refusal_at_the_same_moment_one_wins_and_the_other_is_told(
     server: UpdateServer, waiting: Package, tmp_path: Path
 ) -> None:
-    (path,) = server.approvals._folder.glob("*/*.json")
+    (path,) = (tmp_path / "server/repository/approvals").glob("*/*.json")
     as_proposed = path.read_bytes()
     proposal = server.approvals.details("digits", "1").proposal
     signer = read_key(tmp_path / "persons/ben/approver.pem", lambda: "")
