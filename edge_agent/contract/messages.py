@@ -241,8 +241,18 @@ class UpdateStep(str, enum.Enum):
     FAILED = "failed"
 
 
+# A device's word on itself is stored, shown and signed: a longer one is cut, for the report says other things too.
+WORD_CHARS, REASON_CHARS, HARDWARE_RUNTIMES = 128, 1_000, 32
+
+
+def _cut(said: msgspec.Struct, *names: str, to: int = WORD_CHARS) -> None:
+    for name in names:
+        if len(word := getattr(said, name)) > to:
+            msgspec.structs.force_setattr(said, name, word[:to])
+
+
 class ReportedRuntime(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model runs on, and why.
+    """What a model runs on, and why. Words are cut to 128 characters, sentences to 1,000.
 
     Args:
         name: ``onnxruntime-cpu``, ``onnxruntime-cuda``, ``tensorrt``, ``tensorrt-rtx`` or ``pipeline``.
@@ -258,9 +268,13 @@ class ReportedRuntime(msgspec.Struct, frozen=True, kw_only=True):
     building: str = ""
     building_percent: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] | None = None
 
+    def __post_init__(self) -> None:
+        _cut(self, "name", "precision")
+        _cut(self, "reason", "building", to=REASON_CHARS)
+
 
 class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on a device.
+    """A model on a device. Words are cut to 128 characters, the reason to 1,000.
 
     Args:
         runtime: None from agents that do not tell.
@@ -283,9 +297,9 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     runtime: ReportedRuntime | None = None
     waits_until_ms: TimeMs | None = None
 
-
-# A device's word on itself is stored, shown and signed: a longer one is cut, for the report says other things too.
-HARDWARE_CHARS, HARDWARE_RUNTIMES = 128, 32
+    def __post_init__(self) -> None:
+        _cut(self, "version", "package", "target", "rollout")
+        _cut(self, "reason", to=REASON_CHARS)
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,15 +313,17 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     cpus: Count = 0
 
     def __post_init__(self) -> None:
-        for name in ("architecture", "system", "accelerator"):
-            msgspec.structs.force_setattr(self, name, getattr(self, name)[:HARDWARE_CHARS])
+        _cut(self, "architecture", "system", "accelerator")
         first = list(self.runtimes.items())[:HARDWARE_RUNTIMES]
-        cut = {name[:HARDWARE_CHARS]: version[:HARDWARE_CHARS] for name, version in first}
+        cut = {name[:WORD_CHARS]: version[:WORD_CHARS] for name, version in first}
         msgspec.structs.force_setattr(self, "runtimes", cut)
 
 
 class Reported(Message, frozen=True, kw_only=True):
-    """What a device is; ``desired_revision`` is the newest desired state it has acted on."""
+    """What a device is; ``desired_revision`` is the newest desired state it has acted on.
+
+    ``agent_version`` and ``api`` are cut to 128 characters.
+    """
 
     agent_version: str
     started_at_ms: TimeMs
@@ -315,6 +331,9 @@ class Reported(Message, frozen=True, kw_only=True):
     hardware: Hardware
     models: dict[Name, ReportedModel] = msgspec.field(default_factory=dict)
     api: str = ""
+
+    def __post_init__(self) -> None:
+        _cut(self, "agent_version", "api")
 
 
 class Status(Message, frozen=True, kw_only=True):
