@@ -49,6 +49,7 @@ class WaitingSamples:
         self._samples: collections.deque[_Waiting] = collections.deque()
         self._bytes = 0
         self._lost = 0  # since the last report
+        self._told: set[str] = set()  # models whose samples fit no message: once is enough
         self._lock = threading.Lock()
 
     def keep(self, model: str, sample: Sample) -> None:
@@ -57,7 +58,12 @@ class WaitingSamples:
         with self._lock:
             if size > ROOM_BYTES:
                 self._lost += 1
-                log.warning("a sample of %s takes %d bytes, a message holds %d: not sent", model, size, ROOM_BYTES)
+                if model not in self._told:
+                    self._told.add(model)
+                    log.warning(
+                        "a sample of %s takes %d bytes, a message holds %d: none is sent, each is counted as lost",
+                        model, size, ROOM_BYTES,
+                    )  # fmt: skip
                 return
             self._samples.append(_Waiting(model, size, sample))
             self._bytes += size
