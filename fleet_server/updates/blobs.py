@@ -128,15 +128,28 @@ class BlobStore:
 
     def forget_held(self, *, but: set[str]) -> None:
         """Remove files whose release was refused; those of others that wait stay."""
-        for path in self._held.iterdir():
-            if path.name not in but:
-                path.unlink()
-
-    def forget_damaged(self, sha256: str) -> None:
-        """Remove a file that turned out not to be what it is called, so that it is sent again; not a released one."""
         with self._lock:
-            for part in (self._held, self._staged):
-                (part / sha256).unlink(missing_ok=True)
+            for path in self._held.iterdir():
+                if path.name not in but:
+                    path.unlink()
+
+    def forget_damaged(self, sha256: str) -> bool:
+        """Remove a file that is not what it is called, so that it is sent again; not a released one.
+
+        It is read for that: whoever signs a wrong size or length must not be able to remove what others wait for.
+
+        Returns:
+            Whether it was.
+        """
+        path = self.find(sha256)
+        if path is None or path.parent == self._blobs:
+            return False
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # it may go, or be released, meanwhile
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return False
+        with self._lock:
+            path.unlink(missing_ok=True)
+        return True
 
     def forget_abandoned(self, *, but: str = "") -> None:
         """Remove what a publisher sent a day ago and never signed, and the oldest of what is more than the limit.

@@ -32,6 +32,8 @@ OnRelease = Callable[[Manifest, str, dict[str, Any]], None]
 
 _METADATA_NAME = re.compile(r"[0-9]{1,9}\.[a-z0-9_-]{1,80}\.json|timestamp\.json")
 _MANIFEST_LIMIT_BYTES = 4 << 20
+# Its metadata is signed already, where the publisher is: nothing else gets past it.
+_AGAIN = "upload the package again: `shoal trainer publish PACKAGE`"
 
 
 def _utc_now() -> dt.datetime:
@@ -148,7 +150,7 @@ class ImageRepository:
             for path, digest in sorted(pending.items()):
                 target = shown.get(path)
                 if target is not None and target.hashes["sha256"] == digest:
-                    manifest = decode_manifest(self._read(digest))
+                    manifest = decode_manifest(self._read(digest, path))
                     self._on_release(manifest, digest, self._evaluation(manifest))
                 write_durably(self._pending, msgspec.json.encode({k: v for k, v in pending.items() if k > path}))
             self._pending.unlink()
@@ -178,19 +180,17 @@ class ImageRepository:
             needed |= {digest, *(entry.sha256 for entry in entries)}
             for name, entry in manifest.files.items():
                 blob = self.blobs.find(entry.sha256)
+                what = f"{path}: file {name!r} ({entry.sha256[:12]})"
                 if blob is None:
-                    raise UploadRefused(f"{path}: file {name!r} ({entry.sha256[:12]}) was not uploaded before")
-                if blob.stat().st_size != entry.size_bytes:
-                    self.blobs.forget_damaged(entry.sha256)
-                    raise UploadRefused(
-                        f"{path}: file {name!r} ({entry.sha256[:12]}) has other than its {entry.size_bytes} bytes; "
-                        "upload it again"
-                    )
+                    raise UploadRefused(f"{what} was not uploaded before; {_AGAIN}")
+                if (size_bytes := blob.stat().st_size) != entry.size_bytes:
+                    why = f"; it is damaged; {_AGAIN}" if self.blobs.forget_damaged(entry.sha256) else ""
+                    raise UploadRefused(f"{what} has {size_bytes} bytes, the manifest says {entry.size_bytes}{why}")
             self._evaluation(manifest)
         return needed
 
     def _manifest(self, path: str, digest: str, length: int) -> Manifest:
-        data = self._read(digest)
+        data = self._read(digest, path)
         if len(data) != length:
             raise UploadRefused(f"{path}: signed with {length} bytes, the file has {len(data)}")
         try:
@@ -205,19 +205,22 @@ class ImageRepository:
         entry = manifest.files.get(EVALUATION_FILE)
         if entry is None:
             return {}
+        what = f"{manifest.name} {manifest.version}: {EVALUATION_FILE}"
         try:
-            return msgspec.json.decode(self._read(entry.sha256), type=dict[str, Any])
+            return msgspec.json.decode(self._read(entry.sha256, what), type=dict[str, Any])
         except msgspec.DecodeError as error:
-            raise UploadRefused(f"{manifest.name} {manifest.version}: {EVALUATION_FILE}: {error}") from error
+            raise UploadRefused(f"{what}: {error}") from error
 
-    def _read(self, sha256: str) -> bytes:
+    def _read(self, sha256: str, what: str) -> bytes:
         path = self.blobs.find(sha256)
-        if path is None or path.stat().st_size > _MANIFEST_LIMIT_BYTES:
-            raise UploadRefused(f"file {sha256[:12]} was not uploaded before, or is too large for what it should be")
+        if path is None:
+            raise UploadRefused(f"{what}: file {sha256[:12]} was not uploaded before; {_AGAIN}")
+        if (size_bytes := path.stat().st_size) > _MANIFEST_LIMIT_BYTES:
+            raise UploadRefused(f"{what}: file {sha256[:12]} has {size_bytes} bytes, more than {_MANIFEST_LIMIT_BYTES}")
         data = path.read_bytes()
         if digest_of(data) != sha256:
-            self.blobs.forget_damaged(sha256)
-            raise UploadRefused(f"file {sha256[:12]} is damaged on the server's disk; upload it again")
+            then = _AGAIN if self.blobs.forget_damaged(sha256) else "restore it from a backup"
+            raise UploadRefused(f"{what}: file {sha256[:12]} is damaged on the server's disk; {then}")
         return data
 
     def _show(self, upload: VerifiedUpload, fresh: Mapping[str, TargetFile]) -> None:

@@ -146,12 +146,12 @@ def test_an_upload_to_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path, mon
     assert list((tmp_path / "staged").iterdir()) == []
 
 
-def test_a_refused_upload_leaves_alone_what_another_publisher_is_sending(tmp_path: Path) -> None:
-    blobs = BlobStore(tmp_path)
+def test_what_a_publisher_is_sending_stays_however_little_may_be_staged(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path, staged_limit_bytes=0)
     digest = hashlib.sha256(b"data").hexdigest()
     with blobs.receive(digest) as receiver:
         receiver.write(b"data")
-        blobs.forget_staged()
+        blobs.forget_abandoned()
     assert blobs.find(digest) is not None
 
 

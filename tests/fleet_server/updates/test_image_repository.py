@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+from click.testing import CliRunner
 from tuf.api.metadata import TargetFile
 
 from edge_agent.contract.errors import ConfigurationError, ServerRefused
-from edge_agent.contract.manifest import MANIFEST_FILE, digest_of
+from edge_agent.contract.manifest import MANIFEST_FILE, FileEntry, digest_of, encode_manifest
 from edge_agent.contract.repository import target_name
 from edge_agent.runtime.package import Package
 from fleet_server.updates.image_repository import ImageRepository
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import UpdateServer
+from trainer.publish.cli import keys_commands
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder
 
@@ -154,6 +157,48 @@ def test_after_an_upload_that_was_refused_only_what_is_damaged_is_sent_again(
     assert server.releases == []
     assert publish() == {model}
     assert [release.digest for release in server.releases] == [package.digest]
+
+
+def test_who_signs_a_wrong_size_does_not_remove_what_others_have_sent(
+    server: UpdateServer, client: httpx.Client, package: Package
+) -> None:
+    upload_blobs(client, package)
+    model = package.manifest.files["model.onnx"].sha256
+    server.images.blobs.hold({model})
+    files = {**package.manifest.files, "model.onnx": FileEntry(sha256=model, size_bytes=1)}
+    lie = encode_manifest(msgspec.structs.replace(package.manifest, files=files))
+    client.put(f"/api/v1/repository/blobs/{digest_of(lie)}", content=lie).raise_for_status()
+    server.signing.add_target("digits", target_name("digits", "1"), len(lie), digest_of(lie))
+    answer = upload_metadata(client, server.signing.files())
+    assert answer.status_code == 422
+    assert "bytes, the manifest says 1" in answer.json()["error"]
+    assert server.images.blobs.find(model) is not None
+
+
+def test_a_signed_release_whose_files_are_gone_is_named_and_its_package_sent_again(
+    server: UpdateServer, package: Package, tmp_path: Path
+) -> None:
+    faces = make_package(tmp_path / "built/faces", name="faces")
+    sign(server.signing, package)
+    with pytest.raises(ServerRefused, match=r"digits/1/manifest\.json: .* `shoal trainer publish PACKAGE`"):
+        server.publisher.publish(faces)
+    server.publisher.publish(package)
+    assert {release.digest for release in server.releases} == {package.digest, faces.digest}
+
+
+def test_a_signed_release_whose_package_is_lost_is_dropped_with_the_key_that_signed_it(
+    server: UpdateServer, package: Package, tmp_path: Path
+) -> None:
+    faces = make_package(tmp_path / "built/faces", name="faces")
+    sign(server.signing, package)
+    with pytest.raises(ServerRefused):
+        server.publisher.publish(faces)
+    assert server.releases == []
+    arguments = ["revoke", str(server.keys_folder), "publisher/digits", "--drop", "1"]
+    done = CliRunner().invoke(keys_commands, arguments)
+    assert done.exit_code == 0, done.output
+    assert server.publisher.publish(faces) is None
+    assert [release.digest for release in server.releases] == [faces.digest]
 
 
 def test_a_released_version_never_gets_other_contents(
