@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edge_agent.contract.printable import printable
 from fleet_server.clock import now_ms
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print the server's answer as JSON.")
@@ -24,7 +25,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     if not rows:
         click.echo(empty)
         return
-    cells = [[str(cell) if cell is not None else "-" for cell in row] for row in rows]
+    cells = [[printable(str(cell)) if cell is not None else "-" for cell in row] for row in rows]
     widths = [max(len(heading), *(len(row[at]) for row in cells)) for at, heading in enumerate(headings)]
     for line in ([heading.upper() for heading in headings], *cells):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -34,7 +35,7 @@ def show_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Print names and values, one per line."""
     width = max(len(name) for name, _ in fields)
     for name, value in fields:
-        click.echo(f"{name.ljust(width)}  {value if value not in (None, '') else '-'}")
+        click.echo(f"{name.ljust(width)}  {printable(str(value)) if value not in (None, '') else '-'}")
 
 
 def ago(at_ms: int | None) -> str:

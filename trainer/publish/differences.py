@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Role, Root, Signed, Targets
 
+from edge_agent.contract.printable import printable
 from trainer.publish.hash_bins import version_of
 from trainer.publish.metadata_folder import MetadataFolder, name_of
 from trainer.publish.pending import PendingChange, default_name, metadata_in, role_of
@@ -24,11 +25,6 @@ def differences(change: PendingChange, store: MetadataFolder) -> list[str]:
         repository, role = file.partition("/")[0], role_of(file)
         lines += [f"{file}: {line}" for line in _of(new, store.root(repository), roles.get(role), file)]
     return [printable(line) for line in lines]
-
-
-def printable(text: str) -> str:
-    """Text of others for a terminal: it must not move the cursor over what was shown before."""
-    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _of(new: Signed, root: Root, before: Targets | None, file: str) -> Iterator[str]:

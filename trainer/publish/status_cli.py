@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from edge_agent.contract.printable import printable
 from trainer.plain_errors import plainly
-from trainer.publish.differences import differences, printable
+from trainer.publish.differences import differences
 from trainer.publish.errors import SignaturesMissing
 from trainer.publish.image_signing import ImageSigning
 from trainer.publish.keys import KeyFolder

@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 import fleet_server.cli
+from edge_agent.contract.manifest import encode_manifest
+from edge_agent.runtime.package import Package
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import TOKEN, UpdateServer, update_server
 from trainer.publish.image_signing import ImageSigning
@@ -81,6 +84,22 @@ def test_metadata_that_has_expired_is_told_with_the_time_and_who_renews_it(tmp_p
         assert "is expired, at 20" in result.stderr
         assert "shoal keys publish" in result.stderr
         assert running.approvals.list()[0].missing == 1
+
+
+def test_what_a_package_says_of_itself_does_not_paint_over_what_is_to_be_signed(
+    server: UpdateServer, tmp_path: Path
+) -> None:
+    """The publisher's key may be stolen: what the approver sees is what that one has written."""
+    package = make_package(tmp_path / "2", version="2")
+    lineage = msgspec.structs.replace(package.manifest.lineage, run="\x1b[2A\rpackage  " + "0" * 64)
+    painted = encode_manifest(msgspec.structs.replace(package.manifest, lineage=lineage))
+    (package.folder / "manifest.json").write_bytes(painted)
+    server.publisher.publish(Package.open(package.folder, verify=True))
+    result = approve(server, tmp_path / "dora/approver.pem", version="2")
+    assert result.exit_code == 0, result.output
+    assert "?[2A?package" in result.output
+    assert "\x1b" not in result.output
+    assert "\r" not in result.output
 
 
 def test_a_model_whose_approver_signed_nothing_in_time_stops_no_other_and_is_renewed_by_that_signature(
