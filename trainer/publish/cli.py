@@ -127,10 +127,12 @@ def encrypt(files: tuple[Path, ...], *, passphrase_file: Path | None) -> None:
     from edge_agent.durable import write_durably
 
     keys, passphrases = KeyFolder(Path()), chosen(passphrase_file, prompt=True)
-    for file in key_files(files):
+    found = key_files(files)
+    clear = [file for file in found if not is_encrypted(file)]
+    if not clear:
+        raise SigningKeyError(f"{', '.join(map(str, found))}: has a passphrase already; it stays as it is")
+    for file in clear:  # of a folder those that are left, where an earlier attempt was broken off
         signer = keys.read(file, str(file))
-        if is_encrypted(file):
-            raise SigningKeyError(f"{file}: has a passphrase already; it stays as it is")
         write_durably(file, encoded(signer, passphrases(str(file), True) if passphrases else None), mode=0o600)
         click.echo(f"encrypted {file}; other copies of it are not")
 

@@ -60,7 +60,20 @@ def test_of_a_passphrase_that_nobody_is_there_to_type_it_is_told_how_to_give_it(
     assert "give --passphrase-file" in refused("sign", folder, "--key", anna)
     succeeds("sign", folder, "--key", anna, "--passphrase-file", tmp_path / "passphrase")
     again = refused("encrypt", anna / "image-root.pem", "--passphrase-file", tmp_path / "passphrase")
-    assert "give --passphrase-file" in again
+    assert "has a passphrase already" in again
+
+
+def test_an_encryption_of_a_folder_that_was_broken_off_is_finished_by_the_next(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "passphrase").write_text("correct horse\n")
+    (tmp_path / "passphrase").chmod(0o600)
+    anna = tmp_path / "persons/anna"
+    first, *rest = sorted(anna.glob("*.pem"))
+    succeeds("encrypt", first, "--passphrase-file", tmp_path / "passphrase")
+    before = first.read_bytes()
+    said = succeeds("encrypt", anna, "--passphrase-file", tmp_path / "passphrase")
+    assert said.count("encrypted ") == len(rest)
+    assert all(is_encrypted(path) for path in rest)
+    assert first.read_bytes() == before
 
 
 def test_a_change_that_has_expired_while_it_waited_is_not_signed(folder: Path, tmp_path: Path) -> None:
