@@ -106,6 +106,7 @@ class Journal:
             StorageFull, StorageNotWritable, DeviceError: The disk refuses; nothing has changed.
         """
         self.put(records)
+        self._told = {key: said for key, said in self._told.items() if key[0] not in records}  # all went well since
         for model, record in records.items():
             self.tell(EventKind.UPDATE_COMMITTED, model, record.active, reasons.get(model, ""), release=record.release)
         for model in records:

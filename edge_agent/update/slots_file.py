@@ -208,6 +208,10 @@ def _read(path: Path) -> dict[str, SlotRecord]:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise msgspec.DecodeError("it is gone") from error
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise msgspec.DecodeError(str(error.strerror)) from error  # a sector that the disk cannot read any more
     slots = msgspec.json.decode(data, type=_Slots)
     if slots.sha256 and slots.sha256 != _digest(slots.models):
         raise msgspec.ValidationError("its records are not those that were written")

@@ -75,6 +75,19 @@ def test_a_disk_that_refuses_a_commit_is_asked_again_after_a_while(
         assert device.reported().step is step
 
 
+def test_a_disk_that_refuses_again_after_an_update_went_well_is_told_of_again(
+    server: UpdateServer, device: UpdatingDevice, first: Package, second: Package
+) -> None:
+    obstacle = device.state / ".slots.json.new"
+    for times, package in ((1, second), (2, first)):
+        desired = server.assign(package)
+        obstacle.mkdir()
+        device.apply(desired)
+        assert len(device.told(EventKind.STORAGE)) == times
+        obstacle.rmdir()
+        device.update(desired)
+
+
 def test_a_state_folder_that_cannot_be_written_fails_the_update_and_the_old_model_serves_on(
     server: UpdateServer, device: UpdatingDevice, second: Package
 ) -> None:

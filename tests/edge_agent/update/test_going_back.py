@@ -289,6 +289,20 @@ def test_a_damaged_or_lost_journal_is_mended_on_a_full_disk_too(
     assert new_device().version == "1"
 
 
+def test_a_journal_that_the_disk_cannot_read_any_more_costs_no_model(
+    device: UpdatingDevice, new_device: NewDevice
+) -> None:
+    device.close()
+    (device.state / "slots.json").unlink()
+    (device.state / "slots.json").symlink_to("/proc/self/mem")  # which gives EIO where nothing is mapped
+    restarted = new_device()
+    assert restarted.version == "1"
+    assert "Input/output error" in restarted.told(EventKind.STORAGE)[0].reason
+    restarted.close()
+    assert new_device().version == "1"
+    assert not (device.state / "slots.json").is_symlink()
+
+
 def test_after_the_loss_of_the_journal_the_packages_on_disk_spare_a_download(
     server: UpdateServer, device: UpdatingDevice, new_device: NewDevice, first: Package
 ) -> None:
