@@ -97,10 +97,9 @@ class Installer:
     ) -> None:
         self._state, self._enrolment, self._slots = state, enrolment, slots
         self._utc_now, self._monotonic, self._hardware = utc_now, monotonic, device.hardware
-        self._serve: Serving = serve or functools.partial(swap_together, slots)
         server, secret = (enrolment.server, enrolment.secret) if enrolment else ("", "")
         self._files = ServerFiles(server, secret, while_waiting=self._while_waiting)
-        self._store = PackageStore(state / "packages", self._files, settings)
+        self._store = PackageStore(state / "packages", self._files, settings, monotonic=monotonic)
         self._journal = Journal(
             state, events, utc_now=utc_now, after_step=after_step, boot=boot_id() if boot is None else boot
         )
@@ -109,7 +108,7 @@ class Installer:
         self._shadow = ShadowStep(self._journal, slots, shadows, self._stopwatch)
         self._loader = CandidateLoader(self._store, slots, load)
         self._back = GoingBack(
-            self._journal, self._store, slots, load, self._serve,
+            self._journal, self._store, slots, load, serve or functools.partial(swap_together, slots),
             on_probation=lambda model: self._probations.begin(model, self._monotonic()),
         )  # fmt: skip
         self._preparing = Preparing(
@@ -180,6 +179,7 @@ class Installer:
             ModelUnavailable: It is a pipeline, and a step is not installed.
             ConfigurationError: The fleet decides about this model.
             StorageFull, StorageNotWritable: The disk refuses.
+            DeviceError: It cannot be let serve; what was active stays so.
         """
         package = Package.open(folder, verify=True)
         model = package.manifest.name
@@ -197,9 +197,17 @@ class Installer:
         except BaseException:
             candidates.close()
             raise
-        self._serve(*candidates.models.values(), again=candidates.again)
-        candidates.beside.forget()
-        self._back.collect()
+        try:
+            self._back.let_serve(*candidates.models.values(), again=candidates.again)
+        except DeviceError:
+            if record == SlotRecord():
+                self._journal.remove(model)
+            else:
+                self._journal.note({model: record})
+            raise
+        finally:
+            candidates.beside.forget()
+            self._back.collect()
         return record.active
 
     def remove(self, model: str) -> None:

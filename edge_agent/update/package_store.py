@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +55,7 @@ class PackageStore:
         folder: Made where it is missing.
         files: The fleet server.
         settings: Mirrors, bandwidth, and whether files come as differences.
+        monotonic: Seconds that never go back.
     """
 
     def __init__(
@@ -61,10 +63,13 @@ class PackageStore:
         folder: Path,
         files: ServerFiles,
         settings: UpdateSettings = UpdateSettings(),  # noqa: B008 - frozen
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._parts = folder / ".parts"
-        self._sources = Sources(files, settings.mirrors, bandwidth=Bandwidth(settings.max_kib_per_s))
+        bandwidth = Bandwidth(settings.max_kib_per_s)
+        self._sources = Sources(files, settings.mirrors, bandwidth=bandwidth, monotonic=monotonic)
         self._with_deltas = settings.deltas
 
     @property
@@ -72,13 +77,17 @@ class PackageStore:
         """How far the files of the update under way have come; None where none is. Safe from any thread."""
         return self._sources.progress
 
+    def folder_of(self, digest: str) -> Path:
+        """Where a package lies when it is here."""
+        return self._folder / digest
+
     def open(self, digest: str, *, verify: bool) -> Package:
         """A package that is here.
 
         Raises:
             PackageError, DigestMismatch: It is missing or damaged.
         """
-        package = Package.open(self._folder / digest, verify=verify)
+        package = Package.open(self.folder_of(digest), verify=verify)
         if package.digest != digest:
             raise DigestMismatch(str(package.folder / MANIFEST_FILE), expected=digest, actual=package.digest)
         return package

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edge_agent.contract.errors import ConfigurationError, DigestMismatch, SelfTestFailed
+from edge_agent.contract.errors import ConfigurationError, DeviceError, DigestMismatch, SelfTestFailed
 from edge_agent.runtime.package import Package
+from edge_agent.runtime.slots import LoadedModel
 from tests.fakes.packages import make_package
 from tests.fakes.update_server import UpdateServer
 from tests.fakes.updating_device import UpdatingDevice
@@ -94,3 +96,34 @@ def test_a_package_that_is_copied_over_a_broken_off_download_writes_to_no_file_o
     device.installer.preinstall(second.folder)
     device.close()
     assert shared.read_bytes() == (first.folder / "model.onnx").read_bytes()
+
+
+def test_a_package_that_cannot_be_let_serve_leaves_what_was_installed_before(
+    tmp_path: Path, first: Package, second: Package
+) -> None:
+    def refuse(*_models: LoadedModel, again: Any = ()) -> None:
+        raise RuntimeError("the slots are broken")
+
+    device = UpdatingDevice(tmp_path / "state", None)
+    device.installer.preinstall(first.folder)
+    device.close()
+    refusing = UpdatingDevice(tmp_path / "state", None, serve=refuse)
+    with pytest.raises(DeviceError, match="could not be let serve: RuntimeError"):
+        refusing.installer.preinstall(second.folder)
+    assert refusing.packages() == {first.digest}
+    refusing.close()
+    again = UpdatingDevice(tmp_path / "state", None)
+    assert again.version == "1"
+    again.close()
+
+
+def test_a_first_package_that_cannot_be_let_serve_is_not_installed(tmp_path: Path, first: Package) -> None:
+    def refuse(*_models: LoadedModel, again: Any = ()) -> None:
+        raise RuntimeError("the slots are broken")
+
+    refusing = UpdatingDevice(tmp_path / "state", None, serve=refuse)
+    with pytest.raises(DeviceError, match="could not be let serve"):
+        refusing.installer.preinstall(first.folder)
+    assert refusing.installer.reported() == {}
+    assert refusing.packages() == set()
+    refusing.close()
