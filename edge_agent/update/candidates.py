@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
-from edge_agent.contract.errors import BudgetExceeded, ModelUnavailable, PackageError, SelfTestFailed
+from edge_agent.contract.errors import BudgetExceeded, DigestMismatch, ModelUnavailable, PackageError, SelfTestFailed
 from edge_agent.runtime.beside import Beside
 from edge_agent.runtime.package import Package
 from edge_agent.runtime.pipeline import ModelSource
 from edge_agent.runtime.selftest import prove
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.runtime.statistics import Statistics
-from edge_agent.update.outcome import MemberFailed, blaming
+from edge_agent.update.outcome import MemberFailed, Spoilt, blaming
 from edge_agent.update.package_store import PackageStore
 
 _log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class CandidateLoader:
         try:
             packages = {}
             for model, digest in digests.items():
-                with blaming(model):
+                with blaming(model), _told_from_rot(self._store.folder_of(digest), digest):
                     packages[model] = self._store.open(digest, verify=verify)
             for model, package in sorted(packages.items(), key=lambda item: bool(item[1].manifest.pipeline)):
                 with blaming(model):
@@ -97,13 +99,14 @@ class CandidateLoader:
         return found
 
     def _one(self, package: Package, beside: Beside, *, test: bool) -> LoadedModel:
-        loaded = self._load(package, slots=beside) if package.manifest.pipeline else self._load(package)
-        if test:
-            try:
-                prove(loaded)
-            except BaseException:
-                loaded.close()
-                raise
+        with _told_from_rot(package.folder, package.digest):
+            loaded = self._load(package, slots=beside) if package.manifest.pipeline else self._load(package)
+            if test:
+                try:
+                    prove(loaded)
+                except BaseException:
+                    loaded.close()
+                    raise
         return loaded
 
     def _again(self, found: Candidates, *, test: bool) -> None:
@@ -123,3 +126,22 @@ class CandidateLoader:
                 text = f"with it pipeline '{serving.name}' {serving.version}, which serves here, fails: {error}"
                 wrong = isinstance(error, PackageError)
                 raise MemberFailed(steps[0], SelfTestFailed(text) if wrong else error) from error
+
+
+@contextlib.contextmanager
+def _told_from_rot(folder: Path, digest: str) -> Iterator[None]:
+    """What is wrong with a package within the block is its own fault only where its bytes are those that were signed.
+
+    Raises:
+        Spoilt: They are not; they were when it was staged.
+    """
+    try:
+        yield
+    except (PackageError, DigestMismatch) as error:
+        try:
+            is_whole = Package.open(folder, verify=True).digest == digest
+        except (PackageError, DigestMismatch):
+            is_whole = False
+        if is_whole:
+            raise
+        raise Spoilt(f"{folder}: the disk has changed what was verified: {error}") from error

@@ -24,6 +24,10 @@ class Unfit(DeviceError):
     """This device, as it is, cannot run the package: tried again after the agent's next start, or a newer release."""
 
 
+class Spoilt(DeviceError):
+    """A package is not what was verified any more: the fault of the disk, and what it has lost is fetched anew."""
+
+
 class MemberFailed(Exception):
     """One of several models that come together is to blame.
 

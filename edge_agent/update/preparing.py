@@ -112,7 +112,7 @@ class Preparing:
         """Get the manifest of a package, and hold it against what this device is.
 
         Raises:
-            PackageError, DigestMismatch: The package is wrong.
+            PackageError: The package is wrong.
             Unfit, BudgetExceeded: This device cannot run it.
             NetworkError, StorageFull, StorageNotWritable: As they say.
         """
@@ -147,7 +147,7 @@ class Preparing:
         """Download, verify and stage all of a group.
 
         Raises:
-            MemberFailed: For the sake of whom; its cause is PackageError, DigestMismatch, NetworkError or DeviceError.
+            MemberFailed: For the sake of whom; its cause is NetworkError or DeviceError.
         """
         lacking = [each for each in group if not each.is_here]
         for each in lacking:

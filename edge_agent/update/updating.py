@@ -10,7 +10,6 @@ import msgspec
 
 from edge_agent.contract.errors import (
     DeviceError,
-    DigestMismatch,
     MetadataRefused,
     NetworkError,
     PackageError,
@@ -24,7 +23,7 @@ from edge_agent.update import groups, transitions
 from edge_agent.update.candidates import CandidateLoader
 from edge_agent.update.going_back import GoingBack
 from edge_agent.update.journal import Journal
-from edge_agent.update.outcome import MemberFailed, NotYet, Unfit
+from edge_agent.update.outcome import MemberFailed, NotYet, Spoilt, Unfit
 from edge_agent.update.preparing import Coming, Preparing, versions_here
 from edge_agent.update.shadow_step import ShadowStep
 from edge_agent.update.slots_file import SlotRecord
@@ -69,6 +68,7 @@ class Updating:
         self._preparing, self._loader, self._watching = preparing, loader, watching
         self._shadow, self._back, self._waits, self._monotonic = shadow, back, waits, monotonic
         self._unfit: dict[str, DesiredModel] = {}
+        self._spoilt: set[str] = set()
         self.fetching: Mapping[str, int] = {}
         self.waits_s: float | None = None
 
@@ -272,7 +272,9 @@ class Updating:
             return False
         if isinstance(error, StorageFull):
             self._back.collect_what_was_lost()
-        wrong = isinstance(error, (PackageError, DigestMismatch))
+        if isinstance(error, Spoilt):
+            error = self._spoilt_once_more(record.target, error)
+        wrong = isinstance(error, PackageError)
         self._journal.fail(model, record, failed, str(error), refuse=wrong)
         if isinstance(error, Unfit):
             self._unfit[model] = wanted
@@ -280,6 +282,13 @@ class Updating:
             self._back.collect()
             return True
         return False
+
+    def _spoilt_once_more(self, package: str, error: Spoilt) -> Spoilt | Unfit:
+        """The error; after the first, one that ends it: such a disk would have all fetched again and again."""
+        if package not in self._spoilt:
+            self._spoilt.add(package)
+            return error
+        return Unfit(f"{error}; not for the first time: it comes after the agent's next start, or in a newer release")
 
 
 def _known(model: str, error: BaseException) -> ShoalError | OSError:
