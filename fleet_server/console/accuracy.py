@@ -10,8 +10,9 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+from fleet_server.console.chart_views import Chart, Mark, Series
 from fleet_server.console.recent_labels import LabelPoint, RecentLabels, measured
-from fleet_server.console.views import AccuracyView, Chart, Mark, Series
+from fleet_server.console.views import AccuracyView
 
 FLEET = "fleet"
 GRID = 120

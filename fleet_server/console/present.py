@@ -9,8 +9,9 @@ from typing import Any
 from edge_agent.contract.messages import EventKind, ReportedModel, UpdateStep
 from edge_agent.contract.runs import RunKind, RunState
 from fleet_server.console.badges import Badge, Tone
+from fleet_server.console.chart_views import Mark
 from fleet_server.console.queries import Alert
-from fleet_server.console.views import EventView, Mark, RolloutView, RunView, Wave
+from fleet_server.console.views import EventView, RolloutView, RunView, Wave
 from fleet_server.devices.records import DeviceRecord, EventRecord
 from fleet_server.rollouts.state import Member, Progress, State
 from fleet_server.rollouts.store import RolloutRecord

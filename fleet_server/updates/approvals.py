@@ -19,7 +19,7 @@ from fleet_server.clock import Clock, now_ms
 from fleet_server.errors import Conflict, NotFound
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_repository import ImageRepository
-from fleet_server.updates.image_verification import all_targets
+from fleet_server.updates.image_roles import all_targets
 from fleet_server.updates.kept_proposals import REFUSED, RELEASED, WAITING, KeptProposal, KeptProposals
 from fleet_server.updates.proposal import RENEWAL, Proposal, check_proposal, signer_names, with_signatures
 

@@ -13,7 +13,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets, VerificationResult
 from edge_agent.contract.names import check_digest, check_name, check_version
 from edge_agent.contract.repository import target_name
 from fleet_server.updates.errors import UploadRefused
-from fleet_server.updates.image_verification import all_targets, reached
+from fleet_server.updates.image_roles import all_targets, reached
 
 # Stands for a version where nothing new is released: the model's role only needs its signatures for longer.
 RENEWAL = "_renewal"

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fleet_server.console.accuracy import FLEET, GRID, EstimatePoint, as_json, draw
+from fleet_server.console.chart_views import Chart, Mark, Series
 from fleet_server.console.recent_labels import LEAST, LabelPoint
-from fleet_server.console.views import Chart, Mark, Series
 
 NOW = 1_750_000_000_000
 MINUTE = 60_000
