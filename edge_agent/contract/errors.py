@@ -32,6 +32,7 @@
        |- DeadlineExceeded        the answer would have come too late
        |- ModelUnavailable        known here, but not loaded now
        |- BudgetExceeded          no memory left in the budget for models
+       |- OutOfMemory             no memory left in the machine
        |- Unsupported             a part of the protocol, or an extra, that is not here
        |- ModelFailed             the model failed on a right request
        |- AcceleratorUnavailable  no usable GPU or library for it: another runtime serves
@@ -247,6 +248,12 @@ class ModelUnavailable(DeviceError):
 
 class BudgetExceeded(DeviceError):
     """Loading it would take more memory than models may have on this device."""
+
+    http_status = 503
+
+
+class OutOfMemory(DeviceError):
+    """The machine, or this process, has no memory left to load or test a model; the model is not to blame."""
 
     http_status = 503
 

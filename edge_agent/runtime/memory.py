@@ -13,6 +13,7 @@ import psutil
 from edge_agent.runtime.code_pages import CodeWatch
 
 _M_ARENA_MAX = -8  # as glibc's malloc.h numbers it; other C libraries ignore what they do not know
+_NO_MEMORY = ("std::bad_alloc", "Failed to allocate memory")
 _TIDY_EVERY_S = 10.0
 _FIRST_AFTER_S = 2.0  # what starting took is over then
 
@@ -20,6 +21,11 @@ _FIRST_AFTER_S = 2.0  # what starting took is over then
 def resident_bytes() -> int:
     """Memory of this process that lies in RAM (RSS), pages of mapped files included."""
     return int(psutil.Process().memory_info().rss)
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory; ONNX Runtime says so in the text of its errors alone."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
 def give_back() -> None:

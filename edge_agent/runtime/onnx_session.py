@@ -17,12 +17,13 @@ from edge_agent.contract.errors import (
     AcceleratorUnavailable,
     DigestMismatch,
     ModelLoadFailed,
+    OutOfMemory,
     PackageError,
     storage_error,
 )
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
-from edge_agent.runtime.memory import give_back
+from edge_agent.runtime.memory import give_back, is_short_of_memory
 from edge_agent.runtime.optimised import WEIGHTS_FILE, OptimisedModels
 from edge_agent.runtime.package import Package
 
@@ -207,6 +208,8 @@ def _create(path: Path, options: Any, provider: str = CPU_PROVIDER) -> Any:
         return ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((provider, CPU_PROVIDER))))
     except Exception as error:
         # The runtime's exceptions share no base class but this one.
+        if is_short_of_memory(error):
+            raise OutOfMemory(f"{path}: there is no memory left to load it: {error}") from error
         raise ModelLoadFailed(f"{path}: ONNX Runtime {ort.__version__} refuses the model: {error}") from error
 
 

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import InputCheck
-from edge_agent.contract.errors import ModelUnavailable, SelfTestFailed, SignatureMismatch
+from edge_agent.contract.errors import ModelUnavailable, OutOfMemory, SelfTestFailed, SignatureMismatch
 from edge_agent.runtime.backend import InferenceBackend, RunCancelled
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.loaded import LoadedModel
+from edge_agent.runtime.memory import is_short_of_memory
 from edge_agent.runtime.package import Golden, Tolerance
 from edge_agent.runtime.pipeline import PipelineBackend
 
@@ -27,7 +28,7 @@ def prove(loaded: LoadedModel, *, guard: RunGuard | None = None) -> None:
     Args:
         guard: See :func:`self_test`.
     Raises:
-        SelfTestFailed, ModelUnavailable: See :func:`self_test`.
+        SelfTestFailed, OutOfMemory, ModelUnavailable: See :func:`self_test`.
     """
     backend = loaded.backend
     values = not isinstance(backend, PipelineBackend) or backend.is_as_made
@@ -54,6 +55,7 @@ def self_test(
         guard: Breaks it off; one of its own where None.
     Raises:
         SelfTestFailed: The model fails on them, or hangs, or an output differs; it names output, row and difference.
+        OutOfMemory: There is no memory left to run them: the package is not to blame.
         ModelUnavailable: The agent stops, or a step of a pipeline is not loaded now: the package is not to blame.
     """
     try:
@@ -69,6 +71,8 @@ def self_test(
             f"the model hangs on its golden samples: broken off, its limit is {max_run_s:g} s"
         ) from error
     except Exception as error:
+        if is_short_of_memory(error):
+            raise OutOfMemory(f"there is no memory left to run the golden samples: {error}") from error
         # Whatever the runtime raises, on samples that once passed: the model does not run here.
         raise SelfTestFailed(f"the model fails on its golden samples: {error}") from error
     for name, expected in golden.outputs.items():
