@@ -48,7 +48,7 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
     What is shown is verified on this machine, from a root of your own: that it adds this one version and nothing else,
     and that its evaluation is the one that the signed package holds. The key stays here.
     """
-    from fleet_server.updates.proposal import RENEWAL
+    from fleet_server.updates.proposal import RENEWAL, valid_until
 
     key, where = options["key"], f"approvals/{part(model)}/{part(version)}"
     root = options["root"] or key.parent / _ROOT_FILE
@@ -66,7 +66,8 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
     if proposal.version != RENEWAL:
         _show(rest, where, proposal)
     else:
-        click.echo(f"{model}: nothing is released; what is signed already is signed for another lifetime")
+        until = f"{valid_until(proposal):%Y-%m-%d}"
+        click.echo(f"{model}: nothing is released; what is signed already is signed anew, until {until}")
     if not options["yes"]:  # where nobody is there to answer, nothing is signed
         click.confirm(f"Sign {model} {version}? (--yes signs without asking)", abort=True)
     answer = rest.post(f"{where}/signatures", {"signatures": _signed(proposal, signer)})
@@ -158,6 +159,8 @@ def _check_key(path: Path, keyid: str, proposal: Proposal, results: dict[str, Ve
 
 
 def _show(rest: Rest, where: str, proposal: Proposal) -> None:
+    from fleet_server.updates.proposal import valid_until
+
     manifest_bytes = rest.get_bytes(f"{where}/files/{MANIFEST_FILE}")
     if digest_of(manifest_bytes) != proposal.package:
         raise DigestMismatch(MANIFEST_FILE, expected=proposal.package, actual=digest_of(manifest_bytes))
@@ -167,6 +170,7 @@ def _show(rest: Rest, where: str, proposal: Proposal) -> None:
         [
             ("model", f"{manifest.name} {manifest.version}"),
             ("package", proposal.package),
+            ("signed until", f"{valid_until(proposal):%Y-%m-%d}"),
             ("parent", manifest.parent),
             ("size", f"{manifest.size_bytes} bytes"),
             ("trained", f"{lineage.trained_at}, run {lineage.run}, seed {lineage.seed}"),

@@ -101,6 +101,11 @@ def payloads(proposal: Proposal) -> dict[str, bytes]:
     return {name: _parsed(proposal, name, text).signed_bytes for name, text in proposal.roles.items()}
 
 
+def valid_until(proposal: Proposal) -> dt.datetime:
+    """Until when the signatures would be believed, those that hold longest."""
+    return max(_parsed(proposal, name, text).signed.expires for name, text in proposal.roles.items())
+
+
 def signer_names(keys: Mapping[str, Key], model: str) -> list[str]:
     """Who these keys belong to, as the signed metadata calls them."""
     return sorted(str(key.unrecognized_fields.get(_NAME) or f"publisher/{model}") for key in keys.values())

@@ -123,6 +123,7 @@ def test_a_model_whose_approver_signed_nothing_in_time_stops_no_other_and_is_ren
         assert running.publisher.refresh() is False
         expires = running.images.roles()["digits"].expires
         assert expires > now + dt.timedelta(days=80)
+        assert f"signed anew, until {expires:%Y-%m-%d}" in result.output
 
 
 def test_a_key_in_the_clear_is_warned_of_and_an_encrypted_one_says_how_its_passphrase_is_given(

@@ -127,6 +127,17 @@ def test_expired_metadata_is_refused(server: UpdateServer, client: httpx.Client,
     assert "expired" in answer.json()["error"]
 
 
+def test_a_models_role_that_is_new_and_has_expired_is_refused(server: UpdateServer, client: httpx.Client) -> None:
+    past = dt.datetime.now(dt.UTC) - dt.timedelta(days=100)
+    signing = ImageSigning(server.keys, now=lambda: past)
+    roles = signing._roles()
+    signing._sign_targets("digits", roles["digits"], "publisher/digits", roles)
+    server.signing._sign_snapshot(roles)
+    answer = upload_metadata(client, server.signing.files())
+    assert answer.status_code == 422
+    assert "digits is expired" in answer.json()["error"]
+
+
 def test_metadata_whose_files_were_not_uploaded_is_refused(
     server: UpdateServer, client: httpx.Client, package: Package
 ) -> None:
