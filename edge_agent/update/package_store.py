@@ -26,6 +26,7 @@ from edge_agent.runtime.package import Package, file_digest
 from edge_agent.update.bandwidth import Bandwidth
 from edge_agent.update.delta_download import DeltaDownload
 from edge_agent.update.download import Download
+from edge_agent.update.files_here import PARTS_FOLDER, FilesHere, is_here, link
 from edge_agent.update.server_files import ServerFiles
 from edge_agent.update.sources import Progress, Sources
 
@@ -67,7 +68,8 @@ class PackageStore:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
-        self._parts = folder / ".parts"
+        self._here = FilesHere(folder)
+        self._parts = folder / PARTS_FOLDER
         bandwidth = Bandwidth(settings.max_kib_per_s)
         self._sources = Sources(files, settings.mirrors, bandwidth=bandwidth, monotonic=monotonic)
         self._with_deltas = settings.deltas
@@ -150,7 +152,7 @@ class PackageStore:
             try:
                 for at, (_, place, entry) in enumerate(missing):
                     same = next((each.place for each in missing[:at] if each.entry.sha256 == entry.sha256), None)
-                    if not self._link(same, place, entry):
+                    if not link(same, place, entry):
                         self._fetch(missing[at:], manifest, between_chunks, bases or {})
                     self._sources.done(entry.size_bytes)
             finally:
@@ -199,10 +201,10 @@ class PackageStore:
 
     def collect(self, keep: set[str]) -> None:
         """Remove all packages but those in ``keep``, and what broken downloads left of the others."""
-        for path in self._packages():
+        for path in self._here.packages():
             if path.name.removeprefix(".gathering-") not in keep:
                 shutil.rmtree(path, ignore_errors=True)
-        if not any(path.name.startswith(".gathering-") for path in self._packages()):
+        if not any(path.name.startswith(".gathering-") for path in self._here.packages()):
             shutil.rmtree(self._parts, ignore_errors=True)
 
     def close(self) -> None:
@@ -211,49 +213,16 @@ class PackageStore:
 
     def _missing(self, digest: str, manifest: Manifest) -> list[_Missing]:
         """The files that no package here has; the others are linked."""
-        gathering, known = self._gathering(digest), self._known_files()
+        gathering, known = self._gathering(digest), self._here.by_sha256()
         missing: list[_Missing] = []
         for name, entry in manifest.files.items():
             place = gathering / name
-            if not self._is_here(place, entry) and not self._link(known.get(entry.sha256), place, entry):
+            if not is_here(place, entry) and not link(known.get(entry.sha256), place, entry):
                 missing.append(_Missing(name, place, entry))
         return missing
 
     def _gathering(self, digest: str) -> Path:
         return self._folder / f".gathering-{digest}"
-
-    def _packages(self) -> list[Path]:
-        if not self._folder.is_dir():
-            return []
-        return [path for path in self._folder.iterdir() if path.is_dir() and path != self._parts]
-
-    def _known_files(self) -> dict[str, Path]:
-        """A file for each SHA-256 that some package here has."""
-        known: dict[str, Path] = {}
-        for folder in self._packages():
-            with contextlib.suppress(PackageError):  # half a package: its manifest has not come yet
-                manifest = Package.open(folder, verify=False).manifest
-                places = {entry.sha256: folder / name for name, entry in manifest.files.items()}
-                # A package that gathers here names files that it lacks, and must not hide who has them.
-                known |= {sha256: place for sha256, place in places.items() if place.is_file()}
-        return known
-
-    def _is_here(self, place: Path, entry: FileEntry) -> bool:
-        return place.is_file() and place.stat().st_size == entry.size_bytes and file_digest(place) == entry.sha256
-
-    def _link(self, source: Path | None, place: Path, entry: FileEntry) -> bool:
-        """Share a file of another package; its bytes are checked again, for disks lose bits."""
-        if source is None or not self._is_here(source, entry):
-            return False
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        try:
-            os.link(source, place)
-        except OSError:  # a file system without links
-            shutil.copyfile(source, place)
-            with place.open("rb+") as file:
-                os.fsync(file.fileno())
-        return True
 
     def _fetch(
         self,
@@ -264,27 +233,12 @@ class PackageStore:
     ) -> None:
         """Bring the first of the missing files, as a delta where that can be; the others must have room too."""
         name, place, entry = missing[0]
-        for sha256, base in self._bases(name, manifest, preferred):
+        worth_it = self._with_deltas and entry.size_bytes >= _LEAST_DELTA_BYTES
+        for sha256, base in self._here.like(name, manifest, preferred)[:_MOST_BASES] if worth_it else ():
             if self._from_delta(base, sha256, missing, between_chunks):
                 (self._parts / entry.sha256).unlink(missing_ok=True)
                 return
         self._download(entry.sha256, entry.size_bytes, place, between_chunks)
-
-    def _bases(self, name: str, manifest: Manifest, preferred: Mapping[str, Path]) -> list[tuple[str, Path]]:
-        """Files by SHA-256 that this one may be a little different from, the likeliest first."""
-        if not self._with_deltas or manifest.files[name].size_bytes < _LEAST_DELTA_BYTES:
-            return []
-        found: dict[str, Path] = {}
-        if name in preferred and preferred[name].is_file():
-            found[file_digest(preferred[name])] = preferred[name]
-        for folder in sorted(self._packages(), key=lambda path: (path.name != manifest.parent, path.name)):
-            with contextlib.suppress(PackageError):  # half a package: its manifest has not come yet
-                held = Package.open(folder, verify=False).manifest
-                entry = held.files.get(name)
-                if held.name == manifest.name and entry is not None and (folder / name).is_file():
-                    found.setdefault(entry.sha256, folder / name)
-        found.pop(manifest.files[name].sha256, None)
-        return list(found.items())[:_MOST_BASES]
 
     def _from_delta(
         self, base: Path, base_sha256: str, missing: list[_Missing], between_chunks: Callable[[], None]
