@@ -59,7 +59,7 @@ def enrol(
     reply = _send(f"{server.rstrip('/')}/api/v1/enrol", msgspec.json.encode(request))
     try:
         enrolment = msgspec.json.decode(reply, type=Enrolment)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NetworkError(f"{server}: answered the enrolment with something else: {error}") from error
     pins.check(enrolment, claim="the claim is spent")
     identity = state / IDENTITY_FILE

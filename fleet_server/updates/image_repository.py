@@ -208,7 +208,7 @@ class ImageRepository:
         what = f"{manifest.name} {manifest.version}: {EVALUATION_FILE}"
         try:
             return msgspec.json.decode(self._read(entry.sha256, what), type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UploadRefused(f"{what}: {error}") from error
 
     def _read(self, sha256: str, what: str) -> bytes:

@@ -105,6 +105,13 @@ def test_a_server_with_another_root_than_the_pinned_one_gets_no_claim(
     enrol(state, server.url, REQUEST, image_root=pinned, director_root=None)
 
 
+def test_bytes_that_are_no_text_are_an_answer_of_something_else(server: Server, state: Path) -> None:
+    server.body = msgspec.json.encode(ENROLMENT).replace(b'"fleet":"', b'"fleet":"\xff', 1)
+    with pytest.raises(NetworkError, match="with something else"):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert read_identity(state) is None
+
+
 @pytest.mark.parametrize("roots", [(404, b'{"error": "not found"}'), (200, msgspec.json.encode(ROOTS))])
 def test_what_the_claim_brings_is_held_against_the_pins_as_well(
     roots: tuple[int, bytes], server: Server, state: Path, tmp_path: Path

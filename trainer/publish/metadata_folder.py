@@ -139,7 +139,7 @@ class MetadataFolder:
             return Lifetimes()
         try:
             return msgspec.json.decode(self.data(name), type=Lifetimes)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SigningKeyError(
                 f"{self.folder / name}: cannot be read: {error}; restore the folder from a backup"
             ) from error

@@ -101,7 +101,7 @@ def read_pending_file(path: Path) -> PendingChange | None:
         change = msgspec.json.decode(path.read_bytes(), type=PendingChange)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SigningKeyError(
             f"{path}: cannot be read: {error}; take it from another person's copy, or `shoal keys discard`"
         ) from error

@@ -79,7 +79,7 @@ class Proposals:
     def _read(self, path: Path) -> Proposal:
         try:
             return msgspec.json.decode(path.read_bytes(), type=Proposal)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SigningKeyError(f"{path}: cannot be read: {error}; remove it and publish again") from error
 
 

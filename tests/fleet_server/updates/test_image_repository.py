@@ -212,6 +212,22 @@ def test_a_signed_release_whose_package_is_lost_is_dropped_with_the_key_that_sig
     assert [release.digest for release in server.releases] == [faces.digest]
 
 
+def test_an_evaluation_that_is_no_text_is_refused_and_not_an_error_of_the_servers(
+    server: UpdateServer, client: httpx.Client, package: Package
+) -> None:
+    evaluation = b'{"note": "\xff"}'
+    client.put(f"/api/v1/repository/blobs/{digest_of(evaluation)}", content=evaluation).raise_for_status()
+    upload_blobs(client, package)
+    entry = FileEntry(sha256=digest_of(evaluation), size_bytes=len(evaluation))
+    files = {**package.manifest.files, "evaluation.json": entry}
+    manifest = encode_manifest(msgspec.structs.replace(package.manifest, files=files))
+    client.put(f"/api/v1/repository/blobs/{digest_of(manifest)}", content=manifest).raise_for_status()
+    server.signing.add_target("digits", target_name("digits", "1"), len(manifest), digest_of(manifest))
+    answer = upload_metadata(client, server.signing.files())
+    assert answer.status_code == 422
+    assert "digits 1: evaluation.json: " in answer.json()["error"]
+
+
 def test_a_released_version_never_gets_other_contents(
     server: UpdateServer, client: httpx.Client, package: Package, tmp_path: Path
 ) -> None:

@@ -277,6 +277,17 @@ def test_which_keys_come_and_go_is_read_from_what_is_signed_and_not_from_what_is
     assert (folder / "retired/publisher/timestamp.1.pem").exists()
 
 
+def test_a_file_with_bytes_that_are_no_text_is_told_as_damaged_and_can_be_discarded(folder: Path) -> None:
+    succeeds("rotate", folder, "timestamp")
+    path = folder / PENDING_FILE
+    path.write_bytes(path.read_bytes().replace(b'"rotate ', b'"\xff', 1))
+    assert b"\xff" in path.read_bytes()
+    refused = shoal_keys("status", folder)
+    assert (refused.exit_code, "cannot be read" in refused.stderr) == (2, True)
+    succeeds("discard", folder)
+    assert "no change" in succeeds("status", folder)
+
+
 def test_words_beside_what_is_signed_do_not_write_over_what_is_shown(folder: Path) -> None:
     succeeds("rotate", folder, "timestamp")
     path = folder / PENDING_FILE
