@@ -62,7 +62,7 @@ class Agent:
         prepare_state(self._state)
         _warn_if_open(self._state)
         self._lock = lock_state(self._state)
-        self._enrolment, self._trouble = identity_to_serve_with(self._state)
+        self._enrolment, self._trouble = identity_to_serve_with(self._state, mend=True)
         self._started_at_ms = _now_ms()
         self._desired_revision = 0
         self._interval_s = pace_s(config.report.interval_s, has_fleet=self._enrolment is not None)

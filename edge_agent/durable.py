@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644, owner: tuple[int, int] | None = None) -> None:
     """Replace ``path`` by ``data``: after a crash at any point it holds the old bytes or the new ones, whole.
 
     Args:
         mode: Permission bits, set before a byte is written.
+        owner: Ids of user and group that it shall belong to, as far as this user may give it away.
     Raises:
         OSError: As the system says; the old file is then untouched.
     """
@@ -18,6 +20,9 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if owner is not None:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), *owner)
             os.fchmod(file.fileno(), mode)  # an earlier crash may have left the file with another mode
             file.write(data)
             file.flush()

@@ -20,7 +20,7 @@ from edge_agent.contract.errors import (
     storage_error,
 )
 from edge_agent.contract.names import is_name
-from edge_agent.identity import IDENTITY_FILE, is_enrolled, keep_identity
+from edge_agent.identity import COPY_FILE, IDENTITY_FILE, is_enrolled, keep_identity
 
 _TIMEOUT_S = 30.0
 _MAX_REPLY_BYTES = 1 << 20
@@ -48,7 +48,7 @@ def enrol(
     """
     if is_enrolled(state):
         raise ConfigurationError(
-            f"{state / IDENTITY_FILE}: this device has enrolled already; remove the file to enrol anew"
+            f"{state / IDENTITY_FILE}: this device has enrolled already; to enrol anew, remove it and {COPY_FILE}"
         )
     if not is_name(request.device):
         raise ConfigurationError(f"device name {request.device!r}: use 1 to 63 of a-z, 0-9, '-' and '_'")

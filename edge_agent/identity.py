@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
+import stat
 from pathlib import Path
 
 import msgspec
@@ -49,9 +49,12 @@ def keep_identity(state: Path, enrolment: Enrolment) -> None:
     write_durably(state / COPY_FILE, msgspec.json.encode(copy), mode=0o600)
 
 
-def read_identity(state: Path) -> Enrolment | None:
-    """Who this device is, or None where it has not enrolled yet. A damaged file is mended from its copy.
+def read_identity(state: Path, *, mend: bool = False) -> Enrolment | None:
+    """Who this device is, or None where it has not enrolled yet. Its copy stands in for a file damaged or gone.
 
+    Args:
+        mend: Write the file again from its copy. Only for who holds the lock of the state folder and runs as its user:
+            what another writes, the agent could not read any more.
     Raises:
         DamagedIdentity: The file is there, but is not what enrolment wrote, and no copy is whole.
         ConfigurationError: This user may not read it.
@@ -61,7 +64,9 @@ def read_identity(state: Path) -> Enrolment | None:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return None
+        if kept is None:
+            return None
+        data = b""
     except OSError as error:
         if isinstance(error, PermissionError):
             raise ConfigurationError(f"{path}: {error.strerror}; run this as the user who enrolled it") from error
@@ -69,29 +74,29 @@ def read_identity(state: Path) -> Enrolment | None:
             raise _damaged(path, str(error.strerror)) from error
         data = b""  # a sector that the disk cannot read any more
     if kept is not None and kept != data:
-        _log.error(
-            "%s is not what enrolment wrote: taken from %s. To change it by hand, remove %s first.",
-            path, COPY_FILE, COPY_FILE,
-        )  # fmt: skip
         data = kept
-        with contextlib.suppress(OSError):  # a disk that refuses keeps nobody from serving; the next start comes again
-            write_durably(path, data, mode=0o600)
+        _log.error(
+            "%s is not what enrolment wrote: %s is taken for it%s. To change it by hand, or to enrol anew, "
+            "remove %s too.", path, COPY_FILE, _mended(path, kept) if mend else "", COPY_FILE,
+        )  # fmt: skip
     try:
         return msgspec.json.decode(data, type=Enrolment)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, str(error)) from error
 
 
-def identity_to_serve_with(state: Path) -> tuple[Enrolment | None, str]:
+def identity_to_serve_with(state: Path, *, mend: bool = False) -> tuple[Enrolment | None, str]:
     """Who this device is, for whoever serves models, which needs no fleet.
 
+    Args:
+        mend: As of :func:`read_identity`.
     Returns:
         The identity, None where there is none; and what is wrong with it where it is damaged beyond mending.
     Raises:
         ConfigurationError: This user may not read it.
     """
     try:
-        return read_identity(state), ""
+        return read_identity(state, mend=mend), ""
     except DamagedIdentity as error:
         return None, str(error)
 
@@ -103,6 +108,20 @@ def is_enrolled(state: Path) -> bool:
     except DamagedIdentity as error:
         _log.warning("%s: a new identity takes its place", error)
         return False
+
+
+def _mended(path: Path, data: bytes) -> str:
+    """Write the file again, as its owner's; what has become of it, in words."""
+    try:
+        was = path.stat()
+    except OSError:
+        was = path.parent.stat()
+    mode = was.st_mode & 0o777 if stat.S_ISREG(was.st_mode) else 0o600
+    try:
+        write_durably(path, data, mode=mode, owner=(was.st_uid, was.st_gid))
+    except OSError as error:  # a disk that refuses keeps nobody from serving; the next start comes again
+        return f", but it could not be mended ({error.strerror})"
+    return ", and it is mended"
 
 
 def _damaged(path: Path, why: str) -> DamagedIdentity:

@@ -52,7 +52,7 @@ class Recorder:
         self._hardware = hardware()
         self._lock = lock_state(state)
         try:
-            identity, trouble = identity_to_serve_with(state)
+            identity, trouble = identity_to_serve_with(state, mend=True)
             if trouble:
                 log.error("%s", trouble)
             self._interval_s = pace_s(settings.interval_s, has_fleet=identity is not None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from edge_agent.cli import main
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment
 from edge_agent.contract.errors import ConfigurationError
 from edge_agent.identity import identity_to_serve_with, is_enrolled, keep_identity, read_identity
@@ -42,12 +45,47 @@ def test_any_flipped_bit_in_either_file_leaves_the_identity_as_it_was(tmp_path: 
         path.write_bytes(written)
 
 
-def test_a_mended_file_is_on_the_disk_again(tmp_path: Path) -> None:
+def test_a_mended_file_is_on_the_disk_again_with_its_owner_and_mode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     keep_identity(tmp_path, MINE)
-    flip(tmp_path / "identity.json", 12, 1)
-    read_identity(tmp_path)
+    path = tmp_path / "identity.json"
+    flip(path, 12, 1)
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 1235)
+    before = path.stat()
+    read_identity(tmp_path, mend=True)
+    assert "and it is mended" in caplog.text
+    after = path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
     (tmp_path / "identity.copy.json").unlink()
     assert read_identity(tmp_path) == MINE
+
+
+def test_who_only_reads_writes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep_identity(tmp_path, MINE)
+    path = tmp_path / "identity.json"
+    flip(path, 12, 1)
+    before = path.stat().st_ino, path.read_bytes()
+    assert read_identity(tmp_path) == MINE
+    done = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
+    assert "device  d of fleet f" in done.output
+    assert (path.stat().st_ino, path.read_bytes()) == before
+    assert "identity.copy.json is taken for it. To change" in caplog.text
+
+
+def test_a_file_that_is_gone_is_taken_from_its_copy(tmp_path: Path) -> None:
+    keep_identity(tmp_path, MINE)
+    path = tmp_path / "identity.json"
+    path.unlink()
+    assert read_identity(tmp_path) == MINE
+    assert not path.exists()
+    assert read_identity(tmp_path, mend=True) == MINE
+    assert path.stat().st_mode & 0o777 == 0o600
+    for each in tmp_path.iterdir():
+        each.unlink()
+    assert read_identity(tmp_path) is None
 
 
 def test_a_device_that_enrolled_before_there_were_copies_reads_its_file(tmp_path: Path) -> None:
