@@ -84,6 +84,8 @@ class Watching:
             record = msgspec.structs.replace(before, crashes=before.crashes + 1)
             refuse = record.crashes >= transitions.MAX_CRASHES
             self._journal.fail(model, record, EventKind.UPDATE_FAILED, reason, refuse=refuse)
+            if refuse:
+                self._back.collect()
 
     def watch(self, now: float) -> None:
         """One look at all.

@@ -57,6 +57,7 @@ def test_a_candidate_that_cannot_be_let_serve_is_closed_and_tried_once_more_and_
     assert (record.active, record.last_known_good) == (first.digest, first.digest)
     device.apply(desired)
     assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
+    assert device.packages() == {first.digest}, "an update that has ended leaves nothing"
     assert device.apply(desired), "refused"
     assert new_device().version == "1"
 
