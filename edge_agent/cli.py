@@ -50,7 +50,8 @@ def main() -> None:
       curl localhost:8500/v2/models/digits
       curl localhost:8500/v2/models/digits/infer -d '{"inputs": [...]}'
 
-    Exit codes: 2 settings, 3 package, 4 trust, 5 network, 6 this machine (port, disk, permission).
+    Exit codes: 2 settings, 3 package, 4 trust, 5 network, 6 this machine (port, disk, permission), 7 refused (by the
+    server, which would say the same again).
     """  # noqa: D301 - click wants the \b itself
 
 

@@ -25,6 +25,13 @@ from edge_agent.identity import COPY_FILE, IDENTITY_FILE, is_enrolled, keep_iden
 _TIMEOUT_S = 30.0
 _MAX_REPLY_BYTES = 1 << 20
 _NOT_KNOWN_THERE = frozenset({404, 405})
+_ASK_LATER = frozenset({408, 429})
+
+
+class EnrolmentRefused(ServerRefused):
+    """The server is there and says no: the same claim and name would be refused again."""
+
+    exit_code = 7  # as `shoal` ends where the server refuses
 
 
 class _Refusal(msgspec.Struct):
@@ -44,7 +51,8 @@ def enrol(
         ConfigurationError: The device has an identity already, or a name or URL is wrong.
         TrustError: The server's trust anchor is not the one that came with the device.
         StorageFull, StorageNotWritable: The identity cannot be kept.
-        NetworkError: The server cannot be reached, or refuses the claim.
+        EnrolmentRefused: The server refuses the claim or the name.
+        NetworkError: The server cannot be reached, or fails.
     """
     if is_enrolled(state):
         raise ConfigurationError(
@@ -150,6 +158,8 @@ def _send(url: str, body: bytes | None = None) -> bytes:
             return bytes(reply.read(_MAX_REPLY_BYTES))
     except urllib.error.HTTPError as error:
         with error:
-            raise ServerRefused(url, status=error.code, detail=_said(error.read(2000))) from error
+            is_final = 400 <= error.code < 500 and error.code not in _ASK_LATER
+            kind = EnrolmentRefused if is_final else ServerRefused
+            raise kind(url, status=error.code, detail=_said(error.read(2000))) from error
     except (OSError, http.client.HTTPException) as error:  # the latter: what answers there speaks no HTTP
         raise NetworkError(f"{url}: {getattr(error, 'reason', error)}; is the server running and reachable?") from error

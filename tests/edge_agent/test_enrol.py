@@ -10,7 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from edge_agent.cli import main
 from edge_agent.config import prepare_state
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment, EnrolmentRequest, EnrolmentRoots
 from edge_agent.contract.errors import ConfigurationError, DeviceError, NetworkError, ServerRefused, TrustError
@@ -172,6 +174,16 @@ def test_the_servers_own_words_reach_the_person(server: Server, state: Path) -> 
     with pytest.raises(ServerRefused, match=r"403: .*the claim has expired"):
         enrol(state, server.url, REQUEST, image_root=None, director_root=None)
     assert read_identity(state) is None
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(403, 7), (409, 7), (429, 5), (503, 5)])
+def test_a_refusal_that_is_final_is_told_from_a_server_that_may_come_back(
+    server: Server, state: Path, status: int, exit_code: int
+) -> None:
+    server.status, server.body = status, b'{"error": "the claim token has been used already"}'
+    command = ["enrol", "--state", str(state), "--server", server.url, "--claim", "token", "--device", "press-7"]
+    done = CliRunner().invoke(main, command)
+    assert (done.exit_code, "has been used already" in done.output) == (exit_code, True)
 
 
 @pytest.mark.parametrize(
