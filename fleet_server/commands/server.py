@@ -63,7 +63,8 @@ def server_command(context: click.Context, /, config_path: Path | None, log_leve
 def init_command(data: Path | None, keys: Path) -> None:
     """Make the data folder and copy into it what the server needs of the keys: the director's, and the two roots.
 
-    The keys that sign packages stay where they are: a stolen server cannot make a model that devices install.
+    The keys that sign packages stay where they are: a stolen server cannot make a model that devices install. A server
+    that runs goes on with the keys it began with, until it is started again.
     """
     from fleet_server.data_folder import DataFolder
 
@@ -71,7 +72,20 @@ def init_command(data: Path | None, keys: Path) -> None:
         raise ConfigurationError("no data folder: give --data DIR, or set SHOAL_DATA")
     folder = DataFolder(data)
     folder.prepare()
-    folder.take_keys(keys)
+    try:
+        unlock = folder.lock()  # no server begins with one half of the keys
+    except ConfigurationError:
+        folder.take_keys(keys)
+        click.echo(
+            f"{data} has the keys, and the server that runs in it goes on with those it began with. "
+            f"Next: end it (SIGTERM or Ctrl-C) and start it again, shoal server --data {data}; "
+            "from then on devices follow the new ones"
+        )
+        return
+    try:
+        folder.take_keys(keys)
+    finally:
+        unlock()
     click.echo(f"{data} is ready. Next: shoal server --data {data}")
 
 

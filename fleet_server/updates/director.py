@@ -100,11 +100,14 @@ class Director:
         self._keyid = signer.public_key.keyid
         self._lock = threading.RLock()
         self.root = root.decode()
-        version = root_version(root, "director")
+        self._root_version = version = root_version(root, "director")
         roles = Metadata[Root].from_bytes(root).signed.roles
         for role in (Targets.type, Snapshot.type, Timestamp.type):
             if self._keyid not in roles[role].keyids:
-                raise ConfigurationError(f"director root metadata: its {role} role does not name the director's key")
+                raise ConfigurationError(
+                    f"director root metadata: its {role} role does not name the director's key; where "
+                    "`shoal server init` was broken off, run it once more"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         self._store = DirectorStore(folder / "director.db")
         self._damaged = import_folders(folder / "director", self._store)
@@ -218,17 +221,36 @@ class Director:
         return self._store.devices()
 
     def metadata(self, device: str, name: str) -> bytes | None:
-        """A metadata file of a device by its name in a URL; None where there is none."""
+        """A metadata file of a device by its name in a URL; None where there is none.
+
+        No root above ours is offered, though ``shoal server init`` may have left one for the next start: devices that
+        followed it would refuse all that our key signs.
+
+        Raises:
+            ManifestError: ``device`` is no name.
+            ConfigurationError, StorageFull, StorageNotWritable: What an earlier key signed cannot be signed anew.
+        """
         if _ROOT.fullmatch(name):
+            if int(name.partition(".")[0]) > self._root_version:
+                return None
             try:
                 return (self._roots / name).read_bytes()
             except FileNotFoundError:
                 return None
         check_name(device, "device")
         if name == "timestamp.json":
-            return self._store.timestamp(device)
+            return self._timestamp(device)
         match = _VERSIONED.fullmatch(name)
         return self._store.document(device, int(match[1]), match[2]) if match is not None else None
+
+    def _timestamp(self, device: str) -> bytes | None:
+        found = self._store.timestamp(device)
+        if found is None or found[1] == self._keyid:
+            return found[0] if found is not None else None
+        with self._lock:  # the root that we offer does not name that key, and `refresh` has yet to come to this device
+            row = self._sign(device, *self._newest(device))
+            self._store.put([row])
+        return row.timestamp
 
     def _assign(self, orders: Sequence[Order], failures: dict[str, ShoalError]) -> None:
         wanted: dict[str, tuple[int, Mapping[str, _Target]]] = {}

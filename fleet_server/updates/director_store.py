@@ -97,14 +97,14 @@ class DirectorStore:
         )
         return (found[0], found[1]) if found is not None else None
 
-    def timestamp(self, device: str) -> bytes | None:
-        """The newest timestamp document of a device."""
+    def timestamp(self, device: str) -> tuple[bytes, str] | None:
+        """The newest timestamp document of a device, and the key that signed it."""
         found = self._one(
-            "SELECT s.timestamp FROM devices d JOIN signed s ON s.device = d.device AND s.version = d.version "
+            "SELECT s.timestamp, d.keyid FROM devices d JOIN signed s ON s.device = d.device AND s.version = d.version "
             "WHERE d.device = ?",
             (device,),
         )
-        return found[0] if found is not None else None
+        return (found[0], found[1]) if found is not None else None
 
     def document(self, device: str, version: int, role: str) -> bytes | None:
         """The ``snapshot`` or ``targets`` document of a version that is still kept."""

@@ -69,6 +69,23 @@ def test_a_data_folder_that_was_open_to_others_stays_so_and_is_told_of(tmp_path:
     assert "chmod" not in shoal("server", "init", "--data", data, "--keys", keys).stderr
 
 
+def test_keys_that_are_given_to_a_running_server_wait_for_its_next_start_and_init_says_so(
+    running: Running, keys: Path
+) -> None:
+    said = shoal("server", "init", "--data", running.data, "--keys", keys)
+    assert said.returncode == 0, said.stderr
+    assert "goes on with those it began with" in said.stdout
+    assert f"start it again, shoal server --data {running.data}" in said.stdout
+
+
+def test_a_folder_with_one_half_of_new_keys_says_how_to_get_the_other(data: Path, keys: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert shoal("keys", "init", other, "--model", "digits").returncode == 0
+    shutil.copy(other / "server/director.pem", data / "keys/director.pem")
+    said = fails("--data", data, "--port", "0", "--broker-port", "0", code=2)
+    assert "`shoal server init` was broken off, run it once more" in said
+
+
 def test_health_and_metrics_need_no_token(running: Running) -> None:
     assert httpx.get(f"{running.url}/healthz").json() == {"status": "ok", "database": True, "broker": True}
     metrics = httpx.get(f"{running.url}/metrics")

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
+from tuf.api.metadata import Metadata, Timestamp
 
 from edge_agent.runtime.package import Package
 from fleet_server.data_folder import DataFolder
@@ -66,6 +67,36 @@ def test_a_device_that_slept_through_two_directors_finds_every_root_that_it_need
         device = UpdatingDevice(tmp_path / "device", msgspec.structs.replace(enrolment, server=renewed.url))
         device.update(renewed.assign(second))
         assert device.version == "2"
+        device.close()
+
+
+def test_a_running_server_goes_on_with_its_director_key_and_root_until_its_next_start_takes_both(
+    server: UpdateServer, package: Package, tmp_path: Path
+) -> None:
+    server.publisher.publish(package)
+    enrolment = server.enrolment()
+    device = UpdatingDevice(tmp_path / "device", enrolment)
+    device.update(server.assign(package))
+    shoal_keys("rotate", server.keys_folder, "director")
+    DataFolder(tmp_path / "server").take_keys(server.keys_folder)  # as `shoal server init` does while it runs
+    second = make_package(tmp_path / "built/2", version="2", seed=2)
+    server.publisher.publish(second)
+    device.update(server.assign(second))
+    assert device.version == "2"
+    assert server.director.metadata("camera-1", "2.root.json") is None
+    device.close()
+    server.stop()
+    with update_server(tmp_path / "server", models=("digits", "faces")) as renewed:
+        assert renewed.director.metadata("camera-1", "2.root.json") is not None
+        renewed.publisher.publish(third := make_package(tmp_path / "built/3", version="3", seed=3))
+        timestamp = renewed.director.metadata("camera-1", "timestamp.json")
+        assert timestamp is not None
+        keyids = Metadata[Timestamp].from_bytes(timestamp).signatures
+        assert list(keyids) == [renewed.keys.signer(DIRECTOR).public_key.keyid], "before `refresh` has come to it"
+        assert renewed.director.refresh() == 0
+        device = UpdatingDevice(tmp_path / "device", msgspec.structs.replace(enrolment, server=renewed.url))
+        device.update(renewed.assign(third))
+        assert device.version == "3"
         device.close()
 
 
