@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -16,9 +18,11 @@ from edge_agent.contract.errors import storage_error
 from edge_agent.durable import sync_folder
 from fleet_server.updates.errors import UploadRefused
 
+_log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STAGED_S = 24 * 3600.0
 _UNDER_WAY = "."
+_DAMAGED = ".damaged"
 
 
 class BlobStore:
@@ -51,14 +55,19 @@ class BlobStore:
         return next((path for path in (one / sha256 for one in self._all) if path.is_file()), None)
 
     def needed(self, sha256: str) -> Path | None:
-        """The file as :meth:`find` has it, for a publisher who will not send it again: where it is staged, it stays."""
-        path = self.find(sha256)
+        """The file as :meth:`verified` has it, for a publisher who will not send it again: where staged, it stays."""
+        path = self.verified(sha256)
         if path is not None and path.parent == self._staged:
             try:
                 os.utime(path)
             except FileNotFoundError:  # forgotten, or released, at this very moment
                 return self.find(sha256)
         return path
+
+    def verified(self, sha256: str) -> Path | None:
+        """The file as :meth:`find` has it, read whole: one that is not what it is called is none, and is taken away."""
+        path = self.find(sha256)
+        return None if path is None or self.forget_damaged(sha256) else path
 
     @contextlib.contextmanager
     def receive(self, sha256: str) -> Iterator[Receiver]:
@@ -106,6 +115,7 @@ class BlobStore:
             for sha256, path in self._found(digests).items():
                 if path.parent != self._blobs:
                     path.replace(self._blobs / sha256)
+                    (self._blobs / f"{sha256}{_DAMAGED}").unlink(missing_ok=True)
         sync_folder(self._blobs)
 
     def hold(self, digests: set[str]) -> None:
@@ -134,7 +144,7 @@ class BlobStore:
                     path.unlink()
 
     def forget_damaged(self, sha256: str) -> bool:
-        """Remove a file that is not what it is called, so that it is sent again; not a released one.
+        """Take a file away that is not what it is called, so that it is sent again; a released one is put aside.
 
         It is read for that: whoever signs a wrong size or length must not be able to remove what others wait for.
 
@@ -142,13 +152,21 @@ class BlobStore:
             Whether it was.
         """
         path = self.find(sha256)
-        if path is None or path.parent == self._blobs:
+        if path is None or _is_whole(path, sha256):
             return False
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # it may go, or be released, meanwhile
-            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                return False
         with self._lock:
-            path.unlink(missing_ok=True)
+            if path.parent == self._blobs:
+                aside = path.with_name(sha256 + _DAMAGED)
+                with contextlib.suppress(FileNotFoundError):  # somebody else has just noticed it
+                    path.replace(aside)
+                    _log.error(
+                        "released file %s is damaged on this disk; it is put aside as %s and no device gets it. "
+                        "Publish its package again (`shoal trainer publish PACKAGE`), or restore it from a backup; "
+                        "check the disk",
+                        sha256[:12], aside,
+                    )  # fmt: skip
+            else:
+                path.unlink(missing_ok=True)
         return True
 
     def forget_abandoned(self, *, but: str = "") -> None:
@@ -174,6 +192,18 @@ class BlobStore:
             if total > self._staged_limit_bytes and path.name != but:
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except FileNotFoundError:  # it has just been taken away, or released: it is found elsewhere, or asked for again
+        return True
+    except OSError as error:
+        if error.errno != errno.EIO:  # a sector that cannot be read is damage; too many open files is none
+            raise
+        return False
 
 
 class Receiver:

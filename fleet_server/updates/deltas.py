@@ -40,6 +40,10 @@ class _NotWorthIt(Exception):
     """The delta grows beyond what is saved by it."""
 
 
+class _Damaged(Exception):
+    """A file is not what it is called."""
+
+
 class _Stopped(Exception):
     """The server stops."""
 
@@ -133,6 +137,10 @@ class Deltas:
     def _released(self, sha256: str) -> Path | None:
         return self._blobs.released(sha256) if _DIGEST.fullmatch(sha256) else None
 
+    def _whole(self, sha256: str, limit_bytes: int) -> Path | None:
+        blob = self._released(sha256)
+        return None if blob is None or blob.stat().st_size > limit_bytes else self._blobs.verified(sha256)
+
     def _kept(self, base: str, sha256: str) -> Path | None:
         """The delta's file; an empty one says that it is not worth it."""
         if not (_DIGEST.fullmatch(base) and _DIGEST.fullmatch(sha256)):
@@ -171,6 +179,9 @@ class Deltas:
 
     def _write(self, beside: Path, name: str, old: Path, new: Path, layouts: tuple[StoredFile, StoredFile]) -> None:
         """Write the delta, or nothing where it is not worth it."""
+        for sha256 in name.split("-"):  # of other bytes comes a delta that no device can use
+            if self._blobs.verified(sha256) is None:
+                raise _Damaged(f"file {sha256[:12]} is damaged on this disk")
         most = int(_WORTH * new.stat().st_size)
         with old.open("rb") as base, new.open("rb") as target, beside.open("wb") as out:
             try:
@@ -227,8 +238,7 @@ class Deltas:
         """Note down the files of packages that were not looked at yet."""
         for target in self._targets().values():
             digest = target.hashes.get("sha256", "")
-            blob = self._released(digest)
-            if digest in self._read or blob is None or blob.stat().st_size > _MANIFEST_LIMIT_BYTES:
+            if digest in self._read or (blob := self._whole(digest, _MANIFEST_LIMIT_BYTES)) is None:
                 continue
             self._read.add(digest)
             with contextlib.suppress(ManifestError):  # what was released was checked: this is a newer format
@@ -239,8 +249,8 @@ class Deltas:
                     self._places.setdefault(entry.sha256, set()).add(place)
 
     def _layout(self, place: _Place) -> StoredFile:
-        blob = self._released(place.layout)
-        if blob is None or blob.stat().st_size > _LAYOUT_LIMIT_BYTES:
+        blob = self._whole(place.layout, _LAYOUT_LIMIT_BYTES)
+        if blob is None:
             return StoredFile()
         try:
             return decode_stored_tensors(blob.read_bytes()).files.get(place.path, StoredFile())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from edge_agent.contract.repository import parse_target
 from edge_agent.durable import write_durably
 from fleet_server.updates.blobs import BlobStore
 from fleet_server.updates.errors import UploadRefused
+from fleet_server.updates.image_roles import all_targets
 from fleet_server.updates.image_verification import (
     TIMESTAMP_FILE,
     VerifiedUpload,
@@ -28,6 +30,7 @@ from fleet_server.updates.image_verification import (
     verify_upload,
 )
 
+_log = logging.getLogger(__name__)
 OnRelease = Callable[[Manifest, str, dict[str, Any]], None]
 
 _METADATA_NAME = re.compile(r"[0-9]{1,9}\.[a-z0-9_-]{1,80}\.json|timestamp\.json")
@@ -60,6 +63,7 @@ class ImageRepository:
         self._anchor, self._on_release, self._utc_now = root, on_release, utc_now
         self._lock = threading.RLock()
         self._roles: tuple[bytes | None, dict[str, Targets]] = (None, {})
+        self._named: dict[str, frozenset[str]] = {}  # files by the manifest that names them; both by digest
         version = root_version(root, "image")
         if self.metadata(f"{version}.root.json") is None:
             self._metadata.mkdir(parents=True, exist_ok=True)
@@ -140,6 +144,29 @@ class ImageRepository:
         manifest = self._manifest(path, target.hashes["sha256"], target.length)
         return manifest, self._evaluation(manifest), needed
 
+    def put_back(self, sha256: str) -> None:
+        """Let devices have a file that was sent again, where a package that is visible lacked it."""
+        with self._lock:
+            shown = all_targets(roles) if (roles := self.roles()) else {}
+            if self.blobs.released(sha256) is None and any(
+                sha256 == digest or sha256 in self._files_of(digest)
+                for digest in (target.hashes["sha256"] for target in shown.values())
+            ):
+                self.blobs.release({sha256})
+                _log.warning("released file %s was missing on this disk; it was sent again", sha256[:12])
+
+    def _files_of(self, digest: str) -> frozenset[str]:
+        if digest not in self._named:
+            path = self.blobs.verified(digest)
+            if path is None:
+                return frozenset()  # its manifest is sent again before its files are
+            try:
+                entries = decode_manifest(path.read_bytes()).files.values()
+            except ManifestError:  # what was released was checked: this is a newer format
+                return frozenset()
+            self._named[digest] = frozenset(entry.sha256 for entry in entries)
+        return self._named[digest]
+
     def announce(self) -> None:
         """Tell of packages that became visible and were not told of; call it at the start of the server."""
         with self._lock:
@@ -219,8 +246,8 @@ class ImageRepository:
             raise UploadRefused(f"{what}: file {sha256[:12]} has {size_bytes} bytes, more than {_MANIFEST_LIMIT_BYTES}")
         data = path.read_bytes()
         if digest_of(data) != sha256:
-            then = _AGAIN if self.blobs.forget_damaged(sha256) else "restore it from a backup"
-            raise UploadRefused(f"{what}: file {sha256[:12]} is damaged on the server's disk; {then}")
+            self.blobs.forget_damaged(sha256)
+            raise UploadRefused(f"{what}: file {sha256[:12]} is damaged on the server's disk; {_AGAIN}")
         return data
 
     def _show(self, upload: VerifiedUpload, fresh: Mapping[str, TargetFile]) -> None:

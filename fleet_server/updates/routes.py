@@ -99,7 +99,9 @@ def _deltas(router: APIRouter, deltas: Deltas, require_device: Callable[..., str
 def _for_publishers(router: APIRouter, images: ImageRepository, require_publisher: Callable[..., Any]) -> None:
     guard = [Depends(require_publisher)]
 
-    @router.head("/api/v1/repository/blobs/{sha256}", summary="Whether a file is here already", dependencies=guard)
+    @router.head(
+        "/api/v1/repository/blobs/{sha256}", summary="Whether a file is here already, and whole", dependencies=guard
+    )
     def has_blob(sha256: str) -> Response:
         return _file(images.blobs.needed(sha256), sha256)
 
@@ -116,6 +118,7 @@ def _for_publishers(router: APIRouter, images: ImageRepository, require_publishe
                 await run_in_threadpool(receiver.write, chunk)
             # Syncing gigabytes takes seconds, in which nobody else would be answered; what follows finds them synced.
             await run_in_threadpool(receiver.finish)
+        await run_in_threadpool(images.put_back, sha256)
         return Response(status_code=status.HTTP_201_CREATED)
 
     @router.post(

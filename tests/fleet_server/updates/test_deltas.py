@@ -137,6 +137,31 @@ def test_many_devices_that_ask_at_once_wait_for_one_making(released: UpdateServe
     assert len({answer.content for answer in answers}) == 1
 
 
+@pytest.mark.parametrize("which", ["base", "target"])
+def test_of_a_damaged_file_no_delta_is_made_and_it_is_served_to_nobody(
+    tmp_path: Path, which: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with update_server(tmp_path / "server") as server:
+        packages = publish(server, tmp_path, OLD, NEW)
+        server.deltas.close()
+        server.deltas = Deltas(
+            tmp_path / "deltas", server.images.blobs, lambda: shown_targets(server.images.metadata)
+        )  # fmt: skip
+        damaged = sha256(OLD if which == "base" else NEW)
+        with (tmp_path / "server/repository/blobs" / damaged).open("r+b") as file:
+            file.seek(100_000)
+            file.write(b"8 bytes!")
+        assert made(server.deltas, OLD, NEW) is None
+        assert list((tmp_path / "deltas").rglob("*-*")) == []
+        assert f"released file {damaged[:12]} is damaged on this disk" in caplog.text
+        assert httpx.get(f"{server.url}/updates/targets/{damaged}", headers=DEVICE).status_code == 404
+        server.publisher.publish(packages[which == "target"])
+        delta = made(server.deltas, OLD, NEW)
+        assert delta is not None
+        assert applied(delta.read_bytes(), OLD, NEW) == NEW
+        server.deltas.close()
+
+
 @pytest.fixture
 def small(released: UpdateServer, tmp_path: Path) -> Iterator[Deltas]:
     """A store that has room for about one delta."""

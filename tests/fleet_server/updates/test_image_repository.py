@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -162,12 +163,40 @@ def test_after_an_upload_that_was_refused_only_what_is_damaged_is_sent_again(
     staged = tmp_path / "server/repository/staged"
     evaluation, model = (package.manifest.files[name].sha256 for name in ("evaluation.json", "model.onnx"))
     (staged / evaluation).write_bytes(b"x" * package.manifest.files["evaluation.json"].size_bytes)
-    assert publish() == set()
     (staged / model).write_bytes(b"half")
-    assert publish() == {evaluation}
-    assert server.releases == []
-    assert publish() == {model}
+    assert publish() == {evaluation, model}
     assert [release.digest for release in server.releases] == [package.digest]
+
+
+@pytest.mark.parametrize("lost", [*itertools.product(["model.onnx", "manifest.json"], ["overwritten", "removed"])])
+def test_a_released_file_that_the_disk_lost_is_told_of_and_put_back_by_publishing_again(
+    server: UpdateServer, package: Package, lost: tuple[str, str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    name, damage = lost
+    server.publisher.publish(package)
+    sha256 = package.digest if name == MANIFEST_FILE else package.manifest.files[name].sha256
+    blob = tmp_path / "server/repository/blobs" / sha256
+    whole = blob.read_bytes()
+    if damage == "removed":
+        blob.unlink()
+    else:
+        blob.write_bytes(b"8 bytes!" + whole[8:])
+    server.publisher.publish(package)
+    assert blob.read_bytes() == whole
+    assert not list(blob.parent.glob("*.damaged"))
+    told = f"released file {sha256[:12]} is damaged on this disk" in caplog.text
+    assert told is (damage == "overwritten")
+    assert ("shoal trainer publish PACKAGE" in caplog.text) is told
+    assert [release.digest for release in server.releases] == [package.digest], "told of once"
+
+
+def test_a_file_that_no_visible_package_names_is_not_had_by_devices_because_it_is_sent(
+    server: UpdateServer, client: httpx.Client, package: Package
+) -> None:
+    server.publisher.publish(package)
+    other = digest_of(b"other")
+    client.put(f"/api/v1/repository/blobs/{other}", content=b"other").raise_for_status()
+    assert server.images.blobs.released(other) is None
 
 
 def test_who_signs_a_wrong_size_does_not_remove_what_others_have_sent(
