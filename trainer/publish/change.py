@@ -7,7 +7,7 @@ a crash leaves either a change that the next command finishes, or keys of a chan
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner, Key, Signature
@@ -31,6 +31,21 @@ from trainer.publish.pending import (
 )
 from trainer.publish.public_key import SUFFIX, write_public
 
+# Told before a change is written over one that waits: what waited, and the signatures that are lost with it.
+Joins = Callable[[Sequence[str], Sequence[str]], None]
+
+
+def refuse_loss(waited: Sequence[str], lost: Sequence[str]) -> None:
+    """Lose no signature that was given.
+
+    Raises:
+        SigningKeyError: One would be.
+    """
+    if lost:
+        raise SigningKeyError(
+            f"{', '.join(lost)}: would be lost, as {'; '.join(waited)} waits already; sign that first"
+        )
+
 
 class KeyChange:
     """The change that is being made in a key folder: what waits already, and what is added to it.
@@ -39,6 +54,7 @@ class KeyChange:
         keys, store: The key folder.
         lifetimes, now: Of what is signed.
         may_wait: Whether it may be written down without the one key that it needs.
+        joins: Told, or asked, before it is made one with a change that waits.
     """
 
     def __init__(
@@ -49,10 +65,12 @@ class KeyChange:
         now: Callable[[], dt.datetime],
         *,
         may_wait: bool = False,
+        joins: Joins = refuse_loss,
     ) -> None:
-        self._may_wait = may_wait
+        self._may_wait, self._joins = may_wait, joins
         self._keys, self._store, self._lifetimes, self._now = keys, store, lifetimes, now
         self.pending = read_pending(keys.folder) or PendingChange(begun=now().isoformat())
+        self.waited, self.lost = list(self.pending.what), list[str]()
         self._drafts: dict[str, Signed] = {}
         self._files: dict[str, str] = {}  # of each draft, which file of the pending change it replaces
         self.new_keys: dict[str, CryptoSigner] = {}
@@ -114,6 +132,7 @@ class KeyChange:
         Raises:
             SigningKeyError: Nobody's key is at hand, where one alone would do.
         """
+        given = self._given()
         self.pending.what.append(what)
         for name, draft in self._drafts.items():
             self.pending.files.pop(self._files.get(name, ""), None)
@@ -121,10 +140,22 @@ class KeyChange:
         failures: list[SigningKeyError] = []
         for file in self.pending.files:
             self._sign_file(file, failures)
+        self.lost = sorted(given - self._given())
         return requirements(self.pending, self._store)
 
+    def _given(self) -> set[str]:
+        """The signatures that count so far."""
+        found = requirements(self.pending, self._store) if self.pending.files else []
+        return {f"the signature of {name} on {one.file}" for one in found for name in one.signed}
+
     def save(self) -> None:
-        """Write the change down, its new private keys first."""
+        """Write the change down, its new private keys first.
+
+        Raises:
+            SigningKeyError: Signatures would be lost, and nobody was asked.
+        """
+        if self.waited:
+            self._joins(self.waited, self.lost)
         for name, signer in self.new_keys.items():
             path = self._keys.path(f"{PENDING_KEYS}/{name}")
             path.unlink(missing_ok=True)  # of an earlier form of this change, never in force

@@ -24,6 +24,9 @@ from trainer.publish.options import (
     KIND,
     MAY_WAIT,
     PASSPHRASE_FILE,
+    YES,
+    asking,
+    joined,
     key_files,
     opened,
     warn_of_key,
@@ -55,6 +58,7 @@ from trainer.publish.status_cli import needs_lines, pending_lines, publish, stat
 @KIND
 @DRY_RUN
 @MAY_WAIT
+@YES
 @ASK
 @PASSPHRASE_FILE
 @plainly
@@ -77,6 +81,7 @@ def rotate(folder: Path, role: str, *, key: str | None, **more: Any) -> None:
 @KIND
 @DRY_RUN
 @MAY_WAIT
+@YES
 @ASK
 @PASSPHRASE_FILE
 @plainly
@@ -108,7 +113,7 @@ def _replace(
     with keys.alone():
         signing = ImageSigning(keys)
         signing.settle()
-        change = signing.change(may_wait=bool(more["may_wait"]))
+        change = signing.change(may_wait=bool(more["may_wait"]), joins=asking(more))
         public = more.get("public")
         replaced = replace_keys(
             change,
@@ -122,6 +127,8 @@ def _replace(
         for line in [*guidance.plan(replaced, change.pending, needed, folder), *versions]:
             click.echo(line)
         in_force = not any(one.missing for one in needed)
+        if more["dry_run"] and change.waited:
+            joined(change.waited, change.lost)
         if not more["dry_run"]:
             change.save()
             in_force = signing.settle() is not None

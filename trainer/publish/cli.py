@@ -19,6 +19,8 @@ from trainer.publish.options import (
     KIND,
     MAY_WAIT,
     PASSPHRASE_FILE,
+    YES,
+    asking,
     key_files,
     opened,
     warn_of_key,
@@ -150,6 +152,7 @@ def encrypt(files: tuple[Path, ...], *, passphrase_file: Path | None) -> None:
 @click.option("--threshold", type=click.IntRange(1), help="Signatures of a release: 1; with approvers 2.")
 @KIND
 @MAY_WAIT
+@YES
 @ASK
 @PASSPHRASE_FILE
 @plainly
@@ -163,7 +166,14 @@ def add_model(folder: Path, model: str, *, kind: str, may_wait: bool, **more: An
     keys = opened(folder, more)
     with keys.alone():
         signing = ImageSigning(keys)
-        done = signing.add_model(model, kind=kind, approvers=people, threshold=more["threshold"], may_wait=may_wait)
+        done = signing.add_model(
+            model,
+            kind=kind,
+            approvers=people,
+            threshold=more["threshold"],
+            may_wait=may_wait,
+            joins=asking(more),
+        )
     click.echo(f"packages of {model} are signed with {folder / 'publisher' / (model + '.pem')}")
     for person in people:
         if (folder / "approvers" / person / "approver.pem").exists():
@@ -176,6 +186,7 @@ def add_model(folder: Path, model: str, *, kind: str, may_wait: bool, **more: An
 @keys_commands.command()
 @FOLDER
 @MAY_WAIT
+@YES
 @ASK
 @PASSPHRASE_FILE
 @plainly
@@ -183,7 +194,7 @@ def renew(folder: Path, *, may_wait: bool, **more: Any) -> None:
     """Sign roots and targets anew before they expire. Needs DIR/offline."""
     keys = opened(folder, more)
     with keys.alone():
-        done = ImageSigning(keys).renew(may_wait=may_wait)
+        done = ImageSigning(keys).renew(may_wait=may_wait, joins=asking(more))
     if not done:
         click.echo(f"signatures are missing: shoal keys status {folder}")
         return

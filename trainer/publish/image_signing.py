@@ -10,7 +10,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Signed, TargetFile, Tar
 
 from edge_agent.contract.manifest import MANIFEST_FILE
 from trainer.publish import change as changes
-from trainer.publish.change import KeyChange
+from trainer.publish.change import Joins, KeyChange, refuse_loss
 from trainer.publish.errors import PublishRefused, SigningKeyError
 from trainer.publish.first_keys import make_keys
 from trainer.publish.hash_bins import model_of, role_names, targets_of, version_of
@@ -78,6 +78,7 @@ class ImageSigning:
         approvers: Mapping[str, Key | None] | None = None,
         threshold: int | None = None,
         may_wait: bool = False,
+        joins: Joins = refuse_loss,
     ) -> bool:
         """Let a key of its own sign the packages of a model. Needs the keys of the targets role.
 
@@ -86,6 +87,7 @@ class ImageSigning:
                 key of each who made one, else one is made here.
             threshold: So many signatures a release needs: 1, with approvers 2.
             may_wait: Write the change down even where no key of the targets role is here.
+            joins: Told, or asked, before it is made one with a change that waits.
         Returns:
             Whether it is in force; False where signatures of it are still missing.
         Raises:
@@ -96,7 +98,7 @@ class ImageSigning:
         if not 1 <= wanted <= 1 + len(people):
             raise SigningKeyError(f"{model}: {wanted} signatures of {1 + len(people)} keys cannot be had")
         self.settle()
-        change = self.change(may_wait=may_wait)
+        change = self.change(may_wait=may_wait, joins=joins)
         targets = change.role(Targets.type)
         delegations = targets.delegations or Delegations(keys={}, roles={})
         known = delegations.roles if delegations.roles is not None else {}
@@ -160,14 +162,14 @@ class ImageSigning:
             return True
         return renewed or settled
 
-    def renew(self, *, may_wait: bool = False) -> bool:
+    def renew(self, *, may_wait: bool = False, joins: Joins = refuse_loss) -> bool:
         """Sign roots and targets anew for a whole lifetime. Needs the offline keys.
 
         Returns:
             Whether that is in force; False where signatures are still missing.
         """
         self.settle()
-        change = self.change(may_wait=may_wait)
+        change = self.change(may_wait=may_wait, joins=joins)
         change.root(DIRECTOR_REPOSITORY)
         change.root(IMAGE)
         change.role(Targets.type)
@@ -175,9 +177,9 @@ class ImageSigning:
         change.save()
         return self.settle() is not None
 
-    def change(self, *, may_wait: bool = False) -> KeyChange:
+    def change(self, *, may_wait: bool = False, joins: Joins = refuse_loss) -> KeyChange:
         """A change of keys, begun or gone on with: draft it, ``sign`` and ``save`` it, then :meth:`settle`."""
-        return KeyChange(self._keys, self.store, self._lifetimes, self._now, may_wait=may_wait)
+        return KeyChange(self._keys, self.store, self._lifetimes, self._now, may_wait=may_wait, joins=joins)
 
     def settle(self) -> PendingChange | None:
         """Put in force the change that waits, if it has all its signatures; finish what a crash left half done.

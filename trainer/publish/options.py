@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edge_agent.contract.printable import printable
 from trainer.publish.errors import SigningKeyError
 from trainer.publish.keys import KeyFolder, is_encrypted
 from trainer.publish.passphrases import chosen
@@ -22,6 +23,26 @@ PASSPHRASE_FILE = click.option(
 )
 MAY_WAIT = click.option("--pending", "may_wait", is_flag=True, help="Write it down for others to sign; no key is here.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would change, for whom; change nothing.")
+
+YES = click.option("--yes", is_flag=True, help="Do not ask before signatures that were given are lost.")
+
+
+def joined(waited: Sequence[str], lost: Sequence[str]) -> None:
+    """Say that a change is made one with those that wait, and what is lost by it."""
+    click.echo(f"joined    one change now, signed as one, with what waits already: {printable('; '.join(waited))}")
+    for one in lost:
+        click.echo(f"lost      {one}: what it was given for is changed; it is needed anew")
+
+
+def asking(more: Mapping[str, Any]) -> Callable[[Sequence[str], Sequence[str]], None]:
+    """Says it, and asks before a signature is lost, unless ``--yes`` was given."""
+
+    def joins(waited: Sequence[str], lost: Sequence[str]) -> None:
+        joined(waited, lost)
+        if lost and not more["yes"]:  # where nobody is there to answer, all stays as it was
+            click.confirm("Lose these signatures? (--yes does so without asking)", abort=True)
+
+    return joins
 
 
 def opened(folder: Path, more: Mapping[str, Any]) -> KeyFolder:

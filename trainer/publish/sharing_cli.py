@@ -12,7 +12,19 @@ from trainer.plain_errors import plainly
 from trainer.publish.change import KeyChange
 from trainer.publish.differences import differences
 from trainer.publish.image_signing import ImageSigning
-from trainer.publish.options import ASK, DRY_RUN, FOLDER, KIND, MAY_WAIT, PASSPHRASE_FILE, opened, warn_of_unencrypted
+from trainer.publish.options import (
+    ASK,
+    DRY_RUN,
+    FOLDER,
+    KIND,
+    MAY_WAIT,
+    PASSPHRASE_FILE,
+    YES,
+    asking,
+    joined,
+    opened,
+    warn_of_unencrypted,
+)
 from trainer.publish.public_key import read_public
 from trainer.publish.sharing import set_approvers, share
 
@@ -24,6 +36,7 @@ from trainer.publish.sharing import set_approvers, share
 @KIND
 @DRY_RUN
 @MAY_WAIT
+@YES
 @ASK
 @PASSPHRASE_FILE
 @plainly
@@ -53,6 +66,7 @@ def share_command(folder: Path, persons: tuple[str, ...], threshold: int, *, kin
 @KIND
 @DRY_RUN
 @MAY_WAIT
+@YES
 @ASK
 @PASSPHRASE_FILE
 @plainly
@@ -81,7 +95,7 @@ def _change(folder: Path, what: str, draft: Callable[[KeyChange], None], more: d
     with keys.alone():
         signing = ImageSigning(keys)
         signing.settle()
-        change = signing.change(may_wait=bool(more["may_wait"]))
+        change = signing.change(may_wait=bool(more["may_wait"]), joins=asking(more))
         draft(change)
         needed = change.sign(what)
         for line in differences(change.pending, signing.store):
@@ -89,6 +103,8 @@ def _change(folder: Path, what: str, draft: Callable[[KeyChange], None], more: d
         for one in needed:
             click.echo(f"needs     {one.text()}")
         if more["dry_run"]:
+            if change.waited:
+                joined(change.waited, change.lost)
             click.echo("dry run: nothing was changed")
             return
         change.save()
