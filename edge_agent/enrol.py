@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -20,8 +21,9 @@ from edge_agent.contract.errors import (
     storage_error,
 )
 from edge_agent.contract.names import is_name
-from edge_agent.identity import COPY_FILE, IDENTITY_FILE, is_enrolled, keep_identity
+from edge_agent.identity import COPY_FILE, IDENTITY_FILE, identity_to_serve_with, keep_identity
 
+_log = logging.getLogger(__name__)
 _TIMEOUT_S = 30.0
 _MAX_REPLY_BYTES = 1 << 20
 _NOT_KNOWN_THERE = frozenset({404, 405})
@@ -54,7 +56,8 @@ def enrol(
         EnrolmentRefused: The server refuses the claim or the name.
         NetworkError: The server cannot be reached, or fails.
     """
-    if is_enrolled(state):
+    before, damage = identity_to_serve_with(state)
+    if before is not None:
         raise ConfigurationError(
             f"{state / IDENTITY_FILE}: this device has enrolled already; to enrol anew, remove it and {COPY_FILE}"
         )
@@ -75,6 +78,8 @@ def enrol(
         keep_identity(state, enrolment)
     except OSError as error:
         raise storage_error(error, str(identity)) or DeviceError(f"{identity}: {error.strerror}") from error
+    if damage:
+        _log.warning("%s was damaged; the new identity has taken its place", identity)
     return enrolment
 
 

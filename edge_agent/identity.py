@@ -101,15 +101,6 @@ def identity_to_serve_with(state: Path, *, mend: bool = False) -> tuple[Enrolmen
         return None, str(error)
 
 
-def is_enrolled(state: Path) -> bool:
-    """Whether there is an identity that can be used; what is damaged beyond mending is replaced by enrolling again."""
-    try:
-        return read_identity(state) is not None
-    except DamagedIdentity as error:
-        _log.warning("%s: a new identity takes its place", error)
-        return False
-
-
 def _mended(path: Path, data: bytes) -> str:
     """Write the file again, as its owner's; what has become of it, in words."""
     try:

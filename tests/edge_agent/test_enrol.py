@@ -94,6 +94,21 @@ def test_a_device_with_an_identity_does_not_spend_another_claim(server: Server, 
     assert len(server.asked) == 1
 
 
+def test_a_new_identity_is_said_to_take_a_damaged_ones_place_once_it_has(
+    server: Server, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("identity.json", "identity.copy.json"):
+        (state / name).write_bytes(b"{")
+    server.status, server.body = 409, b'{"error": "is enrolled already"}'
+    with pytest.raises(ServerRefused):
+        enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert "place" not in caplog.text
+    server.status, server.body = 200, msgspec.json.encode(ENROLMENT)
+    enrol(state, server.url, REQUEST, image_root=None, director_root=None)
+    assert f"{state}/identity.json was damaged; the new identity has taken its place" in caplog.text
+    assert read_identity(state) == ENROLMENT
+
+
 def test_a_server_with_another_root_than_the_pinned_one_gets_no_claim(
     server: Server, state: Path, tmp_path: Path
 ) -> None:

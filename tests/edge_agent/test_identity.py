@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from edge_agent.cli import main
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment
 from edge_agent.contract.errors import ConfigurationError
-from edge_agent.identity import identity_to_serve_with, is_enrolled, keep_identity, read_identity
+from edge_agent.identity import identity_to_serve_with, keep_identity, read_identity
 
 MINE = Enrolment(
     fleet="f", device="d", secret="s", server="http://h", broker=BrokerAddress(host="h", port=1),
@@ -121,7 +121,7 @@ def test_an_identity_that_another_user_keeps_is_not_taken_for_a_damaged_one(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)  # the tests may run as root, to whom nothing is forbidden
-    for read in (read_identity, identity_to_serve_with, is_enrolled):
+    for read in (read_identity, identity_to_serve_with):
         with pytest.raises(ConfigurationError, match="Permission denied; run this as the user who enrolled it"):
             read(tmp_path)
 
@@ -144,13 +144,3 @@ def test_a_device_that_enrols_anew_is_never_taken_for_what_it_was(tmp_path: Path
     with pytest.raises(OSError, match=r"identity\.copy\.json"):
         keep_identity(tmp_path, other)
     assert read_identity(tmp_path) == other
-
-
-def test_what_is_damaged_beyond_mending_may_be_replaced_by_enrolling_again(tmp_path: Path) -> None:
-    keep_identity(tmp_path, MINE)
-    assert is_enrolled(tmp_path)
-    for name in ("identity.json", "identity.copy.json"):
-        (tmp_path / name).write_bytes(b"{")
-    assert not is_enrolled(tmp_path)
-    keep_identity(tmp_path, MINE)
-    assert read_identity(tmp_path) == MINE
