@@ -84,7 +84,7 @@ class CandidateLoader:
         try:
             packages = {}
             for model, digest in digests.items():
-                with blaming(model), _told_from_rot(self._store.folder_of(digest), digest):
+                with blaming(model), told_from_rot(self._store.folder_of(digest), digest):
                     packages[model] = self._store.open(digest, verify=verify)
             for model, package in sorted(packages.items(), key=lambda item: bool(item[1].manifest.pipeline)):
                 with blaming(model):
@@ -99,7 +99,7 @@ class CandidateLoader:
         return found
 
     def _one(self, package: Package, beside: Beside, *, test: bool) -> LoadedModel:
-        with _told_from_rot(package.folder, package.digest):
+        with told_from_rot(package.folder, package.digest):
             loaded = self._load(package, slots=beside) if package.manifest.pipeline else self._load(package)
             if test:
                 try:
@@ -129,7 +129,7 @@ class CandidateLoader:
 
 
 @contextlib.contextmanager
-def _told_from_rot(folder: Path, digest: str) -> Iterator[None]:
+def told_from_rot(folder: Path, digest: str) -> Iterator[None]:
     """What is wrong with a package within the block is its own fault only where its bytes are those that were signed.
 
     Raises:
@@ -144,4 +144,5 @@ def _told_from_rot(folder: Path, digest: str) -> Iterator[None]:
             is_whole = False
         if is_whole:
             raise
-        raise Spoilt(f"{folder}: the disk has changed what was verified: {error}") from error
+        where = "" if str(folder) in str(error) else f"{folder}: "
+        raise Spoilt(f"the device's disk has changed what was verified: {where}{error}") from error

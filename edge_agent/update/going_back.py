@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -13,7 +14,7 @@ from edge_agent.contract.errors import BudgetExceeded, DeviceError, ModelUnavail
 from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.slots import LoadedModel, ModelState, Slots
 from edge_agent.update import transitions
-from edge_agent.update.candidates import CandidateLoader, Candidates, Loading
+from edge_agent.update.candidates import CandidateLoader, Candidates, Loading, told_from_rot
 from edge_agent.update.journal import Journal
 from edge_agent.update.outcome import MemberFailed
 from edge_agent.update.package_store import PackageStore
@@ -155,13 +156,16 @@ class GoingBack:
             return
         if self._serves(model, record.active):
             return
+        rot = functools.partial(told_from_rot, self._store.folder_of(record.active), record.active)
         try:
-            package, spoilt = self._store.open_to_serve(record.active)
+            with rot():
+                package, spoilt = self._store.open_to_serve(record.active)
             if spoilt is not None:
                 self._journal.tell(EventKind.STORAGE, model, record.active, f"{spoilt}; the model serves without it")
             try:
-                pipeline = bool(package.manifest.pipeline)
-                self.let_serve(self._load(package, slots=self._slots) if pipeline else self._load(package))
+                with rot():
+                    pipeline = bool(package.manifest.pipeline)
+                    self.let_serve(self._load(package, slots=self._slots) if pipeline else self._load(package))
             except (BudgetExceeded, ModelUnavailable) as error:
                 if record.step is UpdateStep.PROBATION:
                     raise
@@ -173,10 +177,19 @@ class GoingBack:
         except Exception as error:  # noqa: BLE001 - see below
             # Most likely the disk: the same package may be fetched again, and is refused then if it is to blame. And
             # whatever else it is, an agent that serves an older model is better than one that does not start.
-            _log.warning("%s: package %s could not start", model, record.active[:12], exc_info=error)
             self._when_it_cannot_start(model, f"could not start: {error}", refuse=False)
+            trace = None if isinstance(error, ShoalError) else error
+            what, instead = record.active[:12], self._instead(model)
+            _log.warning("%s: package %s could not start: %s; %s", model, what, error, instead, exc_info=trace)
         else:
             self._on_probation(model)
+
+    def _instead(self, model: str) -> str:
+        """What has become of a model that could not start, in words."""
+        active = self._journal.get(model).active
+        if active and self._serves(model, active):
+            return f"package {active[:12]}, which served before it, serves in its place"
+        return "nothing serves in its place until it is sent or installed again"
 
     def _start_again(self, model: str, record: SlotRecord) -> None:
         """At an earlier start nothing of this model could serve: that may have been the machine, not its packages."""

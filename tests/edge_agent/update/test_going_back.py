@@ -147,6 +147,39 @@ def test_a_committed_package_that_the_disk_spoilt_is_fetched_again(
     np.testing.assert_array_equal(restarted.infer(), answer)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
+def test_a_file_that_the_disk_has_changed_is_named_as_the_reason_in_the_log_and_to_the_fleet(
+    *,
+    server: UpdateServer,
+    device: UpdatingDevice,
+    new_device: NewDevice,
+    first: Package,
+    second: Package,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device.update(server.assign(second))
+    device.close()
+    path = device.state / "packages" / second.digest / name
+    path.unlink()  # it may be shared with another package
+    path.write_bytes(b"rotten")
+    restarted = new_device()
+    assert restarted.version == "1"
+    [told] = restarted.told(EventKind.ROLLED_BACK)
+    assert told.reason == restarted.reported().reason
+    assert "could not start: the device's disk has changed what was verified" in told.reason
+    assert str(path.parent) in told.reason
+    assert name in told.reason
+    [said] = [record for record in caplog.records if "could not start" in record.message]
+    assert said.exc_info is None
+    assert told.reason in said.message
+    assert said.message.endswith(f"package {first.digest[:12]}, which served before it, serves in its place")
+    restarted.close()
+    (device.state / "packages" / first.digest / "model.onnx").write_bytes(b"rotten")
+    new_device()
+    assert "nothing serves in its place until it is sent or installed again" in caplog.text
+
+
 def test_a_first_model_that_fails_on_probation_goes_on_where_there_is_nothing_else(
     server: UpdateServer, new_device: NewDevice, first: Package
 ) -> None:

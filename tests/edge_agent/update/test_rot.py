@@ -45,7 +45,7 @@ def test_what_was_spoilt_before_it_was_tested_is_fetched_anew_and_refuses_no_rel
     desired, device = server.assign(second), rotting(name, times=1)
     assert not device.apply(desired)
     assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
-    assert "the disk has changed what was verified" in device.reported().reason
+    assert "the device's disk has changed what was verified" in device.reported().reason
     device.update(desired)
     assert (device.version, device.reported().step) == ("2", UpdateStep.COMMITTED)
 
