@@ -219,7 +219,11 @@ class Server:
                 deltas=features.deltas,
             ),
             approval_routes.routes(
-                features.approvals, require_viewer=viewer, require_publisher=trainer, require_admin=admin
+                features.approvals,
+                require_viewer=viewer,
+                require_publisher=trainer,
+                require_admin=admin,
+                caller=guard.caller,
             ),
             samples_routes.routes(features.samples, guard),
             labels_routes.routes(features.labels, guard),

@@ -56,6 +56,10 @@ class Guard:
             self.require(Role.TRAINER)(request, bearer)
         return device or ""
 
+    def caller(self, bearer: Bearer) -> str:
+        """A dependency that gives the name of the caller's API token; empty where a browser's session asks."""
+        return self.service.name_of(bearer.credentials) if bearer is not None else ""
+
     def role_of(self, request: Request, bearer: HTTPAuthorizationCredentials | None) -> Role | None:
         """The role of the request's token or session cookie, or None.
 

@@ -83,6 +83,12 @@ class AccessService:
             row = self._valid(connection, token, ("api", "session"))
             return Role(row.role) if row is not None else None
 
+    def name_of(self, token: str) -> str:
+        """The name of a valid API token, else empty."""
+        with self._db.read() as connection:
+            row = self._valid(connection, token, ("api",))
+            return str(row.name) if row is not None else ""
+
     def replace_token(self, role: Role, name: str) -> str:
         """A new token; the earlier ones of that name end with it."""
         with self._db.write() as connection:

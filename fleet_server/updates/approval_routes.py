@@ -34,6 +34,7 @@ def routes(
     require_viewer: Callable[..., Any],
     require_publisher: Callable[..., Any],
     require_admin: Callable[..., Any],
+    caller: Callable[..., str],
 ) -> APIRouter:
     """The routes of approvals.
 
@@ -41,6 +42,7 @@ def routes(
         require_viewer: Dependency of who may read them, and bring a signature: only its key could have made it.
         require_publisher: Of who may propose.
         require_admin: Of who may refuse.
+        caller: Gives the name of the token with which somebody asks; empty where it has none.
     """
     router = APIRouter(prefix="/api/v1", tags=["updates"])
     viewer, admin = [Depends(require_viewer)], [Depends(require_admin)]
@@ -81,8 +83,8 @@ def routes(
         return Answer(approvals.sign(model, version, decode(body, Signatures).signatures))
 
     @router.post("/approvals/{model}/{version}/reject", dependencies=admin, responses=describe(Approval))
-    def reject(model: str, version: str, why: Rejection) -> Answer:
-        """Refuse a release: its files are forgotten, and the publisher drops it."""
-        return Answer(approvals.reject(model, version, why.reason))
+    def reject(model: str, version: str, why: Rejection, who: str = Depends(caller)) -> Answer:
+        """Refuse a release: its files are forgotten, and the publisher drops it. The first refusal holds."""
+        return Answer(approvals.reject(model, version, why.reason, by=who))
 
     return router

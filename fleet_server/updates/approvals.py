@@ -20,7 +20,7 @@ from fleet_server.errors import Conflict, NotFound
 from fleet_server.updates.errors import UploadRefused
 from fleet_server.updates.image_repository import ImageRepository
 from fleet_server.updates.image_roles import all_targets
-from fleet_server.updates.kept_proposals import REFUSED, RELEASED, WAITING, KeptProposal, KeptProposals
+from fleet_server.updates.kept_proposals import REFUSED, RELEASED, WAITING, KeptProposal, KeptProposals, refusal
 from fleet_server.updates.proposal import RENEWAL, Proposal, check_proposal, signer_names, with_signatures
 
 _AT_MOST = 100
@@ -39,6 +39,7 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
         signed, unsigned: Names of the keys that have signed, and of those that may.
         missing: Signatures that it still lacks.
         complete_since_ms: Since when it lacks none, and waits for the publisher; None where it does not.
+        refused_at_ms, refused_by: When, and the name of the token with which; as far as it is known.
         evaluation: Of the package.
     """
 
@@ -53,6 +54,8 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
     unsigned: list[str]
     complete_since_ms: int | None = None
     reason: str = ""
+    refused_at_ms: int | None = None
+    refused_by: str = ""
     evaluation: dict[str, Any] = {}
 
 
@@ -98,7 +101,7 @@ class Approvals:
         with self._images.held_still(), self._lock:
             before = self._all.find(proposal.model, proposal.version)
             if before is not None and before.state == REFUSED and before.proposal.package == proposal.package:
-                raise Conflict(f"{proposal.model} {proposal.version} was refused: {before.reason}")
+                raise Conflict(refusal(before))
             if before is None and sum(one.state == WAITING for one in self.list()) >= _AT_MOST:
                 raise Conflict(f"{_AT_MOST} releases wait for approval already: approve or reject some")
             if before is not None:
@@ -186,7 +189,7 @@ class Approvals:
         with self._lock:
             kept = self._all.get(model, version)
             if kept.state == REFUSED:
-                raise Conflict(f"{model} {version} was refused: {kept.reason}")
+                raise Conflict(refusal(kept))
             shown, now = self._images.roles(), self._utc_now()
             before = check_proposal(kept.proposal, shown, now)[1]
             proposal, after = check_proposal(with_signatures(kept.proposal, signatures), shown, now)
@@ -200,19 +203,22 @@ class Approvals:
             self._all.keep(kept)
             return self._told(kept, shown)
 
-    def reject(self, model: str, version: str, reason: str) -> Approval:
+    def reject(self, model: str, version: str, reason: str, *, by: str = "") -> Approval:
         """Refuse a release: it is not signed any more, its files are forgotten, and the publisher is told why.
 
         The last signature decides: who has it may show the release at any moment, and nobody here would know.
 
         Raises:
             NotFound: No such release waits.
-            Conflict: It has become visible, or has all its signatures: refusing it would take nothing back.
+            Conflict: It was refused before; or it has become visible, or has all its signatures: refusing it would take
+                nothing back.
         """
         with self._images.held_still(), self._lock:
             kept, shown = self._all.get(model, version), self._images.roles()
             if shown and kept.proposal.path in all_targets(shown):
                 raise Conflict(f"{model} {version} is released already; `shoal models withdraw` takes it back")
+            if kept.state == REFUSED:
+                raise Conflict(refusal(kept))
             told = self._told(kept, shown)
             if told.threshold and not told.missing:
                 raise Conflict(
@@ -220,6 +226,7 @@ class Approvals:
                     "the hour; `shoal models withdraw` takes it back then"
                 )
             kept.state, kept.reason, kept.digests, kept.files = REFUSED, reason, [], {}
+            kept.refused_at_ms, kept.refused_by = self._clock(), by
             self._all.keep(kept)
             self._forget_files()
             return self._told(kept, shown)
@@ -266,6 +273,8 @@ class Approvals:
             package=proposal.package,
             state=kept.state,
             reason=reason,
+            refused_at_ms=kept.refused_at_ms,
+            refused_by=kept.refused_by,
             proposed_at_ms=kept.proposed_at_ms,
             threshold=last.threshold if last is not None else 0,
             missing=last.missing if last is not None else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class KeptProposal(msgspec.Struct, kw_only=True):
     Args:
         complete_since_ms: When the last signature came; None while one is missing.
         evaluation: Of the package; ``files``: digests of what people may read of it; ``digests``: of all its files.
+        refused_at_ms, refused_by: When, and the name of the token with which; as far as it is known.
         rollout: Why it shall be rolled out once it is visible, if it shall.
     """
 
@@ -34,7 +36,19 @@ class KeptProposal(msgspec.Struct, kw_only=True):
     digests: list[str] = []
     state: str = WAITING
     reason: str = ""
+    refused_at_ms: int | None = None
+    refused_by: str = ""
     rollout: str | None = None
+
+
+def refusal(kept: KeptProposal) -> str:
+    """That a release was refused, when, by whom and why, in words."""
+    what = f"{kept.proposal.model} {kept.proposal.version} was refused"
+    if kept.refused_at_ms is not None:
+        what += f" at {dt.datetime.fromtimestamp(kept.refused_at_ms / 1000, dt.UTC):%Y-%m-%d %H:%M:%SZ}"
+    if kept.refused_by:
+        what += f" with the token {kept.refused_by!r}"
+    return f"{what}: {kept.reason}"
 
 
 class KeptProposals:

@@ -168,6 +168,7 @@ class UpdateServer:
                 require_viewer=_require_publisher,
                 require_publisher=_require_publisher,
                 require_admin=_require_publisher,
+                caller=lambda: "line 3",
             )
         )
         self.line = OnTheLine(app)

@@ -27,8 +27,10 @@ def test_a_token_is_known_by_its_role_until_it_is_revoked(fleet: Fleet) -> None:
     assert fleet.access.verify(token) is Role.TRAINER
     (listed,) = fleet.access.tokens()
     assert (listed["name"], listed["role"]) == ("nightly", "trainer")
+    assert fleet.access.name_of(token) == "nightly"
     fleet.access.revoke_token(listed["id"])
     assert fleet.access.verify(token) is None
+    assert not fleet.access.name_of(token)
     with pytest.raises(NotFound):
         fleet.access.revoke_token(listed["id"])
 

@@ -339,7 +339,8 @@ def test_of_an_approval_and_a_refusal_at_the_same_moment_one_wins_and_the_other_
         approved, refused = found[sign], found[refuse]
         (left,) = server.approvals.list()
         if left.state == "refused":
-            assert (approved.result(), refused.result()) == ("digits 1 was refused: worse", "refused")
+            assert re.fullmatch(r"digits 1 was refused at [-\d]+ [:\d]+Z: worse", approved.result())
+            assert refused.result() == "refused"
         else:
             assert (left.missing, approved.result()) == (0, "waiting")
             assert "has all its signatures" in refused.result()
@@ -370,6 +371,24 @@ def test_a_refused_release_is_dropped_by_the_publisher_and_its_files_are_gone(
     with pytest.raises(PublishRefused, match="worse on sevens"):
         server.publisher.publish(waiting)
     assert shown_targets_of(server) == set()
+
+
+def test_the_first_refusal_holds_and_the_second_is_told_of_it(server: UpdateServer, waiting: Package) -> None:
+    def refuse(reason: str) -> httpx.Response:
+        return httpx.post(
+            f"{server.url}{APPROVALS}/digits/1/reject",
+            json={"reason": reason},
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        )
+
+    first = refuse("worse on sevens").raise_for_status().json()
+    assert (first["reason"], first["refused_by"]) == ("worse on sevens", "line 3")
+    second = refuse("I did not look")
+    assert second.status_code == 409
+    told = r"digits 1 was refused at [-\d]+ [:\d]+Z with the token 'line 3': worse on sevens"
+    assert re.fullmatch(told, second.json()["error"])
+    (left,) = server.approvals.list()
+    assert (left.reason, left.refused_at_ms) == ("worse on sevens", first["refused_at_ms"])
 
 
 def test_a_version_that_waits_is_taken(server: UpdateServer, waiting: Package, tmp_path: Path) -> None:
@@ -414,7 +433,7 @@ def test_a_models_signatures_are_renewed_with_the_approver_before_they_expire(
     with Publisher(server.keys_folder, server.url, TOKEN, now=lambda: later) as publisher:
         assert publisher.refresh() is True, "it waits for approval"
     assert [one.version for one in server.approvals.list()] == ["_renewal"]
-    assert "another lifetime" in approve(server, tmp_path, version="_renewal")
+    assert "signed anew, until" in approve(server, tmp_path, version="_renewal")
     with Publisher(server.keys_folder, server.url, TOKEN, now=lambda: later) as publisher:
         assert publisher.refresh() is False
     left = ImageSigning(server.keys).expiries()["digits"] - later
