@@ -37,6 +37,7 @@ from fleet_server.samples.lake_writer import LakeWriter
 from fleet_server.samples.service import SampleService
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService
+from fleet_server.updates import approving
 from fleet_server.updates.approvals import Approvals
 from fleet_server.updates.deltas import Deltas
 from fleet_server.updates.director import Director, load_signer
@@ -78,7 +79,9 @@ def build_features(config: ServerConfig, folder: DataFolder, db: Database, publi
         ConfigurationError: A key or root of trust cannot be used.
     """
     devices = DeviceService(db, publish, config.fleet, report_interval_s=config.report_interval_s)
-    models = ModelService(db)
+    models = ModelService(
+        db, unreleased=lambda model, version: approving.unreleased(approvals.list(), model, version)
+    )  # fmt: skip
     director = _director(folder)
     later: list[Callable[[Manifest, str], None]] = []  # what follows a release needs what is built further down
     images = _image_repository(folder, models, later)

@@ -32,7 +32,7 @@ def list_approvals(rest: Rest, *, json_: bool) -> None:
             approving.persons(one["signed"]),
             approving.still_needed(one["missing"], one["unsigned"]) or "-",
             ago(one["proposed_at_ms"]),
-            one["reason"],
+            one["reason"] + (f" (token {one['refused_by']})" if one.get("refused_by") else ""),
         )
         for one in found
     ]
@@ -45,6 +45,18 @@ def waiting(rest: Rest, model: str = "") -> list[dict[str, Any]]:
     """The releases that wait for approval, of one model or of all."""
     found = [one for one in rest.get("approvals") if one["state"] == "waiting"]
     return [one for one in found if model in ("", one["model"])]
+
+
+def unreleased(rest: Rest, model: str) -> list[dict[str, Any]]:
+    """What waits for approval of a model, and what was refused."""
+    return [one for one in rest.get("approvals") if one["model"] == model]
+
+
+def show_refused(found: Sequence[dict[str, Any]]) -> None:
+    """Print of each release that was refused when, with which token, and why."""
+    for one in found:
+        at, by = one.get("refused_at_ms"), one.get("refused_by", "")  # an older server says neither
+        click.echo(f"\n{approving.refusal(one['model'], one['version'], one['reason'], at, by)}")
 
 
 def show_waiting(found: Sequence[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fleet_server.commands.approvals import approval_commands, show_waiting, waiting
+from fleet_server.commands.approvals import approval_commands, show_refused, show_waiting, unreleased, waiting
 from fleet_server.commands.rest import Refused, Rest, connects, part
 from fleet_server.commands.tables import ago, as_json, show_fields, show_json, show_table, when
 
@@ -48,21 +48,25 @@ def list_models(rest: Rest, *, json_: bool) -> None:
 @as_json
 @connects
 def show_model(rest: Rest, model: str, version: str | None, *, json_: bool) -> None:
-    """Show a model's versions, and what waits for approval; or one VERSION (or package digest) with its evaluation."""
+    """Show a model's versions, and what waits for approval or was refused; or one VERSION with its evaluation.
+
+    VERSION may be a package digest, too.
+    """
     if version is not None:
         _show_version(rest, model, version, json_=json_)
         return
     if json_:
         show_json(rest.get(f"models/{part(model)}"))
         return
-    unreleased = waiting(rest, model)
+    found = unreleased(rest, model)
     try:
         _show_versions(rest.get(f"models/{part(model)}"))
     except Refused as error:
-        if error.status != _NOT_FOUND or not unreleased:
+        if error.status != _NOT_FOUND or not found:
             raise
         click.echo(f"nothing of {model} is released yet")
-    show_waiting(unreleased)
+    show_waiting([one for one in found if one["state"] == "waiting"])
+    show_refused([one for one in found if one["state"] == "refused"])
 
 
 def _show_versions(found: dict[str, Any]) -> None:
@@ -106,7 +110,10 @@ def _champion(one: dict[str, Any] | None) -> str:
 
 
 def _show_unreleased(rest: Rest, one: dict[str, Any]) -> None:
-    show_waiting([one])
+    if one["state"] == "refused":
+        show_refused([one])
+    else:
+        show_waiting([one])
     evaluation = rest.get(f"approvals/{part(one['model'])}/{part(one['version'])}")["evaluation"]
     click.echo(f"\npackage  {one['package']}")
     if evaluation:
@@ -118,10 +125,12 @@ def _show_version(rest: Rest, model: str, version: str, *, json_: bool) -> None:
     try:
         one = rest.get(f"models/{part(model)}/versions/{part(version)}")
     except Refused as error:
-        unreleased = [one for one in waiting(rest, model) if version in (one["version"], one["package"])]
-        if error.status != _NOT_FOUND or not unreleased or json_:
+        if error.status != _NOT_FOUND or json_:
             raise
-        _show_unreleased(rest, unreleased[0])
+        found = [one for one in unreleased(rest, model) if version in {one["version"], one["package"]}]
+        if not found:
+            raise
+        _show_unreleased(rest, found[0])
         return
     if json_:
         show_json(one)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,10 +17,20 @@ from fleet_server.models.tables import packages
 
 
 class ModelService:
-    """Released packages by model."""
+    """Released packages by model.
 
-    def __init__(self, db: Database, *, clock: Clock = now_ms) -> None:
-        self._db, self._clock = db, clock
+    Args:
+        unreleased: What became of a version that is none yet, given model and version or digest: a sentence, or "".
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        unreleased: Callable[[str, str], str] = lambda _model, _version: "",
+        clock: Clock = now_ms,
+    ) -> None:
+        self._db, self._unreleased, self._clock = db, unreleased, clock
 
     def register(
         self, manifest: Manifest, digest: str, evaluation: dict[str, Any], *, manifest_bytes: bytes | None = None
@@ -97,18 +107,23 @@ class ModelService:
         """A model's package by version, by digest, or by the digest's first 8 or more digits.
 
         Raises:
-            NotFound: There is none.
+            NotFound: There is none, or it waits for approval, or was refused.
             Conflict: Several digests begin so.
         """
         matches = [
             one
-            for one in self.get(model).versions
+            for known in self.list()
+            for one in known.versions
+            if known.name == model
             if one.version == version_or_digest
             or (len(version_or_digest) >= 8 and one.digest.startswith(version_or_digest))
         ]
         if len(matches) > 1:
             raise Conflict(f"model {model!r}: {version_or_digest!r} is {len(matches)} packages; give more digits")
+        if not matches and (why := self._unreleased(model, version_or_digest)):
+            raise NotFound(why)
         if not matches:
+            self.get(model)  # where there is no such model, that is said
             raise NotFound(
                 f"model {model!r} has no version or package {version_or_digest!r}: shoal models show {model}"
             )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fleet_server.updates.approvals import Approval  # commands say these words without what it needs
 
 _APPROVERS = "approvers/"
 # What follows the last signature.
@@ -35,6 +40,25 @@ def commands(model: str, version: str, missing: int, unsigned: Sequence[str], *,
         for person in found
         if person
     ]
+
+
+def unreleased(found: Iterable[Approval], model: str, version: str) -> str:
+    """That a version (or package digest) of a model is not released, and why; empty where none of these is it."""
+    for one in found:
+        same = one.package.startswith(version) if len(version) >= 8 else False
+        if one.model != model or not (one.version == version or same):
+            continue
+        if one.state == "refused":
+            return refusal(one.model, one.version, one.reason, one.refused_at_ms, one.refused_by)
+        what = "waits for approval" if one.missing or one.reason else f"is approved, and not visible yet: {PUBLISHER}"
+        return f"{model} {one.version} {what}; `shoal models show {model} {one.version}` says more"
+    return ""
+
+
+def refusal(model: str, version: str, reason: str, at_ms: int | None, by: str) -> str:
+    """That a release was refused, when, with which token and why, in words."""
+    at = f" at {dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC):%Y-%m-%d %H:%M:%SZ}" if at_ms is not None else ""
+    return f"{model} {version} was refused{at}{f' with the token {by!r}' if by else ''}: {reason}"
 
 
 def _person(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import msgspec
 from edge_agent.contract.names import check_name, check_version
 from edge_agent.durable import write_durably
 from fleet_server.errors import NotFound
+from fleet_server.updates import approving
 from fleet_server.updates.proposal import RENEWAL, Proposal
 
 # A release that is visible stays for as long as it was not told of: its rollout is remembered here.
@@ -43,12 +43,8 @@ class KeptProposal(msgspec.Struct, kw_only=True):
 
 def refusal(kept: KeptProposal) -> str:
     """That a release was refused, when, by whom and why, in words."""
-    what = f"{kept.proposal.model} {kept.proposal.version} was refused"
-    if kept.refused_at_ms is not None:
-        what += f" at {dt.datetime.fromtimestamp(kept.refused_at_ms / 1000, dt.UTC):%Y-%m-%d %H:%M:%SZ}"
-    if kept.refused_by:
-        what += f" with the token {kept.refused_by!r}"
-    return f"{what}: {kept.reason}"
+    one = kept.proposal
+    return approving.refusal(one.model, one.version, kept.reason, kept.refused_at_ms, kept.refused_by)
 
 
 class KeptProposals:

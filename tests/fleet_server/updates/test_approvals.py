@@ -24,8 +24,10 @@ from edge_agent.contract.repository import target_name
 from edge_agent.runtime.package import Package
 from fleet_server.commands.models import models_group
 from fleet_server.config import RolloutSettings
-from fleet_server.errors import Conflict
+from fleet_server.errors import Conflict, NotFound
 from fleet_server.features import roll_out_approved
+from fleet_server.models.service import ModelService
+from fleet_server.updates import approving
 from fleet_server.updates.approvals import Approval, Approvals
 from fleet_server.updates.approver_key import read_key
 from fleet_server.updates.image_verification import verify_upload
@@ -389,6 +391,30 @@ def test_the_first_refusal_holds_and_the_second_is_told_of_it(server: UpdateServ
     assert re.fullmatch(told, second.json()["error"])
     (left,) = server.approvals.list()
     assert (left.reason, left.refused_at_ms) == ("worse on sevens", first["refused_at_ms"])
+
+
+def test_who_asks_for_a_version_that_waits_or_was_refused_is_told_so(
+    server: UpdateServer, waiting: Package, tmp_path: Path, fleet: Fleet
+) -> None:
+    def told(version: str) -> str:
+        with pytest.raises(NotFound) as found:
+            models.find("digits", version)
+        return str(found.value)
+
+    models = ModelService(fleet.db, unreleased=lambda *asked: approving.unreleased(server.approvals.list(), *asked))
+    for version in ("1", waiting.digest, waiting.digest[:8]):
+        assert told(version) == "digits 1 waits for approval; `shoal models show digits 1` says more"
+    assert told("2").startswith("there is no model 'digits'")
+    server.approvals.reject("digits", "1", "worse on sevens", by="line 3")
+    assert re.fullmatch(r"digits 1 was refused at \S+ \S+Z with the token 'line 3': worse on sevens", told("1"))
+    for command in (["show", "digits"], ["show", "digits", "1"]):
+        assert told("1") in shown_by(server, *command)
+    fleet.publish("0")
+    assert told("2").startswith("model 'digits' has no version or package '2'")
+    server.publisher.refresh()
+    server.publisher.publish(again := make_package(tmp_path / "built/2", version="2", seed=2))
+    approve(server, tmp_path, version="2")
+    assert told(again.digest).startswith("digits 2 is approved, and not visible yet: the worker makes it visible")
 
 
 def test_a_version_that_waits_is_taken(server: UpdateServer, waiting: Package, tmp_path: Path) -> None:
