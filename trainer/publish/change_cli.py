@@ -35,6 +35,7 @@ from trainer.publish.options import (
 from trainer.publish.pending import (
     PENDING_FILE,
     PendingChange,
+    keys_then,
     merge,
     metadata_in,
     read_pending,
@@ -213,8 +214,11 @@ def _sign_with(
         )
     if not useful:
         raise _of_no_use(signers, change, signing)
+    then = {use.keyid for use in keys_then(change, signing.store)}
     for path in useful:
         warn_of_key(path)
+        if signers[path].public_key.keyid not in then:
+            click.echo(f"note      {path} is taken away by this change: it counts among the keys until now alone")
     for line in differences(change, signing.store):
         click.echo(f"changes   {line}")
     if ask:  # where nobody is there to answer, nothing is signed
@@ -228,12 +232,12 @@ def _of_no_use(signers: Mapping[Path, CryptoSigner], change: PendingChange, sign
     """What the keys are that were given, and which ones the change waits for."""
     known = {use.keyid: f"{use.name}, of {use.called}" for use in uses(signing.store)}
     ids = {path: one.public_key.keyid for path, one in signers.items()}
-    given = [
-        f"{path} ({keyid[:12]}) is {known.get(keyid, 'a key that nothing in force names')}"
-        for path, keyid in ids.items()
-    ]
+    same: dict[str, list[str]] = {}
+    for path, keyid in ids.items():
+        same.setdefault(known.get(keyid, "a key that nothing in force names"), []).append(f"{path} ({keyid[:12]})")
+    given = [f"{', '.join(paths)} {'is' if len(paths) == 1 else 'are each'} {what}" for what, paths in same.items()]
     missing = [one for one in requirements(change, signing.store) if one.missing]
-    wanted = ", ".join(dict.fromkeys(name for one in missing for name in one.unsigned)) or "no further one"
+    wanted = ", ".join(dict.fromkeys(name for one in missing for name in one.asked)) or "no further one"
     return SigningKeyError(
         f"{'; '.join(given)}: of no use to this change, which waits for signatures of: {wanted}. Give one of these "
         f"with --key; `shoal keys status {signing.store.folder}` shows the change"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -28,8 +29,14 @@ def plan(replaced: Sequence[Replaced], change: PendingChange, needed: Sequence[R
         after = f"a new key of the same name{' (made elsewhere)' if one.brought else ''}" if one.successor else "nobody"
         lines.append(f"key       {one.name} of {roles} (threshold {threshold}): replaced by {after}")
     lines += [f"signs     {folder / file}" for file in sorted(change.files)]
-    lines += [f"needs     {one.text()}" for one in needed]
-    return [*lines, *devices(replaced)]
+    return [*lines, *needs(needed), *devices(replaced)]
+
+
+def needs(needed: Iterable[Requirement]) -> list[str]:
+    """Whose signatures are there and missing, a line each; once where the root before and the new one ask the same."""
+    found = {dataclasses.replace(one, whose=one.whose.removesuffix(" until now")): one for one in needed}
+    said = [short if short in found.values() else one for short, one in found.items()]
+    return [f"{'needs ' if one.missing else 'signed'}    {one.text()}" for one in said]
 
 
 def devices(replaced: Iterable[Replaced]) -> list[str]:

@@ -57,6 +57,7 @@ class Requirement:
         file: ``image/2.root.json``.
         whose: Whose keys: those of ``root``, ``root until now``, ``targets``, ``digits``.
         signed, unsigned: Names of the keys that have, and that may still.
+        old, new: Those of them that the change takes away, and those that take the place of a key of the same name.
     """
 
     file: str
@@ -64,6 +65,14 @@ class Requirement:
     threshold: int
     signed: tuple[str, ...]
     unsigned: tuple[str, ...]
+    old: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Whose signatures are asked for: of a key that is taken away only where the others are too few."""
+        stay = tuple(name for name in self.unsigned if name not in self.old)
+        return stay if len(stay) >= self.missing else self.unsigned
 
     @property
     def missing(self) -> int:
@@ -72,9 +81,17 @@ class Requirement:
 
     def text(self) -> str:
         """In a line, for a person."""
-        by = f"signed by {', '.join(self.signed)}" if self.signed else "signed by nobody"
+        by = f"signed by {self._marked(self.signed)}" if self.signed else "signed by nobody"
         line = f"{self.file}: {len(self.signed)} of {self.threshold} signatures by the keys of {self.whose} ({by})"
-        return line + (f"; {self.missing} missing of: {', '.join(self.unsigned)}" if self.missing else "")
+        if not self.missing:
+            return line
+        spared = tuple(name for name in self.unsigned if name not in self.asked)
+        line += f"; {self.missing} missing of: {self._marked(self.asked)}"
+        return line + (f"; not asked: {self._marked(spared)}" if spared else "")
+
+    def _marked(self, names: tuple[str, ...]) -> str:
+        marks = dict.fromkeys(self.new, " (the new key)") | dict.fromkeys(self.old, " (the key until now)")
+        return ", ".join(name + marks.get(name, "") for name in names)
 
 
 def role_of(file: str) -> str:
@@ -156,12 +173,20 @@ def requirements(change: PendingChange, store: MetadataFolder) -> list[Requireme
         SigningKeyError: A file of it is damaged, belongs to no role, or is not the next version of it.
     """
     found, current = [], _versions(store)
+    before, then = uses(store), {use.keyid for use in keys_then(change, store)}
+    known, names = {use.keyid for use in before}, {use.name for use in before}
     for file in change.files:
         metadata = metadata_in(change, file)
         _check_version(change, store, file, current.get(_place(file), 0))
         for whose, verify in delegators(change, store, file):
             result = verify(metadata.signed_bytes, metadata.signatures)
-            found.append(requirement(file, whose, result, default=default_name(file)))
+            one = requirement(file, whose, result, default=default_name(file))
+            keys = {
+                name_of(key, default_name(file)): keyid for keyid, key in {**result.signed, **result.unsigned}.items()
+            }
+            old = tuple(name for name, keyid in keys.items() if keyid in known and keyid not in then)
+            new = tuple(name for name, keyid in keys.items() if keyid not in known and name in names)
+            found.append(dataclasses.replace(one, old=old, new=new))
     return found
 
 

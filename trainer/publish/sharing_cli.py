@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from trainer.plain_errors import plainly
+from trainer.publish import guidance
 from trainer.publish.change import KeyChange
 from trainer.publish.differences import differences
 from trainer.publish.image_signing import ImageSigning
@@ -100,8 +101,8 @@ def _change(folder: Path, what: str, draft: Callable[[KeyChange], None], more: d
         needed = change.sign(what)
         for line in differences(change.pending, signing.store):
             click.echo(f"changes   {line}")
-        for one in needed:
-            click.echo(f"needs     {one.text()}")
+        for line in guidance.needs(needed):
+            click.echo(line)
         if more["dry_run"]:
             if change.waited:
                 joined(change.waited, change.lost)

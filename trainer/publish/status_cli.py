@@ -8,6 +8,7 @@ import click
 
 from edge_agent.contract.printable import printable
 from trainer.plain_errors import plainly
+from trainer.publish import guidance
 from trainer.publish.differences import differences
 from trainer.publish.errors import SignaturesMissing
 from trainer.publish.image_signing import ImageSigning
@@ -46,7 +47,7 @@ def needs_lines(change: PendingChange, signing: ImageSigning) -> list[str]:
         "complete: in force with the publisher's next command, where snapshot and timestamp keys are; if that is "
         f"elsewhere, give {signing.store.folder / PENDING_FILE} back there"
     )  # fmt: skip
-    return [*(f"needs     {one.text()}" for one in needed), rest]
+    return [*guidance.needs(needed), rest]
 
 
 def _waiting_lines(signing: ImageSigning) -> list[str]:
