@@ -42,11 +42,7 @@ def server_command(context: click.Context, /, config_path: Path | None, log_leve
     from fleet_server.config import read_config
     from fleet_server.server import build
 
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    for chatty in ("alembic", "apscheduler", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log_to_stderr(log_level)
     # The embedded broker listens where the server does.
     places = {"data": ("data",), "host": ("http", "host"), "port": ("http", "port"), "broker_port": ("broker", "port")}
     overrides: dict[tuple[str, ...], Any] = {places[name]: value for name, value in options.items()}
@@ -55,6 +51,19 @@ def server_command(context: click.Context, /, config_path: Path | None, log_leve
     if options["host"] is not None:
         overrides[("broker", "host")] = options["host"]
     build(read_config(config_path, overrides)).run()
+
+
+def log_to_stderr(level: str) -> None:
+    """Log from this level on: ``debug``, ``info`` or ``warning``."""
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    for chatty in ("alembic", "apscheduler", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # They name each key that has not signed what a threshold of others has, as if that were an attack. What is one, the
+    # server says itself.
+    for name in ("tuf", "securesystemslib"):
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
 
 @server_command.command("init")
