@@ -90,8 +90,12 @@ class Pages:
         def approve_commands(one: ApprovalView) -> list[str]:
             return approving.commands(one.model, one.version, one.missing, one.unsigned, server=server)
 
+        def reject_command(one: ApprovalView) -> str:
+            return approving.reject_command(one.model, one.version, server=server)
+
         return self._environment.get_template(template).render(
             console=console,
+            reject_command=reject_command,
             approve_commands=approve_commands,
             teach=_teach(server),
             chart_json=json.dumps(as_json(console.chart), separators=(",", ":")),

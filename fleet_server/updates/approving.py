@@ -42,6 +42,12 @@ def commands(model: str, version: str, missing: int, unsigned: Sequence[str], *,
     ]
 
 
+def reject_command(model: str, version: str, *, server: str = "") -> str:
+    """What somebody types who refuses a release."""
+    where = ["--server", server] if server else []
+    return shlex.join(["shoal", "models", "reject", model, version, "--reason", "WHY", *where])
+
+
 def unreleased(found: Iterable[Approval], model: str, version: str) -> str:
     """That a version (or package digest) of a model is not released, and why; empty where none of these is it."""
     for one in found:

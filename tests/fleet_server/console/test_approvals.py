@@ -55,6 +55,8 @@ async def test_a_release_that_waits_is_shown_with_who_has_signed_who_is_needed_a
         command = f"shoal models approve digits 3 --key {person}/approver.pem --server http://shoal.test"
         assert command in words
     assert "1 waiting for approval" in text
+    refuse = "shoal models reject digits 3 --reason WHY --server http://shoal.test"
+    assert f"to refuse it instead, with a token of role admin: {refuse}" in words
     harbour.clock.at_ms += 6_000
     server.approvals.reject("digits", "3", "worse on sevens")
     assert "approvals-title" not in await page(harbour)
@@ -73,6 +75,7 @@ async def test_what_the_publisher_must_do_is_told_from_what_an_approver_must(har
     text = await page(harbour)
     words = panel(text)
     assert "approved" in words
+    assert "reject digits 3" not in words, "what has all its signatures is not refused any more"
     assert "the worker makes it visible within the hour, shoal keys publish KEYS at once" in words
     assert "waits for the publisher" in words
     assert "&lt;b&gt;late" in text
