@@ -84,7 +84,12 @@ def show_waiting(found: Sequence[dict[str, Any]]) -> None:
 @click.option("--reason", required=True, help="Why, for whoever reads it later.")
 @connects
 def reject(rest: Rest, model: str, version: str, reason: str) -> None:
-    """Refuse a release that still lacks a signature: the publisher drops it."""
+    """Refuse a release that still lacks a signature: the publisher drops it. This needs a token of role admin."""
+    if not reason.strip():
+        raise click.BadParameter(
+            "it is empty; say why the release is refused: the publisher, and who lists the releases later, read it",
+            param_hint="--reason",
+        )
     rest.post(f"approvals/{part(model)}/{part(version)}/reject", {"reason": reason})
     click.echo(f"{model} {version} is refused")
 

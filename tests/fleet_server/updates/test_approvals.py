@@ -375,6 +375,15 @@ def test_a_refused_release_is_dropped_by_the_publisher_and_its_files_are_gone(
     assert shown_targets_of(server) == set()
 
 
+@pytest.mark.parametrize("reason", ["", " "])
+def test_a_refusal_without_a_reason_is_told_what_the_reason_is_for(
+    server: UpdateServer, waiting: Package, reason: str
+) -> None:
+    result = shoal_models(server, "reject", "digits", "1", "--reason", reason)
+    assert "say why the release is refused: the publisher" in str(result.exception)
+    assert [one.state for one in server.approvals.list()] == ["waiting"]
+
+
 def test_the_first_refusal_holds_and_the_second_is_told_of_it(server: UpdateServer, waiting: Package) -> None:
     def refuse(reason: str) -> httpx.Response:
         return httpx.post(
