@@ -52,6 +52,8 @@ def approve(rest: Rest, /, model: str, version: str, **options: Any) -> None:
 
     key, where = options["key"], f"approvals/{part(model)}/{part(version)}"
     root = options["root"] or key.parent / _ROOT_FILE
+    if not key.exists():
+        raise ConfigurationError(f"{key}: there is no such file; give your private key with --key")
     _check_root(root)
     signer = _key(key, options["passphrase_file"])
     found = rest.get(where)

@@ -141,3 +141,9 @@ def test_a_key_in_the_clear_is_warned_of_and_an_encrypted_one_says_how_its_passp
     assert "give --passphrase-file" in approve(server, key).stderr
     signed = approve(server, key, "--passphrase-file", passphrase)
     assert (signed.exit_code, signed.stderr) == (0, "")
+
+
+def test_a_key_that_is_not_there_is_named_before_the_root_beside_it(server: UpdateServer, tmp_path: Path) -> None:
+    result = approve(server, tmp_path / "nobody/approver.pem")
+    assert result.exit_code == 2
+    assert "nobody/approver.pem: there is no such file; give your private key with --key" in result.stderr
