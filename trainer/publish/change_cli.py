@@ -35,6 +35,7 @@ from trainer.publish.options import (
 from trainer.publish.pending import (
     PENDING_FILE,
     PendingChange,
+    keys_that_come,
     keys_then,
     merge,
     metadata_in,
@@ -192,13 +193,14 @@ def sign(folder: Path, *, files: tuple[Path, ...], others: tuple[Path, ...], yes
         if files:
             _sign_with(keys, key_files(files), change, signing, ask=not yes)
         write_pending(folder, change)
+        coming = keys_that_come(change, signing.store)
         in_force = signing.settle() is not None
         if not in_force:
             # What it changes was shown before it was signed.
             click.echo("\n".join((needs_lines if files else pending_lines)(change, signing)))
             return
     click.echo("in force here. What to do now:")
-    for step in guidance.publishing({file.partition("/")[0] for file in change.files}, folder):
+    for step in guidance.in_force(change, coming, folder):
         click.echo(f"- {step}")
 
 

@@ -68,6 +68,20 @@ def after(replaced: Sequence[Replaced], folder: Path, *, in_force: bool, stolen:
     return steps
 
 
+def in_force(change: PendingChange, coming: Iterable[str], folder: Path) -> list[str]:
+    """What is left to do once a change has all its signatures, in lines.
+
+    Args:
+        coming: Names of the keys that it brought.
+    """
+    paths = [folder / f"{name}.pem" for name in sorted(coming) if name.startswith(("offline/", "approvers/"))]
+    steps = [f"Give {path} to whom it belongs, and remove it here." for path in paths if path.exists()]
+    steps += publishing({file.partition("/")[0] for file in change.files}, folder)
+    if any((folder / "retired").rglob("*.pem")):
+        steps.append(f"Destroy the old private keys in {folder / 'retired'}, and every copy of them.")
+    return steps
+
+
 def publishing(repositories: Collection[str], folder: Path) -> list[str]:
     """How what was signed comes to the server, in lines.
 
@@ -81,7 +95,8 @@ def publishing(repositories: Collection[str], folder: Path) -> list[str]:
         )
     if "director" in repositories:
         steps.append(
-            f"Give it to the server: `shoal server init --data DATA --keys {folder}`, then start the server anew."
+            f"Give the director's new metadata to the server: `shoal server init --data DATA --keys {folder}`, then "
+            "start the server anew."
         )
     return steps
 

@@ -91,7 +91,8 @@ def in_role(store: MetadataFolder, role: str, key: str | None) -> list[KeyUse]:
     everywhere = uses(store)
     found = [use for use in everywhere if (use.repository, use.role) == (repository, name)]
     if not found:
-        known = ", ".join(_PLACES) + "".join(f", {use.role}" for use in everywhere if use.called not in _PLACES)
+        models = (use.role for use in everywhere if use.called == use.role)
+        known = ", ".join(dict.fromkeys([*_PLACES, *models]))
         raise SigningKeyError(f"there is no role {role!r}; known: {known}")
     if key is None and name not in {Root.type, Targets.type}:
         # Of a model it is the publisher's key that is meant: approvers' keys are theirs.

@@ -63,3 +63,25 @@ def test_the_old_keys_of_a_revoked_person_are_said_to_be_of_no_use_once(folder: 
     assert refused.exit_code == 2
     assert refused.stderr.count("a key that nothing in force names") == 1
     assert refused.stderr.count("image-root.pem (") == 1
+
+
+def test_once_it_is_in_force_all_that_is_left_to_do_is_said_with_paths_that_are_there(
+    folder: Path, tmp_path: Path
+) -> None:
+    succeeds("revoke", folder, "carla")
+    said = succeeds("sign", folder, "--key", tmp_path / "persons/anna", "--key", tmp_path / "persons/ben")
+    for key in ("image-root", "image-targets", "director-root"):
+        path = folder / f"offline/carla/{key}.pem"
+        assert path.exists()
+        assert f"- Give {path} to whom it belongs" in said
+    assert "- Give the director's new metadata to the server" in said
+    succeeds("rotate", folder, "timestamp")
+    said = succeeds("sign", folder, "--key", tmp_path / "persons/anna", "--key", tmp_path / "persons/ben")
+    assert f"- Destroy the old private keys in {folder / 'retired'}" in said
+
+
+def test_each_role_that_is_known_is_named_once(folder: Path) -> None:
+    succeeds("revoke", folder, "carla", "--dry-run")
+    refused = shoal_keys("rotate", folder, "nosuch")
+    assert refused.stderr.count("digits") == 1
+    assert refused.stderr.count("snapshot") == 1
