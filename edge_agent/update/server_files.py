@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -20,6 +21,8 @@ _ERROR_TEXT_BYTES = 300
 # Slower than this over a minute of waiting is no connection, or somebody who plays for time.
 _LEAST_BYTES_PER_S, _WINDOW_S = 64.0, 60.0
 _RANGE_NOT_SATISFIABLE = 416
+# How urllib3 names a connection or a pool of them; the URL says it already.
+_CONNECTION = re.compile(r"^\w+\(host=[^)]*\): ")
 
 
 class Body(NamedTuple):
@@ -195,4 +198,4 @@ def _network_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise NetworkError(f"{url}: {error}") from error
+        raise NetworkError(f"{url}: {_CONNECTION.sub('', str(error))}") from error

@@ -69,6 +69,7 @@ class Updating:
         self._shadow, self._back, self._waits, self._monotonic = shadow, back, waits, monotonic
         self._unfit: dict[str, DesiredModel] = {}
         self._spoilt: set[str] = set()
+        self._waits_for: dict[str, tuple[int, UpdateStep, str]] = {}
         self.fetching: Mapping[str, int] = {}
         self.waits_s: float | None = None
 
@@ -259,8 +260,11 @@ class Updating:
         if isinstance(error, (NotYet, NetworkError)):
             # Nothing was decided: not worth a write to flash.
             self._journal.keep(model, msgspec.structs.replace(record, reason=str(error)))
-            _log.info("%s: update waits: %s", model, error)
+            if self._waits_for.get(model) != (said := (record.release, record.step, str(error))):
+                self._waits_for[model] = said
+                _log.info("%s: update waits: %s", model, error)
             return False
+        self._waits_for.pop(model, None)
         if record.step is UpdateStep.PROBATION or self._shadow.is_running(model):
             # It is about a newer release; what is watched is watched on.
             self._journal.keep(model, msgspec.structs.replace(record, reason=str(error)))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
+import socket
 from pathlib import Path
 
 import pytest
 from starlette.types import Send
 
+from edge_agent.contract.errors import NetworkError
 from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.contract.repository import blob_path, director_metadata_path
 from edge_agent.runtime.package import Package
+from edge_agent.update.server_files import ServerFiles
 from tests.edge_agent.update.attacks.thief import send_body
 from tests.edge_agent.update.conftest import NewDevice
 from tests.fakes.packages import make_package
@@ -58,6 +62,27 @@ def test_wrong_bytes_are_thrown_away_and_asked_for_again_ever_later_until_they_a
     device.update(desired)
     assert device.version == "2"
     assert len(server.line.asked(path)) == 10
+
+
+def test_what_an_update_waits_for_is_logged_once_while_it_stays_the_same(
+    server: UpdateServer, device: UpdatingDevice, second: Package, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    desired = server.assign(second)
+    server.line.replace[blob_path(second.manifest.files["model.onnx"].sha256)] = b"<html>log in</html>"
+    for wait_s in (30, 60):
+        for _ in range(4):
+            assert not device.apply(desired)
+        said = [one.message for one in caplog.records if f"asked again after {wait_s} s" in one.message]
+        assert sum("update waits" in each for each in said) == 1
+        device.rest(wait_s)
+
+
+def test_a_server_that_is_away_is_named_by_its_url_alone(device: UpdatingDevice) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(NetworkError, match=f"^{url}/x: Failed to establish"), ServerFiles(url, "s").get(f"{url}/x"):
+        pass
 
 
 def test_a_page_where_metadata_should_be_is_no_word_about_an_update_under_way(
