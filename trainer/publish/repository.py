@@ -209,7 +209,7 @@ class Publisher:
             answer = self._client.request(method, url, content=content, json=json, headers=headers)
         except httpx.HTTPError as error:
             where = f"{method} {self._client.base_url.join(url)}"
-            raise NetworkError(f"{where}: {type(error).__name__}: {error}") from error
+            raise NetworkError(f"{where}: {error}; is the server running and reachable? Publish again then") from error
         refuse_token(answer)
         if answer.status_code not in accepted:
             raise ServerRefused(str(answer.url), status=answer.status_code, detail=answer.text[:_ERROR_TEXT])

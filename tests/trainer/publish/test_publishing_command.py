@@ -57,3 +57,11 @@ def test_while_a_release_waits_for_its_approver_publish_says_who_and_the_command
     assert published.exit_code == 9
     assert "1 missing of: approvers/dora/approver" in published.output
     assert "shoal models approve faces 1 --key FILE" in published.output
+
+
+def test_that_the_server_is_away_is_said_in_a_sentence(server: UpdateServer) -> None:
+    environment = {"SHOAL_SERVER": "http://127.0.0.1:9", "SHOAL_TOKEN": TOKEN}
+    away = CliRunner().invoke(keys_commands, ["publish", str(server.keys_folder)], env=environment)
+    assert away.exit_code != 0
+    assert "ConnectError" not in away.stderr
+    assert "is the server running and reachable? Publish again then" in away.stderr
