@@ -108,9 +108,9 @@ class Monitor:
                 self._settle(watched, now)
                 watched.begin(rows, now)
             draws: Mapping[int, Draw] = NO_DRAWS
-            if not watched.sampler.pass_by(rows):
+            if not watched.lot.pass_by(rows):
                 name = (lambda _: request_id) if rows == 1 else (lambda row: f"{request_id}/{row}")
-                chances = watched.sampler.chances(rows)
+                chances = watched.lot.chances(rows)
                 draws = watched.choose(name, inputs, outputs, chances, at_s=now, now_s=now, group=group)
             watched.note(Noted(request_id, rows, latency_us, now, draws), inputs, outputs)
         return any(draw.label_wanted for draw in draws.values()) if draws else False
@@ -137,7 +137,7 @@ class Monitor:
                 if watched.may_wait(count):
                     watched.hold(request_ids, now, inputs, outputs, buckets)
                     return ()
-                chances = watched.sampler.chances(count)
+                chances = watched.lot.chances(count)
                 draws = watched.choose(request_ids.__getitem__, inputs, outputs, chances, at_s=now, now_s=now, group="")
                 watched.hold(request_ids, now, inputs, outputs, buckets, draws=draws)
                 return [row for row, draw in draws.items() if draw.label_wanted]

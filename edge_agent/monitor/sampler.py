@@ -12,7 +12,9 @@ For a chosen row an independent draw with ``p_l = labels_per_minute / rate of ch
 application is asked for a label: with probability ``p * p_l`` in all.
 
 Rows come in blocks: the probabilities are fixed when a block begins, rates and threshold follow when it is settled. A
-block is as long as what comes in half a second, so at a slow pace every row is a block of its own.
+block is as long as what comes in half a second, so at a slow pace every row is a block of its own. Packages of one
+model share a sampler, each with a block of its own, and a policy may change in the middle of both: so what a block's
+rows are drawn with is the block's (:class:`Lot`).
 
 Why estimates from such rows are unbiased. Rates, threshold and budget depend on earlier rows alone, and the row's own
 margin is known before the draw; so, given the past, the indicator I of being chosen has expectation p > 0 and
@@ -117,63 +119,32 @@ class Bucket:
         return True
 
 
-class Sampler:
-    """Chooses rows of one model; not thread-safe.
+class Lot:
+    """What the rows of one block are drawn with, fixed when it begins; not thread-safe.
 
     Args:
-        threshold: Margin under which a row counts as uncertain, to begin with: that of the reference profile.
+        room: Rows that the block may have.
+        chance: Of being chosen at most: a row whose random number is not below it is not chosen.
+        threshold: Margin under which a row counts as uncertain.
         uniform: Gives random numbers in [0, 1).
     """
 
-    def __init__(
-        self, policy: SamplingPolicy, *, threshold: float, uniform: Callable[[], float] = random.random
-    ) -> None:
-        self._uniform = uniform
-        self.over_budget = 0
-        self.restart(policy, threshold)
+    __slots__ = ("_gap", "_uniform", "chance", "p_uniform", "room", "threshold")
 
-    def restart(self, policy: SamplingPolicy, threshold: float) -> None:
-        """Begin anew, with another policy or another model."""
-        low, high = _THRESHOLD_BOUNDS
-        self.policy = policy
-        self.threshold = min(max(threshold, low), high)
-        self._rows, self._uncertain, self._chosen = Rate(), Rate(), Rate()
-        self._samples, self._labels = Bucket(policy.samples_per_minute), Bucket(policy.labels_per_minute)
-        self._share = 0.0  # of the rows that were looked at last, the uncertain ones
-        self._p_uniform = 0.0
-        #: Of being chosen at most, in this block: a row whose random number is not below it is not chosen.
-        self.chance = 0.0
+    def __init__(
+        self, *, room: int, p_uniform: float, chance: float, threshold: float, uniform: Callable[[], float]
+    ) -> None:
+        self.room = room
+        self.p_uniform = p_uniform
+        self.chance = chance
+        self.threshold = threshold
+        self._uniform = uniform
         self._gap = -1  # rows to pass before the next one that is looked at; not drawn yet where negative
 
-    def rows_per_minute(self, now_s: float) -> float:
-        """How fast rows come."""
-        return self._rows.foresee(1.0, now_s)
-
-    def begin(self, rows: int, now_s: float) -> int:
-        """Fix the probabilities of a block whose first ``rows`` rows are here already.
-
-        Args:
-            now_s: Any clock in seconds that never goes back.
-        Returns:
-            How many rows the block may have; it should also end when :data:`BLOCK_S` are over.
-        """
-        policy = self.policy
-        self._gap = -1
-        rate = self._rows.foresee(rows, now_s)
-        block = min(LARGEST_BLOCK, max(rows, int(rate / 60.0 * BLOCK_S)))
-        if policy.samples_per_minute <= 0:
-            return block
-        throttle = self._samples.throttle(now_s)
-        by_margin = policy.samples_per_minute * (1.0 - policy.uniform_share)
-        # Where fewer rows are uncertain than there should be, the threshold is on its way up: no need to look at all.
-        uncertain = max(
-            self._uncertain.foresee(max(1.0, _UNCERTAIN_SHARE * rows), now_s), rate * self._uncertain_share(rate)
-        )
-        p_uniform = throttle * min(1.0, policy.samples_per_minute * policy.uniform_share / rate)
-        p_margin = throttle * min(1.0, by_margin / uncertain)
-        self._p_uniform = p_uniform
-        self.chance = 1.0 - (1.0 - p_uniform) * (1.0 - p_margin)
-        return block
+    @classmethod
+    def none(cls) -> Lot:
+        """That of no block: it has no room."""
+        return cls(room=0, p_uniform=0.0, chance=0.0, threshold=0.0, uniform=random.random)
 
     def pass_by(self, rows: int) -> bool:
         """Whether none of the next rows of this block is to be looked at; if so, they have passed.
@@ -209,22 +180,75 @@ class Sampler:
             return _NEVER
         return int(min(math.log1p(-self._uniform()) / math.log1p(-self.chance), _NEVER))
 
-    def decide(self, chance: float, margin: float, now_s: float) -> Draw | None:
-        """Decide on a row of this block whose random number ``chance`` is below :attr:`chance`.
+
+class Sampler:
+    """Chooses rows of one model; not thread-safe.
+
+    Args:
+        threshold: Margin under which a row counts as uncertain, to begin with: that of the reference profile.
+        uniform: Gives random numbers in [0, 1).
+    """
+
+    def __init__(
+        self, policy: SamplingPolicy, *, threshold: float, uniform: Callable[[], float] = random.random
+    ) -> None:
+        self._uniform = uniform
+        self.over_budget = 0
+        self.restart(policy, threshold)
+
+    def restart(self, policy: SamplingPolicy, threshold: float) -> None:
+        """Begin anew, with another policy or another model."""
+        low, high = _THRESHOLD_BOUNDS
+        self.policy = policy
+        self.threshold = min(max(threshold, low), high)
+        self._rows, self._uncertain, self._chosen = Rate(), Rate(), Rate()
+        self._samples, self._labels = Bucket(policy.samples_per_minute), Bucket(policy.labels_per_minute)
+        self._share = 0.0  # of the rows that were looked at last, the uncertain ones
+
+    def rows_per_minute(self, now_s: float) -> float:
+        """How fast rows come."""
+        return self._rows.foresee(1.0, now_s)
+
+    def begin(self, rows: int, now_s: float) -> Lot:
+        """Begin a block whose first ``rows`` rows are here already; it should end when :data:`BLOCK_S` are over.
+
+        Args:
+            now_s: Any clock in seconds that never goes back.
+        """
+        policy = self.policy
+        rate = self._rows.foresee(rows, now_s)
+        block = min(LARGEST_BLOCK, max(rows, int(rate / 60.0 * BLOCK_S)))
+        if policy.samples_per_minute <= 0:
+            return self._lot(block, 0.0, 0.0)
+        throttle = self._samples.throttle(now_s)
+        by_margin = policy.samples_per_minute * (1.0 - policy.uniform_share)
+        # Where fewer rows are uncertain than there should be, the threshold is on its way up: no need to look at all.
+        uncertain = max(
+            self._uncertain.foresee(max(1.0, _UNCERTAIN_SHARE * rows), now_s), rate * self._uncertain_share(rate)
+        )
+        p_uniform = throttle * min(1.0, policy.samples_per_minute * policy.uniform_share / rate)
+        p_margin = throttle * min(1.0, by_margin / uncertain)
+        return self._lot(block, p_uniform, 1.0 - (1.0 - p_uniform) * (1.0 - p_margin))
+
+    def _lot(self, room: int, p_uniform: float, chance: float) -> Lot:
+        return Lot(room=room, p_uniform=p_uniform, chance=chance, threshold=self.threshold, uniform=self._uniform)
+
+    def decide(self, lot: Lot, chance: float, margin: float, now_s: float) -> Draw | None:
+        """Decide on a row of a block whose random number ``chance`` is below that of its lot.
 
         Args:
             margin: Largest probability of the row less the second.
         Returns:
             How it was chosen, or None where it was not.
         """
-        uncertain = margin < self.threshold
-        if chance < self._p_uniform:
+        uncertain = margin < lot.threshold
+        if chance < lot.p_uniform:
             reason = SampleReason.UNIFORM
         elif uncertain:
             reason = SampleReason.MARGIN
         else:
             return None
-        probability = self.chance if uncertain else self._p_uniform
+        probability = lot.chance if uncertain else lot.p_uniform
         if not self._samples.take():
             self.over_budget += 1
             return None
@@ -235,7 +259,7 @@ class Sampler:
             self.over_budget += 1
         return Draw(reason, probability)
 
-    def settle(self, margins: ArrayLike, now_s: float) -> None:
+    def settle(self, lot: Lot, margins: ArrayLike, now_s: float) -> None:
         """Learn from the rows of a block that is over: rates, and the threshold.
 
         The threshold moves towards the quantile of the margins that the budget can take (Robbins and Monro, 1951, on
@@ -266,25 +290,25 @@ class Sampler:
             at, begin = row + 1, begin + first + 1
         self.threshold = min(threshold * up ** (rows - at), high)
         self._share = uncertain / rows if rows else self._share
-        self._note_rates(rows, uncertain, now_s)
+        self._note_rates(lot, rows, uncertain, now_s)
 
-    def passed(self, rows: int, now_s: float) -> None:
+    def passed(self, lot: Lot, rows: int, now_s: float) -> None:
         """Learn the rates from a block that nobody looked at: as large a share of it was uncertain as of the last."""
-        self._note_rates(rows, rows * self._share, now_s)
+        self._note_rates(lot, rows, rows * self._share, now_s)
 
-    def _note_rates(self, rows: int, uncertain: float, now_s: float) -> None:
+    def _note_rates(self, lot: Lot, rows: int, uncertain: float, now_s: float) -> None:
         self._rows.add(rows, now_s)
         if uncertain:
             self._uncertain.add(uncertain, now_s)
-        if self.chance:
-            self._chosen.add(uncertain * self.chance + (rows - uncertain) * self._p_uniform, now_s)
+        if lot.chance:
+            self._chosen.add(uncertain * lot.chance + (rows - uncertain) * lot.p_uniform, now_s)
 
     def draw(self, margin: float, now_s: float) -> Draw | None:
         """Decide on one row that is a block by itself; see :meth:`begin` and :meth:`decide`."""
-        self.begin(1, now_s)
+        lot = self.begin(1, now_s)
         chance = self._uniform()
-        drawn = self.decide(chance, margin, now_s) if chance < self.chance else None
-        self.settle((margin,), now_s)
+        drawn = self.decide(lot, chance, margin, now_s) if chance < lot.chance else None
+        self.settle(lot, (margin,), now_s)
         return drawn
 
     def _uncertain_share(self, per_minute: float) -> float:

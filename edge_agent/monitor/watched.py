@@ -23,7 +23,7 @@ from edge_agent.monitor.block import COUNTED_ROWS, NO_DRAWS, Block, Held, Noted,
 from edge_agent.monitor.predicted import Predicted
 from edge_agent.monitor.predictions import Prediction, prediction, predictions, predictions_of
 from edge_agent.monitor.remembered import AnsweredRows
-from edge_agent.monitor.sampler import BLOCK_S, Draw, Rate, Sampler
+from edge_agent.monitor.sampler import BLOCK_S, Draw, Lot, Rate, Sampler
 from edge_agent.monitor.samples import row_of, travelling
 from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
@@ -67,6 +67,7 @@ class Watched:
     outputs: tuple[str, ...]
     block: Block
     sampler: Sampler
+    lot: Lot
     lifetime_ms: int
     keep: Callable[[str, Sample], None]
     now_ms: Callable[[], int]
@@ -106,6 +107,7 @@ class Watched:
             outputs=travelling(signature.outputs),
             block=block,
             sampler=sampler,
+            lot=Lot.none(),
             lifetime_ms=int(policy.label_lifetime_s * 1000),
             keep=keep,
             now_ms=now_ms,
@@ -126,7 +128,8 @@ class Watched:
     def begin(self, rows: int, now_s: float) -> None:
         """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
         block = self.block
-        room = self.sampler.begin(rows, now_s)
+        self.lot = self.sampler.begin(rows, now_s)
+        room = self.lot.room
         block.counting = self._is_due(min(room, block.capacity), now_s)
         self._asks = self.sampler.policy.labels_per_minute > 0
         self.room = min(room, max(rows, block.capacity if block.counting else block.uncounted_capacity))
@@ -146,7 +149,7 @@ class Watched:
 
         Without a budget for labels nobody is asked for one, and what is chosen shows when the rows are looked at.
         """
-        return not self._asks or self.sampler.pass_by(rows)
+        return not self._asks or self.lot.pass_by(rows)
 
     def hold(
         self,
@@ -165,8 +168,8 @@ class Watched:
         """
         rows, pending = len(request_ids), self._pending
         chances: Sequence[tuple[int, float]] = ()
-        if not self._asks and not self.sampler.pass_by(rows):
-            chances = self.sampler.chances(rows)
+        if not self._asks and not self.lot.pass_by(rows):
+            chances = self.lot.chances(rows)
         if not chances and not self.block.counting:
             inputs = _NOBODY_LOOKS  # their memory serves the next request at once, still in the processor's cache
         pending.append(Held(request_ids, now_s, inputs, outputs, took, draws, chances))
@@ -195,7 +198,7 @@ class Watched:
         draws: dict[int, Draw] = {}
         for row, chance in chances:
             found = prediction(probabilities[row : row + 1]) if together is None else together.row(row)
-            draw = self.sampler.decide(chance, found.margin, now_s)
+            draw = self.sampler.decide(self.lot, chance, found.margin, now_s)
             if draw is None:
                 continue
             draws[row] = draw
@@ -265,11 +268,11 @@ class Watched:
         self._last_rows = rows
         if block.counting or not block.lasts:
             found = predictions_of(probabilities)
-            self.sampler.settle(found.margin, now_s)
+            self.sampler.settle(self.lot, found.margin, now_s)
             self.predicted.add(found.best)
         else:
             found = None
-            self.sampler.passed(rows, now_s)
+            self.sampler.passed(self.lot, rows, now_s)
         if not block.copies:
             per_minute = self._byte_rate.add(block.bytes * len(block.ids) / max(1, block.counted), now_s)
             self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))

@@ -379,6 +379,37 @@ def test_a_policy_may_be_withdrawn(watching: Watching, loaded: LoadedModel) -> N
     assert watching.observe(loaded, reference_images(1)) is True
 
 
+def test_a_policy_that_changes_under_two_versions_leaves_each_row_the_probability_that_it_was_drawn_with(
+    tmp_path: Path,
+) -> None:
+    """As in a probation: rows of both wait to be looked at, and both share what chooses among them."""
+    sampling = SamplingPolicy(samples_per_minute=5_000.0, labels_per_minute=0.0, uniform_share=0.5)
+    versions = [load(make_package(tmp_path / v, version=v, seed=int(v), sampling=sampling)) for v in ("1", "2")]
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: 5.0)
+    images = reference_images(100, seed=15)
+    for loaded in versions:
+        outputs = loaded.backend.infer({INPUT: images})
+        for begin in range(0, 100, 10):
+            some, ids = slice(begin, begin + 10), [f"{loaded.manifest.version}-{begin + row}" for row in range(10)]
+            part = {OUTPUT: outputs[OUTPUT][some].copy()}
+            monitor.observe_together(
+                loaded, ids, {INPUT: images[some]}, part, latencies_ns=[1] * 10, buckets={0: 10}
+            )  # fmt: skip
+    monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=1.0, labels_per_minute=1.0)})
+    monitor.flush()
+    monitor.close()
+    samples = [
+        sample
+        for row in outbox.pending(Stream.SAMPLES, after=0, limit=1000)
+        for sample in decode(bytes(decode(row.payload, Envelope).body), SampleBatch).samples
+    ]
+    outbox.close()
+    assert {sample.request_id[0] for sample in samples} == {"1", "2"}
+    assert min(sample.inclusion_probability for sample in samples) > 0.1, "those that the packages' own policy gives"
+
+
 def test_sampled_requests_are_remembered_over_a_restart_until_their_time_is_over(
     watching: Watching, loaded: LoadedModel
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.contract.messages import SampleReason
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.monitor.sampler import Draw, Rate, Sampler
+from edge_agent.monitor.sampler import Draw, Lot, Rate, Sampler
 
 
 def _run(
@@ -99,18 +99,17 @@ def test_rows_in_blocks_have_true_probabilities_and_keep_the_budget() -> None:
         sampler = Sampler(SamplingPolicy(samples_per_minute=600), threshold=0.2, uniform=source.random)
         chosen: list[tuple[float, float]] = []
         block: list[float] = []
-        room = looks = 0
+        lot, looks = Lot.none(), 0
         for row in range(rows):
             now = row * 60.0 / per_minute
-            if room == 0:
-                sampler.settle(block, now)
-                block, room = [], sampler.begin(1, now)
+            if len(block) == lot.room:
+                sampler.settle(lot, block, now)
+                block, lot = [], sampler.begin(1, now)
             margin, chance = source.random(), source.random()
             block.append(margin)
-            room -= 1
-            if chance < sampler.chance:
+            if chance < lot.chance:
                 looks += 1
-                draw = sampler.decide(chance, margin, now)
+                draw = sampler.decide(lot, chance, margin, now)
                 if draw is not None:
                     chosen.append((float(margin > 0.3), draw.probability))
         assert looks < 0.15 * rows
@@ -161,3 +160,17 @@ def _hajek(rows: list[tuple[float, float]]) -> float:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def test_a_block_is_drawn_with_what_it_began_with_whatever_becomes_of_the_sampler() -> None:
+    """Two packages of one model share a sampler; a policy changes while rows of both wait to be decided on."""
+    sampler = Sampler(SamplingPolicy(samples_per_minute=60), threshold=0.5, uniform=random.Random(0).random)
+    lot = sampler.begin(4000, 0.0)
+    assert 0.0 < lot.p_uniform < lot.chance < 1.0
+    sampler.begin(1, 0.0)
+    sampler.restart(SamplingPolicy(samples_per_minute=6, labels_per_minute=6), 0.01)
+    narrow, wide = (sampler.decide(lot, 0.0, margin, 0.1) for margin in (0.4, 0.9))
+    assert narrow is not None
+    assert wide is not None
+    assert (narrow.probability, wide.probability) == (lot.chance, lot.p_uniform)
+    sampler.settle(lot, (0.4, 0.9), 0.1)
