@@ -245,6 +245,11 @@ class UpdateStep(str, enum.Enum):
 WORD_CHARS, REASON_CHARS, HARDWARE_RUNTIMES = 128, 1_000, 32
 
 
+# How the reason begins with which a device left a package that it could not start any more, most likely for its disk:
+# it fetches and tests it anew by itself, and refuses it only then.
+COULD_NOT_START = "could not start"
+
+
 def _cut(said: msgspec.Struct, *names: str, to: int = WORD_CHARS) -> None:
     for name in names:
         if len(word := getattr(said, name)) > to:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edge_agent.contract.errors import MalformedRequest
-from edge_agent.contract.messages import UpdateStep
+from edge_agent.contract.messages import COULD_NOT_START, UpdateStep
 from fleet_server.errors import Conflict
 
 # A device's window comes every day, and what chance draws is shorter: who says more is not believed.
@@ -91,6 +91,7 @@ class Member:
     Args:
         wave: Index of the wave that it was assigned in; None while it waits.
         release: Counter of its assignment; ``previous``: digest of the package it was to have before, or empty.
+        reason: Why it is where it is; of an assigned one, that it had committed, left the package and comes back to it.
     """
 
     device: str
@@ -114,6 +115,7 @@ class Sight:
     online: bool
     changed_at_ms: int | None = None
     package: str | None = None
+    version: str = ""
     step: UpdateStep | None = None
     target: str = ""
     release: int = 0
@@ -277,12 +279,17 @@ def _look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member
         return dataclasses.replace(member, progress=Progress.COMMITTED, reason="")
     if member.progress is Progress.FAILED:
         return member
+    if _comes_back(rollout, member, sight):
+        if member.progress is Progress.ASSIGNED:
+            return _patience(rollout, member, sight, now_ms)
+        again = f"{_left(rollout, sight)}; it fetches the package again"
+        return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason=again)
     if _refused(rollout, member, sight):
         return _failed(member, sight.reason or "the device did not say why")
     if member.progress is Progress.COMMITTED:
         # Reports are retained and may come late: only its own word that it left the package is a failure.
         left = sight.package is not None and sight.package != rollout.package and sight.release >= member.release
-        return _failed(member, f"it left the package: {sight.reason or sight.package}") if left else member
+        return _failed(member, _left(rollout, sight)) if left else member
     if member.progress is Progress.SKIPPED and sight.online:
         return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason="")
     return _patience(rollout, member, sight, now_ms) if member.progress is Progress.ASSIGNED else member
@@ -305,7 +312,8 @@ def _patience(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Me
             return dataclasses.replace(member, assigned_at_ms=begins_ms)
         return member
     if sight.online and waited_s > gate.device_timeout_s + rollout.watched_s:
-        return _failed(member, f"not committed after {round(waited_s)} s: {sight.reason or 'it says no reason'}")
+        why = f"not committed after {round(waited_s)} s: {sight.reason or 'it says no reason'}"
+        return _failed(member, f"{member.reason}; {why}" if member.reason else why)
     return member
 
 
@@ -313,6 +321,30 @@ def _refused(rollout: Rollout, member: Member, sight: Sight) -> bool:
     # Another target or a lower release is an old failure, which the device reports until it begins anew.
     failed = sight.step is UpdateStep.FAILED and sight.target == rollout.package
     return failed and sight.release >= member.release
+
+
+def _comes_back(rollout: Rollout, member: Member, sight: Sight) -> bool:
+    """Whether a device had committed, lost the package to its disk, and brings it on anew by itself.
+
+    That says nothing against the release: what is wrong with the package itself the device refuses when it tests it
+    again, and does not try again under the same release. Its patience is what a device has that was just assigned.
+    """
+    once_committed = member.progress is Progress.COMMITTED or (
+        member.progress is Progress.ASSIGNED and member.reason != ""
+    )
+    is_ours = sight.target == rollout.package and sight.release >= member.release
+    if not once_committed or not is_ours or sight.package in {None, rollout.package}:
+        return False
+    if sight.step is UpdateStep.FAILED:  # so it says until it begins
+        return sight.reason.startswith(COULD_NOT_START)
+    return sight.step is not UpdateStep.COMMITTED
+
+
+def _left(rollout: Rollout, sight: Sight) -> str:
+    serves = f"version {sight.version} ({sight.package[:12]})" if sight.package else "nothing"
+    text = f"it left version {rollout.version} ({rollout.package[:12]}) and serves {serves}"
+    ended = sight.step in {UpdateStep.COMMITTED, UpdateStep.FAILED}  # else its reason is how far it is
+    return f"{text}: {sight.reason}" if ended and sight.reason else text
 
 
 def _advance(rollout: Rollout, sights: Mapping[str, Sight], now_ms: int) -> Rollout:

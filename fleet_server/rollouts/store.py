@@ -158,6 +158,7 @@ def sight(device: DeviceRecord, model: str) -> Sight:
         online=device.online,
         changed_at_ms=device.online_changed_at_ms,
         package=one.package,
+        version=one.version,
         step=one.step,
         target=one.target,
         release=one.release,
