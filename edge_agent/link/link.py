@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 
 _STEADY_S = 10.0  # a connection that lasted so long was no accident: the backoff begins again
 _STOP_S = 15.0
+# A connection that is up and yet brings nothing, though messages are sent again: a broker has lost what this device
+# subscribed to. It is opened anew; each time that this changes nothing, for the server is away, the next is later.
+_DEAF_S = 15.0
+_LONGEST_DEAF_S = 3600.0
 
 
 class Link:
@@ -61,6 +65,8 @@ class Link:
         self._last_trouble = ""
         self._connected = False
         self._linked_at: float | None = None
+        self._unheard_since: float | None = None  # the first time that something was sent again, in vain so far
+        self._patient_s = _DEAF_S
         self._stopping = threading.Event()
         self._wake = Wake()
         self._connection = functools.partial(Connection, enrolment, wake=self._wake, keepalive_s=keepalive_s)
@@ -116,7 +122,7 @@ class Link:
         connection.open()
         for window in self._windows.values():
             window.restart()
-        self._reported_sent = None
+        self._reported_sent = self._unheard_since = None
         while not self._stopping.is_set():
             for topic, payload in connection.turn(self._patience_s()):
                 self.bytes_down += len(topic) + len(payload)
@@ -148,6 +154,7 @@ class Link:
         try:
             for stream, window in self._windows.items():
                 if window.rewind_if_due(now):
+                    self._check_that_it_hears(now)
                     _log.info("stream %s: not acknowledged beyond %d; sending again", stream.value, window.sent)
                 if window.room == 0:
                     continue
@@ -159,11 +166,22 @@ class Link:
         except DeviceError as error:
             self._trouble(f"the outbox cannot be read: {error}")
 
+    def _check_that_it_hears(self, now: float) -> None:
+        if self._unheard_since is None:
+            self._unheard_since = now
+        elif now - self._unheard_since > self._patient_s:
+            patient_s, self._patient_s = self._patient_s, min(_LONGEST_DEAF_S, self._patient_s * 2)
+            raise NetworkError(
+                f"the broker is there, but nothing has come from the server for {patient_s:.0f} s, though it was sent "
+                "messages again: connecting anew"
+            )
+
     def _publish(self, connection: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:
         connection.publish(topic, payload, retain=retain)
         self.bytes_up += len(topic) + len(payload)
 
     def _take(self, topic: str, payload: bytes) -> None:
+        self._unheard_since, self._patient_s = None, _DEAF_S
         try:
             if topic == self._topics.ack:
                 self._acknowledge(decode(payload, Ack))

@@ -12,6 +12,10 @@ Found in amqtt 0.12.1 (the overridden methods are internal: check them again wit
   keep-alive ends it (MQTT 3.1.1, 3.1.2.10).
 - A packet may have 256 MB and a CONNECT may take for ever. Here: :data:`MAX_PACKET_BYTES`, :data:`CONNECT_S`.
 - A subscription that comes while a message is delivered breaks that delivery (a dict changes while iterated).
+- A client that vanishes right after its SUBSCRIBE has that handled when its session is gone already; who connects next
+  under its name is then taken for subscribed, and hears nothing. Here only a session that stands can subscribe.
+- What is published to a connection that has ended waits 5 s for an acknowledgement, and with it the client's next
+  connection. Here it fails at once.
 - A message that a client has not acknowledged within 5 s is forgotten. Nothing to mend: only the server's own
   acknowledgement lets a device forget (see :mod:`edge_agent.link.window`).
 - Queues of offline sessions have no limit. Here sessions end with their connection (CONNACK says "session present: 0"):
@@ -35,7 +39,7 @@ from amqtt.errors import AMQTTError, MQTTError, NoDataError
 from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.mqtt.protocol.handler import ProtocolHandler
-from amqtt.session import Session
+from amqtt.session import OutgoingApplicationMessage, Session
 
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES
 from fleet_server.broker.rules import TopicRules
@@ -46,6 +50,7 @@ MAX_PACKET_BYTES = 2 * MAX_PAYLOAD_BYTES  # the server's own desired state may b
 CONNECT_S = 10.0
 _TAKE_OVER_S = 5.0
 _LISTENER = "default"
+_REFUSED = 0x80  # MQTT 3.1.1, 3.9.3: what SUBACK says of a subscription that failed
 
 Authenticate = Callable[[str, str], Awaitable[bool]]
 
@@ -110,6 +115,20 @@ class FleetBroker(Broker):  # type: ignore[misc]  # amqtt ships no types
                     await asyncio.sleep(0.005)
         await self._delete_session(client_id)
 
+    async def add_subscription(self, subscription: tuple[str, int], session: Session) -> int:
+        """Subscribe a session; gives the quality of service, or :data:`_REFUSED`."""
+        if not self._stands(session):
+            return _REFUSED
+        granted: int = await super().add_subscription(subscription, session)
+        return granted
+
+    def _stands(self, session: Session) -> bool:
+        return self._sessions.get(session.client_id, (None, None))[0] is session
+
+    def _get_handler(self, session: Session) -> BrokerProtocolHandler | None:
+        # The base goes by the client's name, which may have a newer session.
+        return super()._get_handler(session) if self._stands(session) else None
+
     async def _authenticate(self, session: Session, listener: Any) -> bool:
         del session, listener
         return True  # _initialize_client_session has done it, before anything was changed
@@ -131,7 +150,7 @@ class FleetBroker(Broker):  # type: ignore[misc]  # amqtt ships no types
         self, client_session: Session, handler: BrokerProtocolHandler, disconnect_waiter: asyncio.Future[Any]
     ) -> None:
         await super()._handle_disconnect(client_session, handler, disconnect_waiter)
-        if self._sessions.get(client_session.client_id, (None, None))[1] is handler:
+        if self._stands(client_session):
             await self._delete_session(client_session.client_id)
 
 
@@ -139,11 +158,26 @@ class _Handler(BrokerProtocolHandler):  # type: ignore[misc]  # amqtt ships no t
     """One connection, whose end is never overlooked."""
 
     _disconnect_waiter: asyncio.Future[Any] | None
+    _has_ended = False
 
     async def start(self) -> None:
         # The base makes the waiter last: an end before that would go unseen.
         self._disconnect_waiter = asyncio.get_running_loop().create_future()
         await ProtocolHandler.start(self)
+
+    async def stop(self) -> None:
+        self._has_ended = True  # before those who wait for acknowledgements are woken: none may come after them
+        await super().stop()
+
+    async def mqtt_publish(self, *args: Any, **options: Any) -> OutgoingApplicationMessage:
+        """Send a message and wait for its acknowledgement.
+
+        Raises:
+            AMQTTError: The connection has ended.
+        """
+        if self._has_ended:
+            raise AMQTTError("the connection has ended")
+        return await super().mqtt_publish(*args, **options)
 
     def handle_read_timeout(self) -> None:
         self.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Iterator
@@ -74,3 +75,23 @@ def test_attempts_that_never_led_to_a_link_do_not_begin_the_backoff_again(
     device.start()
     until(lambda: backoff._attempts >= 5, "five attempts")
     device.stop()
+
+
+def test_a_connection_that_brings_nothing_though_messages_are_sent_again_is_opened_anew(
+    broker: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(link, "_DEAF_S", 0.1)
+    server, device = Server(tmp_path, broker.port), Device("d1", tmp_path, broker.port)
+    device.link._patient_s = 0.1
+    assert broker.broker is not None
+    deaf, loop = broker.broker._broker, broker.broker._loop
+    with running(server, device):
+        until(lambda: device.link.connected, "it is linked")
+        assert loop is not None
+        # What the broker has of the device's subscriptions is lost, as it was to a bug of one.
+        session = deaf._sessions["d1"][0]
+        asyncio.run_coroutine_threadsafe(deaf._del_all_subscriptions(session), loop).result(20)
+        with caplog.at_level(logging.WARNING, logger="edge_agent.link"):
+            device.sample(1)
+            until(device.all_acknowledged, "it is acknowledged all the same")
+    assert "connecting anew" in caplog.text

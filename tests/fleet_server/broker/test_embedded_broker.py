@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import queue
 import socket
 import time
@@ -8,6 +9,7 @@ from typing import cast
 
 import paho.mqtt.client as mqtt
 import pytest
+from amqtt.session import Session
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES
@@ -212,6 +214,23 @@ def test_a_device_that_connects_again_replaces_its_lingering_connection(client: 
     for number in range(3):
         hearing.publish(D1.ack, b"%d" % number)
     assert [new.hear()[1] for _ in range(3)] == [b"0", b"1", b"2"]
+
+
+def test_a_subscription_that_is_handled_when_its_connection_is_over_makes_nobody_deaf(
+    client: Connect, broker: EmbeddedBroker
+) -> None:
+    """What a device sent just before it vanished may be handled after its session is gone: a session of nobody."""
+    gone = Session()
+    gone.client_id = gone.username = "d1"
+    fleet_broker, loop = broker._broker, broker._loop
+    assert loop is not None
+    subscribed = asyncio.run_coroutine_threadsafe(fleet_broker.add_subscription((D1.ack, 1), gone), loop)
+    assert subscribed.result(20) == 0x80
+    hearing, device = server(client), client("d1")
+    assert device.connect()
+    assert device.subscribe(D1.ack) == [True]
+    hearing.publish(D1.ack, b"heard")
+    assert device.hear() == (D1.ack, b"heard")
 
 
 def test_a_silent_connection_ends_after_its_keep_alive_and_its_will_is_sent(
