@@ -178,7 +178,9 @@ class Agent:
         self._updates.submit(desired)
 
     def _tell(self, event: Event) -> None:
-        _log.info("%s %s %s %s", event.kind.value, event.model, event.package[:12], event.reason or event.detail)
+        detail = event.detail.get("step", "") if event.reason else event.detail
+        said = [event.kind.value, event.model, event.package[:12], detail, event.reason]
+        _log.info("%s", " ".join(str(part) for part in said if part))
         try:
             self._outbox.append(Stream.EVENTS, event)
         except DeviceError as error:

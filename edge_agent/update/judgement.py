@@ -113,10 +113,11 @@ def judge_probation(rule: Probation, now: Seen, before: Seen | None, *, elapsed_
     if reason:
         return Bad(reason)
     requests = f"{now.requests} requests, {now.failed} of them failed"
+    few = now.requests < rule.min_requests
     if elapsed_s >= rule.seconds:
-        few = f", {rule.min_requests} were to be judged by" if now.requests < rule.min_requests else ""
-        return Good(f"{requests}{few}")
-    return Undecided(f"{requests}; {rule.seconds - elapsed_s:.0f} s are left")
+        return Good(f"{requests}{f', {rule.min_requests} were to be judged by' if few else ''}")
+    asked = f"{rule.min_requests} are asked for, " if few else ""
+    return Undecided(f"{requests}; {asked}{rule.seconds - elapsed_s:.0f} s are left")
 
 
 def judge_shadow(rule: Shadow, report: ShadowReport, *, elapsed_s: float) -> Verdict:

@@ -45,6 +45,7 @@ def test_a_version_that_fails_only_after_an_hour_is_rolled_back_within_a_long_pr
         device.ask(reference_images(1))
         device.installer.watch()
     assert (device.version, device.reported().step) == ("12", UpdateStep.PROBATION)
+    assert device.reported().reason == "60 requests, 0 of them failed; 3600 s are left"
     device.ask(BRIGHT)
     device.installer.watch()
     assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
