@@ -135,6 +135,7 @@ def _show(one: dict[str, Any], *, json_: bool) -> None:
             ("wave", _wave(one)),
             ("devices", _counts(one)),
             ("created", when(one["created_at_ms"])),
+            *([("next", _next(one))] if one["state"] == "halted" else []),
         ]
     )
     if one["devices"]:
@@ -148,6 +149,15 @@ def _show(one: dict[str, Any], *, json_: bool) -> None:
 
 def _tell(one: dict[str, Any]) -> None:
     click.echo(f"rollout {one['id']} is {one['state']}")
+
+
+def _next(one: dict[str, Any]) -> str:
+    """What is left to do about a rollout that was halted, which is final."""
+    model, version = one["model"], one["version"]
+    again = f"`shoal rollouts create {model} {version}` tries it again"
+    if not one["counts"].get("committed"):
+        return again
+    return f"{again}; the devices that have committed keep it, unless an older version is rolled out in its place"
 
 
 def _one_up(wave: int | None) -> int | None:

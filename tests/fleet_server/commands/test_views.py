@@ -139,6 +139,18 @@ def test_waves_are_counted_from_one_everywhere(fleet: Fleet, shoal: Shoal) -> No
     assert "d0      1     assigned" in shown
 
 
+def test_a_halted_rollout_says_what_is_left_to_do(fleet: Fleet, shoal: Shoal) -> None:
+    fleet.publish("1")
+    fleet.rollouts.create("digits", "1", (1, 1.0), gate=Gate(soak_s=0), start=False)
+    rollout = fleet.rollouts.list()[0].id
+    assert "next" not in shoal("rollouts", "show", rollout)
+    shoal("rollouts", "halt", rollout, "--reason", "a wrong turn")
+    shown = shoal("rollouts", "show", rollout)
+    assert "a wrong turn" in shown
+    assert "next     `shoal rollouts create digits 1` tries it again\n" in shown
+    assert "state    running" in shoal("rollouts", "create", "digits", "1")
+
+
 def test_events_say_which_step_and_which_version(fleet: Fleet, shoal: Shoal) -> None:
     digest = fleet.publish("7")
     fleet.join("d0")
