@@ -27,8 +27,8 @@ import msgspec
 from edge_agent.contract.errors import ConfigurationError, MalformedRequest, ManifestError
 from edge_agent.contract.names import check_name
 from fleet_server.monitoring.settings import MonitoringSettings
+from fleet_server.rollouts.rollout import Gate, check_waves
 from fleet_server.rollouts.service import DEFAULT_WAVES
-from fleet_server.rollouts.state import Gate, check_waves
 from fleet_server.schedules.service import RunSettings
 
 

@@ -30,8 +30,8 @@ from fleet_server.models.service import ModelService
 from fleet_server.monitoring.service import MonitoringService
 from fleet_server.predictions.places import Places
 from fleet_server.predictions.service import PredictionService
+from fleet_server.rollouts.rollout import State
 from fleet_server.rollouts.service import RolloutService
-from fleet_server.rollouts.state import State
 from fleet_server.samples.handler import on_samples
 from fleet_server.samples.lake_writer import LakeWriter
 from fleet_server.samples.service import SampleService

@@ -13,7 +13,7 @@ from fleet_server.console.chart_views import Mark
 from fleet_server.console.queries import Alert
 from fleet_server.console.views import EventView, RolloutView, RunView, Wave
 from fleet_server.devices.records import DeviceRecord, EventRecord
-from fleet_server.rollouts.state import Member, Progress, State
+from fleet_server.rollouts.rollout import Member, Progress, State
 from fleet_server.rollouts.store import RolloutRecord
 
 _ROLLOUT_TONES = {

@@ -20,8 +20,8 @@ from fleet_server.devices.service import DeviceService
 from fleet_server.models.service import ModelService
 from fleet_server.monitoring.machines import machine_records
 from fleet_server.monitoring.settings import DriftRule
+from fleet_server.rollouts.rollout import State
 from fleet_server.rollouts.service import RolloutService
-from fleet_server.rollouts.state import State
 from fleet_server.rollouts.store import RolloutRecord
 from fleet_server.schedules.service import RunService
 from fleet_server.updates.approvals import Approval

@@ -13,8 +13,8 @@ from fleet_server.access.guard import Guard
 from fleet_server.access.roles import Role
 from fleet_server.json_answers import Answer, describe
 from fleet_server.json_requests import RequestBody
+from fleet_server.rollouts.rollout import Gate
 from fleet_server.rollouts.service import RolloutService
-from fleet_server.rollouts.state import Gate
 from fleet_server.rollouts.store import RolloutRecord
 
 _YEAR_S = 366 * 86_400

@@ -21,7 +21,7 @@ from fleet_server.models.records import PackageRecord, ReleaseState
 from fleet_server.models.service import ModelService
 from fleet_server.rollouts import state, store
 from fleet_server.rollouts.assigning import Assigner, Director
-from fleet_server.rollouts.state import Gate, Rollout, State
+from fleet_server.rollouts.rollout import ALLOWED, Gate, Rollout, State, check_waves
 from fleet_server.rollouts.store import RolloutRecord
 
 DEFAULT_WAVES: tuple[int | float, ...] = (1, 0.5, 1.0)
@@ -87,7 +87,7 @@ class RolloutService:
             model=model,
             package=found.digest,
             version=found.version,
-            waves=state.check_waves(waves),
+            waves=check_waves(waves),
             gate=gate if gate is not None else Gate(),
             reason=reason,
             revert=revert,
@@ -150,7 +150,7 @@ class RolloutService:
             with self._db.read() as connection:
                 active = [store.load(connection, one) for one in store.unsettled(connection, package.model)]
             for rollout in active:
-                if rollout.package == package.digest and State.HALTED in state.ALLOWED[rollout.state]:
+                if rollout.package == package.digest and State.HALTED in ALLOWED[rollout.state]:
                     self.halt(rollout.id, f"withdrawn: {reason}")
             with self._db.write() as connection:
                 self._models.set_state(connection, package.digest, ReleaseState.WITHDRAWN, reason)
@@ -293,13 +293,13 @@ class RolloutService:
                 f"rollout {active.id} of {active.model} {active.version} is {active.state.value}: "
                 "halt it first, or supersede it"
             )
-        if by.automatic and not active.automatic and State.HALTED in state.ALLOWED[active.state]:
+        if by.automatic and not active.automatic and State.HALTED in ALLOWED[active.state]:
             raise Conflict(
                 f"rollout {active.id} of {active.model} {active.version}, which a person made, is {active.state.value} "
                 f"and goes first. {by.version} is published and waits; to bring it on: "
                 f"shoal rollouts create {by.model} {by.version} --supersede"
             )
-        if State.HALTED in state.ALLOWED[active.state]:
+        if State.HALTED in ALLOWED[active.state]:
             ended = state.move(active, State.HALTED, f"superseded by {by.id}")
         else:
             ended = active

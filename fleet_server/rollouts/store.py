@@ -14,7 +14,8 @@ from fleet_server.devices.records import DeviceRecord
 from fleet_server.errors import NotFound
 from fleet_server.models.tables import packages
 from fleet_server.rollouts import tables
-from fleet_server.rollouts.state import Gate, Member, Progress, Rollout, Sight, State, to_revert, wave_size
+from fleet_server.rollouts.rollout import Gate, Member, Progress, Rollout, Sight, State, wave_size
+from fleet_server.rollouts.state import to_revert
 from fleet_server.upsert import upsert
 
 

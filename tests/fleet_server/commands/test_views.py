@@ -36,7 +36,7 @@ from fleet_server.monitoring import routes as monitoring_routes
 from fleet_server.monitoring.intake import on_metrics
 from fleet_server.monitoring.service import MonitoringService
 from fleet_server.rollouts import routes as rollouts_routes
-from fleet_server.rollouts.state import Gate
+from fleet_server.rollouts.rollout import Gate
 from fleet_server.schedules import routes as schedules_routes
 from fleet_server.schedules.schedule_service import ScheduleService
 from fleet_server.schedules.service import RunService

@@ -30,7 +30,7 @@ from fleet_server.models.records import ReleaseState
 from fleet_server.monitoring.intake import on_metrics
 from fleet_server.monitoring.tables import alerts, drift
 from fleet_server.rollouts import state, store
-from fleet_server.rollouts.state import Gate, Member, Progress, Rollout, State
+from fleet_server.rollouts.rollout import Gate, Member, Progress, Rollout, State
 from tests.fleet_server.console.harbour import MODEL, Harbour
 
 CAMERAS = ("camera-1", "camera-2", "camera-3", "camera-4")

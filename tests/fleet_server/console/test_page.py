@@ -14,7 +14,7 @@ from fleet_server.access.guard import SESSION_COOKIE
 from fleet_server.console.service import MOST_ROWS
 from fleet_server.monitoring.tables import alerts
 from fleet_server.rollouts import state, store
-from fleet_server.rollouts.state import Gate, Rollout
+from fleet_server.rollouts.rollout import Gate, Rollout, State
 from tests.fleet_server.console.harbour import MODEL, Harbour
 
 SECTIONS = ("numbers", "fleet", "accuracy", "drift", "rollouts", "runs", "events")
@@ -173,9 +173,9 @@ async def test_a_rollout_to_no_devices_says_so_and_shows_no_waves(empty: Harbour
     begun = Rollout(id="r-0", model=MODEL, package=package, version="1", waves=(1, 1.0), gate=Gate())
     with empty.db.write() as connection:
         store.insert(connection, begun, empty.clock())
-        running = state.move(begun, state.State.RUNNING)
+        running = state.move(begun, State.RUNNING)
         store.save(connection, begun, running, empty.clock())
-        store.save(connection, running, state.move(running, state.State.DONE), empty.clock())
+        store.save(connection, running, state.move(running, State.DONE), empty.clock())
     text = await page(empty)
     panel = text[text.index('id="rollout-r-0"') : text.index('id="runs"')]
     assert "done at once: no devices yet" in panel

@@ -9,8 +9,8 @@ from tuf.api.metadata import Metadata, Targets
 from edge_agent.contract.repository import AssignedHardware, Assignment
 from fleet_server.errors import Conflict, NotFound
 from fleet_server.models.records import ReleaseState
+from fleet_server.rollouts.rollout import Gate, Progress, State
 from fleet_server.rollouts.service import RolloutService
-from fleet_server.rollouts.state import Gate, Progress, State
 from tests.fleet_server.fleet import Device, Fleet
 
 GATE = Gate(soak_s=5, device_timeout_s=100, offline_timeout_s=20)

@@ -10,7 +10,7 @@ from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.messages import UpdateStep
 from fleet_server.errors import Conflict
 from fleet_server.rollouts import state
-from fleet_server.rollouts.state import Gate, Progress, Rollout, Sight, State
+from fleet_server.rollouts.rollout import Gate, Progress, Rollout, Sight, State, check_waves
 
 NEW, OLD = "b" * 64, "a" * 64
 FLEET = ["d1", "d2", "d3", "d4"]
@@ -43,10 +43,10 @@ def commit(sights: dict[str, Sight], *devices: str, **changes: object) -> None:
 
 
 def test_waves_count_devices_or_shares_and_the_last_is_the_whole_fleet() -> None:
-    assert state.check_waves([1, 0.5, 1.0]) == (1, 0.5, 1.0)
+    assert check_waves([1, 0.5, 1.0]) == (1, 0.5, 1.0)
     for wrong in ([], [1], [1, 1], [0, 1.0], [-1.0, 1.0], [1.5, 1.0], [0.9, 0.5, 1.0]):
         with pytest.raises(MalformedRequest, match="wave"):
-            state.check_waves(wrong)
+            check_waves(wrong)
 
 
 def test_one_device_is_the_canary_then_half_then_all() -> None:

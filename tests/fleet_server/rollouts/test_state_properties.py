@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edge_agent.contract.messages import UpdateStep
 from fleet_server.rollouts import state
-from fleet_server.rollouts.state import ALLOWED, Gate, Progress, Rollout, Sight, State
+from fleet_server.rollouts.rollout import ALLOWED, Gate, Progress, Rollout, Sight, State
 
 NEW, OLD = "b" * 64, "a" * 64
 DEVICES = [f"d{number}" for number in range(7)]

@@ -14,7 +14,7 @@ import pytest
 from edge_agent.contract.errors import ConfigurationError
 from fleet_server.errors import Conflict
 from fleet_server.rollouts import service as rollout_service
-from fleet_server.rollouts.state import Gate, Progress, State
+from fleet_server.rollouts.rollout import Gate, Progress, State
 from tests.fleet_server.fleet import Device, Fleet
 
 GATE = Gate(soak_s=5, device_timeout_s=1_000, offline_timeout_s=60)
