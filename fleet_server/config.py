@@ -37,7 +37,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Args:
         port: 0 takes a free one, which ``server.json`` in the data folder then names.
-        public_url: How devices and people reach it, where that is not ``http://HOST:PORT``.
+        public_url: How devices and people reach it; where it is empty, as whoever asks came.
     """
 
     host: str = "127.0.0.1"

@@ -245,11 +245,6 @@ class UpdateStep(str, enum.Enum):
 WORD_CHARS, REASON_CHARS, HARDWARE_RUNTIMES = 128, 1_000, 32
 
 
-# How the reason begins with which a device left a package that it could not start any more, most likely for its disk:
-# it fetches and tests it anew by itself, and refuses it only then.
-COULD_NOT_START = "could not start"
-
-
 def _cut(said: msgspec.Struct, *names: str, to: int = WORD_CHARS) -> None:
     for name in names:
         if len(word := getattr(said, name)) > to:
@@ -288,6 +283,8 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
         requests, failed: Since the swap; what a rollout's health gate looks at.
         waits_until_ms: When the update may go on that waits for the device's own window, or for a while that chance
             drew; None where it does not wait, and from agents that do not tell.
+        retries: Of a failed update: whether the device tries it again by itself, for what failed was room, its disk or
+            the network, and not what the package should be. False from agents that do not tell.
     """
 
     version: str
@@ -301,6 +298,7 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     failed: Count = 0
     runtime: ReportedRuntime | None = None
     waits_until_ms: TimeMs | None = None
+    retries: bool = False
 
     def __post_init__(self) -> None:
         _cut(self, "version", "package", "target", "rollout")

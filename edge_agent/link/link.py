@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -26,8 +27,8 @@ _log = logging.getLogger(__name__)
 
 _STEADY_S = 10.0  # a connection that lasted so long was no accident: the backoff begins again
 _STOP_S = 15.0
-# A connection that is up and yet brings nothing, though messages are sent again: a broker has lost what this device
-# subscribed to. It is opened anew; each time that this changes nothing, for the server is away, the next is later.
+# The broker has taken what was sent again, and yet nobody acknowledges it: it may have lost what this device subscribed
+# to. The connection is opened anew; each time that this changes nothing, for the server is away, the next is later.
 _DEAF_S = 15.0
 _LONGEST_DEAF_S = 3600.0
 
@@ -65,8 +66,9 @@ class Link:
         self._last_trouble = ""
         self._connected = False
         self._linked_at: float | None = None
-        self._unheard_since: float | None = None  # the first time that something was sent again, in vain so far
-        self._patient_s = _DEAF_S
+        self._taken_at: float | None = None  # when the broker had taken all that was sent again, in vain so far
+        # Drawn, for a fleet is not to come back all at once.
+        self._patient_s = self._least_patient_s = random.uniform(1.0, 2.0) * _DEAF_S
         self._stopping = threading.Event()
         self._wake = Wake()
         self._connection = functools.partial(Connection, enrolment, wake=self._wake, keepalive_s=keepalive_s)
@@ -121,8 +123,8 @@ class Link:
     def _serve(self, connection: Connection) -> None:
         connection.open()
         for window in self._windows.values():
-            window.restart()
-        self._reported_sent = self._unheard_since = None
+            window.restart(hasten=not self._is_deaf)
+        self._reported_sent = self._taken_at = None
         while not self._stopping.is_set():
             for topic, payload in connection.turn(self._patience_s()):
                 self.bytes_down += len(topic) + len(payload)
@@ -154,7 +156,7 @@ class Link:
         try:
             for stream, window in self._windows.items():
                 if window.rewind_if_due(now):
-                    self._check_that_it_hears(now)
+                    self._check_that_it_hears(connection, now)
                     _log.info("stream %s: not acknowledged beyond %d; sending again", stream.value, window.sent)
                 if window.room == 0:
                     continue
@@ -166,22 +168,29 @@ class Link:
         except DeviceError as error:
             self._trouble(f"the outbox cannot be read: {error}")
 
-    def _check_that_it_hears(self, now: float) -> None:
-        if self._unheard_since is None:
-            self._unheard_since = now
-        elif now - self._unheard_since > self._patient_s:
-            patient_s, self._patient_s = self._patient_s, min(_LONGEST_DEAF_S, self._patient_s * 2)
+    def _check_that_it_hears(self, connection: Connection, now: float) -> None:
+        """When something is sent again: end a connection over which no acknowledgement comes."""
+        if not connection.has_delivered:  # a slow line: nothing is to be expected yet
+            self._taken_at = None
+        elif self._taken_at is None:
+            self._taken_at = now
+        elif now - self._taken_at > self._patient_s:
+            silent_s, self._patient_s = now - self._taken_at, min(_LONGEST_DEAF_S, self._patient_s * 2)
             raise NetworkError(
-                f"the broker is there, but nothing has come from the server for {patient_s:.0f} s, though it was sent "
-                "messages again: connecting anew"
+                f"the broker takes what is sent, but for {silent_s:.0f} s the server has acknowledged nothing: "
+                "connecting anew"
             )
+
+    @property
+    def _is_deaf(self) -> bool:
+        """Whether the last connection was ended for want of acknowledgements, and none has come since."""
+        return self._patient_s > self._least_patient_s
 
     def _publish(self, connection: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:
         connection.publish(topic, payload, retain=retain)
         self.bytes_up += len(topic) + len(payload)
 
     def _take(self, topic: str, payload: bytes) -> None:
-        self._unheard_since, self._patient_s = None, _DEAF_S
         try:
             if topic == self._topics.ack:
                 self._acknowledge(decode(payload, Ack))
@@ -191,6 +200,7 @@ class Link:
             self._trouble(f"message on {topic} ignored: {error}")
 
     def _acknowledge(self, ack: Ack) -> None:
+        self._taken_at, self._patient_s = None, self._least_patient_s
         try:
             self._outbox.acknowledge(ack)
         except DeviceError as error:

@@ -86,9 +86,15 @@ class Window:
         self._clear()
         return True
 
-    def restart(self, *, forget: bool = False) -> None:
-        """A new connection: nothing is under way. ``forget`` the watermark too when a new epoch began."""
-        self._current_timeout_s = self._timeout_s
+    def restart(self, *, forget: bool = False, hasten: bool = True) -> None:
+        """A new connection: nothing is under way.
+
+        Args:
+            forget: The watermark too, for a new epoch began.
+            hasten: Begin with the shortest timeout again, for it was the line that hindered, and not the server.
+        """
+        if hasten:
+            self._current_timeout_s = self._timeout_s
         if forget:
             self._watermark = 0
         self._clear()

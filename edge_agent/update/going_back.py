@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from edge_agent.contract.errors import BudgetExceeded, DeviceError, ModelUnavailable, ShoalError, UnknownModel
-from edge_agent.contract.messages import COULD_NOT_START, EventKind, UpdateStep
+from edge_agent.contract.messages import EventKind, UpdateStep
 from edge_agent.runtime.slots import LoadedModel, ModelState, Slots
 from edge_agent.update import transitions
 from edge_agent.update.candidates import CandidateLoader, Candidates, Loading, told_from_rot
@@ -177,7 +177,7 @@ class GoingBack:
         except Exception as error:  # noqa: BLE001 - see below
             # Most likely the disk: the same package may be fetched again, and is refused then if it is to blame. And
             # whatever else it is, an agent that serves an older model is better than one that does not start.
-            self._when_it_cannot_start(model, f"{COULD_NOT_START}: {error}", refuse=False)
+            self._when_it_cannot_start(model, f"could not start: {error}", refuse=False)
             trace = None if isinstance(error, ShoalError) else error
             what, instead = record.active[:12], self._instead(model)
             _log.warning("%s: package %s could not start: %s; %s", model, what, error, instead, exc_info=trace)

@@ -324,4 +324,5 @@ class Installer:
             version=version, package=package, step=record.step, target=record.target, reason=reason,
             release=max(record.announced, record.release), rollout=record.rollout, requests=requests, failed=bad,
             runtime=loaded.runtime if loaded is not None else None, waits_until_ms=self._waits.until_ms.get(model),
+            retries=record.step is UpdateStep.FAILED and not self._updating.has_given_up(model, record),
         )  # fmt: skip

@@ -256,6 +256,11 @@ def is_proven(record: SlotRecord) -> bool:
     return not record.unproven and record.active not in record.refused
 
 
+def refuses(record: SlotRecord) -> bool:
+    """Whether what failed last was found wrong itself, and no newer release names it again."""
+    return record.refused.get(record.target, -1) >= max(record.release, record.announced)
+
+
 def _settled_on(record: SlotRecord) -> SlotRecord:
     refused = {digest: release for digest, release in record.refused.items() if digest != record.active}
     return msgspec.structs.replace(

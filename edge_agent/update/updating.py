@@ -237,6 +237,12 @@ class Updating:
         if not champions:
             self._watching.swap(names, candidates, self._monotonic())
 
+    def has_given_up(self, model: str, record: SlotRecord) -> bool:
+        """Whether a failed update is not tried again before the fleet wants something else, or a restart."""
+        unfit = self._unfit.get(model)
+        is_unfit = unfit is not None and unfit.package == record.target and unfit.release >= record.announced
+        return transitions.refuses(record) or is_unfit
+
     def _records(self, names: Sequence[str]) -> dict[str, SlotRecord]:
         return {model: self._journal.get(model) for model in names}
 

@@ -39,6 +39,7 @@ from amqtt.errors import AMQTTError, MQTTError, NoDataError
 from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.mqtt.protocol.handler import ProtocolHandler
+from amqtt.mqtt.publish import PublishPacket
 from amqtt.session import OutgoingApplicationMessage, Session
 
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES
@@ -125,6 +126,15 @@ class FleetBroker(Broker):  # type: ignore[misc]  # amqtt ships no types
     def _stands(self, session: Session) -> bool:
         return self._sessions.get(session.client_id, (None, None))[0] is session
 
+    def _del_subscription(self, a_filter: str, session: Session) -> int:
+        # The base goes by the client's name here, too: the end of an old connection would make the new one deaf.
+        found = self._subscriptions.get(a_filter, [])
+        for index, (own, _) in enumerate(found):
+            if own is session:
+                del found[index]
+                return 1
+        return 0
+
     def _get_handler(self, session: Session) -> BrokerProtocolHandler | None:
         # The base goes by the client's name, which may have a newer session.
         return super()._get_handler(session) if self._stands(session) else None
@@ -178,6 +188,12 @@ class _Handler(BrokerProtocolHandler):  # type: ignore[misc]  # amqtt ships no t
         if self._has_ended:
             raise AMQTTError("the connection has ended")
         return await super().mqtt_publish(*args, **options)
+
+    async def _send_packet(self, packet: Any) -> None:
+        await super()._send_packet(packet)
+        # While it was sent: the base would wait for an acknowledgement now.
+        if self._has_ended and isinstance(packet, PublishPacket):
+            raise AMQTTError("the connection has ended")
 
     def handle_read_timeout(self) -> None:
         self.end()

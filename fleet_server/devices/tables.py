@@ -51,6 +51,7 @@ reported_models = sa.Table(
     sa.Column("received_at_ms", sa.BigInteger, nullable=False),
     sa.Column("runtime", sa.JSON(none_as_null=True)),  # ReportedRuntime; NULL from agents that do not tell
     sa.Column("waits_until_ms", sa.BigInteger),
+    sa.Column("retries", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 # What an administrator set for the whole fleet while it ran: above the server's own settings, restarts included.

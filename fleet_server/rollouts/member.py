@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from edge_agent.contract.messages import COULD_NOT_START, UpdateStep
+from edge_agent.contract.messages import UpdateStep
 from fleet_server.rollouts.rollout import Gate, Member, Progress, Rollout, Sight
 
 # A device's window comes every day, and what chance draws is shorter: who says more is not believed.
@@ -12,30 +12,41 @@ _LONGEST_WAIT_MS = 2 * 24 * 3600 * 1000
 
 
 def look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member:
-    """The member after what its device reports."""
+    """The member after what its device reports.
+
+    A device that fails for want of room, or of its disk or network, says that it tries again by itself: it has the time
+    that every assigned device has. So has one that had committed and lost the package to its disk.
+    """
     if member.progress in {Progress.WAITING, Progress.REVERTED}:
         return member
-    gate = rollout.gate
     if sight.package == rollout.package and sight.step is UpdateStep.COMMITTED:
-        if too_many_failed(gate, sight):
+        if too_many_failed(rollout.gate, sight):
             return _failed(member, f"{sight.failed} of {sight.requests} requests failed")
         return dataclasses.replace(member, progress=Progress.COMMITTED, reason="")
     if member.progress is Progress.FAILED:
         return member
-    if _comes_back(rollout, member, sight):
-        if member.progress is Progress.ASSIGNED:
-            return _patience(rollout, member, sight, now_ms)
-        again = f"{_left(rollout, sight)}; it fetches the package again"
-        return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason=again)
-    if _refused(rollout, member, sight):
-        return _failed(member, sight.reason or "the device did not say why")
+    is_ours = sight.target == rollout.package and sight.release >= member.release
+    if is_ours and sight.step is UpdateStep.FAILED and not sight.retries:
+        left = member.progress is Progress.COMMITTED and sight.package != rollout.package
+        return _failed(member, _left(rollout, sight) if left else sight.reason or "the device did not say why")
     if member.progress is Progress.COMMITTED:
-        # Reports are retained and may come late: only its own word that it left the package is a failure.
-        left = sight.package is not None and sight.package != rollout.package and sight.release >= member.release
-        return _failed(member, _left(rollout, sight)) if left else member
+        return _after_commit(rollout, member, sight, now_ms)
     if member.progress is Progress.SKIPPED and sight.online:
         return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason="")
     return _patience(rollout, member, sight, now_ms) if member.progress is Progress.ASSIGNED else member
+
+
+def _after_commit(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member:
+    """A device that had committed."""
+    # Reports are retained and may come late: only its own word that it left the package says that it did.
+    if sight.package is None or sight.release < member.release:
+        return member
+    serves_ours = sight.package == rollout.package
+    if sight.target == rollout.package and (sight.step is UpdateStep.FAILED or not serves_ours):
+        why = sight.reason if serves_ours else _left(rollout, sight)
+        again = f"{why}; it brings the package on again"
+        return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason=again)
+    return member if serves_ours else _failed(member, _left(rollout, sight))
 
 
 def _patience(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member:
@@ -58,29 +69,6 @@ def _patience(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Me
         why = f"not committed after {round(waited_s)} s: {sight.reason or 'it says no reason'}"
         return _failed(member, f"{member.reason}; {why}" if member.reason else why)
     return member
-
-
-def _refused(rollout: Rollout, member: Member, sight: Sight) -> bool:
-    # Another target or a lower release is an old failure, which the device reports until it begins anew.
-    failed = sight.step is UpdateStep.FAILED and sight.target == rollout.package
-    return failed and sight.release >= member.release
-
-
-def _comes_back(rollout: Rollout, member: Member, sight: Sight) -> bool:
-    """Whether a device had committed, lost the package to its disk, and brings it on anew by itself.
-
-    That says nothing against the release: what is wrong with the package itself the device refuses when it tests it
-    again, and does not try again under the same release. Its patience is what a device has that was just assigned.
-    """
-    once_committed = member.progress is Progress.COMMITTED or (
-        member.progress is Progress.ASSIGNED and member.reason != ""
-    )
-    is_ours = sight.target == rollout.package and sight.release >= member.release
-    if not once_committed or not is_ours or sight.package in {None, rollout.package}:
-        return False
-    if sight.step is UpdateStep.FAILED:  # so it says until it begins
-        return sight.reason.startswith(COULD_NOT_START)
-    return sight.step is not UpdateStep.COMMITTED
 
 
 def _left(rollout: Rollout, sight: Sight) -> str:

@@ -81,7 +81,7 @@ class Member:
     Args:
         wave: Index of the wave that it was assigned in; None while it waits.
         release: Counter of its assignment; ``previous``: digest of the package it was to have before, or empty.
-        reason: Why it is where it is; of an assigned one, that it had committed, left the package and comes back to it.
+        reason: Why it is where it is.
     """
 
     device: str
@@ -100,6 +100,7 @@ class Sight:
     Args:
         changed_at_ms: Since when it is connected, or is not; None where that is not known.
         waits_until_ms: When its update may go on that waits for the device's own window.
+        retries: Whether it tries an update that failed again by itself.
     """
 
     online: bool
@@ -113,6 +114,7 @@ class Sight:
     requests: int = 0
     failed: int = 0
     waits_until_ms: int | None = None
+    retries: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

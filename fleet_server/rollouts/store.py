@@ -167,6 +167,7 @@ def sight(device: DeviceRecord, model: str) -> Sight:
         requests=one.requests,
         failed=one.failed,
         waits_until_ms=one.waits_until_ms,
+        retries=one.retries,
     )
 
 

@@ -209,6 +209,7 @@ TWINS: dict[str, Message] = {
                     building_percent=12.5,
                 ),
                 waits_until_ms=AT_MS + 3_600_000,
+                retries=True,
             )
         },
         api="http://127.0.0.1:8080",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from edge_agent.contract.envelope import encode
 from edge_agent.contract.messages import Desired
+from edge_agent.contract.topics import Stream
 from edge_agent.link import connection, link
 from edge_agent.link.backoff import Backoff
 from tests.integration.devices_and_server import Device, Embedded, Server, running, until
@@ -77,12 +80,16 @@ def test_attempts_that_never_led_to_a_link_do_not_begin_the_backoff_again(
     device.stop()
 
 
-def test_a_connection_that_brings_nothing_though_messages_are_sent_again_is_opened_anew(
-    broker: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "_DEAF_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_connection_over_which_no_acknowledgement_comes_is_opened_anew(
+    broker: Embedded, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(link, "_DEAF_S", 0.1)
     server, device = Server(tmp_path, broker.port), Device("d1", tmp_path, broker.port)
-    device.link._patient_s = 0.1
     assert broker.broker is not None
     deaf, loop = broker.broker._broker, broker.broker._loop
     with running(server, device):
@@ -95,3 +102,85 @@ def test_a_connection_that_brings_nothing_though_messages_are_sent_again_is_open
             device.sample(1)
             until(device.all_acknowledged, "it is acknowledged all the same")
     assert "connecting anew" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_while_the_server_is_away_it_connects_anew_ever_later_whatever_the_broker_has_kept(
+    broker: Embedded, tmp_path: Path
+) -> None:
+    server, device = Server(tmp_path, broker.port), Device("d1", tmp_path, broker.port)
+    with running(server):
+        until(lambda: server.link.connected, "the server is linked")
+        server.link.publish(device.link._topics.desired, encode(Desired(revision=1)), retain=True)
+        device.sample(1)
+        device.start()
+        until(device.all_acknowledged, "all is well")
+    device.sample(1)
+    least_s = device.link._patient_s
+    until(lambda: len(device.desired) >= 3, "it has connected anew twice, and each time heard what is retained")
+    assert device.link._patient_s > 3 * least_s
+    window_s = device.link._windows[Stream.SAMPLES]._current_timeout_s
+    assert window_s > 1.0, "and sends no sooner than it did"
+    device.stop()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_line_that_is_slow_is_given_its_time(
+    broker: Embedded, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(tmp_path, broker.port)
+    with running(server), Line(broker.port) as line:
+        device = Device("d1", tmp_path, line.port)
+        with running(device), caplog.at_level(logging.INFO, logger="edge_agent.link"):
+            until(lambda: device.link.connected, "it is linked")
+            line.open.clear()
+            device.sample(1)
+            until(lambda: caplog.text.count("sending again") == 2, "it has sent again twice")
+            line.open.set()
+            until(device.all_acknowledged, "it has arrived")
+    assert "connecting anew" not in caplog.text
+
+
+class Line:
+    """A line to a broker that holds back what a device sends while it is not open."""
+
+    def __init__(self, broker: int) -> None:
+        self._broker, self._listener = broker, socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.open = threading.Event()
+        self.open.set()
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> Line:  # noqa: PYI034  Python 3.10 has no typing.Self
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for end in self._ends:
+            with contextlib.suppress(OSError):  # it has ended already
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(20)
+        for end in (*self._ends, self._listener):
+            end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the end
+            while True:
+                device = self._listener.accept()[0]
+                broker = socket.create_connection(("127.0.0.1", self._broker))
+                self._ends += [device, broker]
+                for ends in ((device, broker, True), (broker, device, False)):
+                    self._threads.append(threading.Thread(target=self._carry, args=ends))
+                    self._threads[-1].start()
+
+    def _carry(self, here: socket.socket, there: socket.socket, held: bool) -> None:
+        with contextlib.suppress(OSError):  # one of the ends has ended
+            while data := here.recv(4096):
+                if held:
+                    self.open.wait()
+                there.sendall(data)
+            there.shutdown(socket.SHUT_WR)

@@ -46,6 +46,7 @@ def test_what_was_spoilt_before_it_was_tested_is_fetched_anew_and_refuses_no_rel
     assert not device.apply(desired)
     assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
     assert "the device's disk has changed what was verified" in device.reported().reason
+    assert device.reported().retries
     device.update(desired)
     assert (device.version, device.reported().step) == ("2", UpdateStep.COMMITTED)
 
@@ -72,6 +73,7 @@ def test_a_disk_that_spoils_a_package_each_time_does_not_have_it_fetched_for_eve
     assert device.apply(desired)
     assert server.line.requests == []
     assert "after the agent's next start" in device.reported().reason
+    assert not device.reported().retries
     assert len(device.told(EventKind.UPDATE_FAILED)) == 2
     device.close()
     restarted = new_device()

@@ -9,14 +9,17 @@ from typing import cast
 
 import paho.mqtt.client as mqtt
 import pytest
+from amqtt.adapters import BufferWriter
+from amqtt.errors import AMQTTError
 from amqtt.session import Session
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.contract.envelope import MAX_PAYLOAD_BYTES
 from edge_agent.contract.errors import AddressInUse, ConfigurationError
 from edge_agent.contract.topics import DeviceTopics, Stream
+from fleet_server.broker.amqtt_broker import FleetBroker, _Handler
 from fleet_server.broker.embedded import EmbeddedBroker
-from fleet_server.broker.rules import SERVER_USER
+from fleet_server.broker.rules import SERVER_USER, TopicRules
 
 RIGHT = "right"
 D1, D2 = DeviceTopics("reef", "d1"), DeviceTopics("reef", "d2")
@@ -231,6 +234,68 @@ def test_a_subscription_that_is_handled_when_its_connection_is_over_makes_nobody
     assert device.subscribe(D1.ack) == [True]
     hearing.publish(D1.ack, b"heard")
     assert device.hear() == (D1.ack, b"heard")
+
+
+def test_who_vanishes_while_the_retained_message_comes_makes_its_next_connection_neither_wait_nor_deaf(
+    client: Connect, broker: EmbeddedBroker
+) -> None:
+    hearing = server(client, D1.status)
+    hearing.publish(D1.desired, b"x" * 100_000, retain=True)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", broker.port)) as vanishing:
+            vanishing.sendall(_connect("d1") + _subscribe(D1.desired))
+        device = client("d1")
+        assert device.connect()
+        assert device.subscribe(D1.ack, D1.desired) == [True, True]
+        assert device.hear()[0] == D1.desired
+        hearing.publish(D1.ack, b"heard")
+        assert device.hear() == (D1.ack, b"heard")
+        device.client.disconnect()
+        device.client.loop_stop()
+
+
+async def test_what_is_published_to_a_connection_that_ends_meanwhile_waits_for_no_acknowledgement() -> None:
+    sending, ended = asyncio.Event(), asyncio.Event()
+
+    class Hanging(BufferWriter):  # type: ignore[misc]  # amqtt ships no types
+        async def drain(self) -> None:
+            sending.set()
+            await ended.wait()
+
+    session = Session()
+    session.client_id = "d1"
+
+    async def nobody(_user: str, _password: str) -> bool:
+        return False
+
+    handler = _Handler(FleetBroker(nobody, TopicRules("reef", SERVER_USER)).plugins_manager, session)
+    handler.writer = Hanging(b"")
+    publishing = asyncio.create_task(handler.mqtt_publish("topic", b"data", 1, retain=False))
+    await sending.wait()
+    ended.set()
+    handler._has_ended = True
+    with pytest.raises(AMQTTError, match="has ended"):
+        await publishing
+    with pytest.raises(AMQTTError, match="has ended"):
+        await handler.mqtt_publish("topic", b"data", 1, retain=False)
+
+
+def _connect(client_id: str) -> bytes:
+    body = b"\0\4MQTT\4\xc2\0\x1e"  # user name, password, clean session; 30 s of keep-alive
+    return _packet(0x10, body + b"".join(_text(text) for text in (client_id, client_id, RIGHT)))
+
+
+def _subscribe(topic: str) -> bytes:
+    return _packet(0x82, b"\0\1" + _text(topic) + b"\1")
+
+
+def _packet(kind: int, body: bytes) -> bytes:
+    assert len(body) < 128
+    return bytes([kind, len(body)]) + body
+
+
+def _text(text: str) -> bytes:
+    return len(text).to_bytes(2, "big") + text.encode()
 
 
 def test_a_silent_connection_ends_after_its_keep_alive_and_its_will_is_sent(

@@ -6,11 +6,10 @@ import dataclasses
 
 import pytest
 
-from edge_agent.contract.errors import MalformedRequest
 from edge_agent.contract.messages import UpdateStep
 from fleet_server.errors import Conflict
 from fleet_server.rollouts import state
-from fleet_server.rollouts.rollout import Gate, Progress, Rollout, Sight, State, check_waves
+from fleet_server.rollouts.rollout import Gate, Progress, Rollout, Sight, State
 
 NEW, OLD = "b" * 64, "a" * 64
 FLEET = ["d1", "d2", "d3", "d4"]
@@ -40,13 +39,6 @@ def assign_due(one: Rollout, sights: dict[str, Sight], now_ms: int) -> Rollout:
 def commit(sights: dict[str, Sight], *devices: str, **changes: object) -> None:
     for device in devices:
         sights[device] = online(package=NEW, target=NEW, release=2, **changes)
-
-
-def test_waves_count_devices_or_shares_and_the_last_is_the_whole_fleet() -> None:
-    assert check_waves([1, 0.5, 1.0]) == (1, 0.5, 1.0)
-    for wrong in ([], [1], [1, 1], [0, 1.0], [-1.0, 1.0], [1.5, 1.0], [0.9, 0.5, 1.0]):
-        with pytest.raises(MalformedRequest, match="wave"):
-            check_waves(wrong)
 
 
 def test_one_device_is_the_canary_then_half_then_all() -> None:
@@ -110,70 +102,6 @@ def test_a_device_that_left_the_package_is_told_of_with_what_it_left_what_it_ser
     one = state.observe(one, sights, 2_000)
     left = f"it left version 2 ({NEW[:12]}) and serves version 1 ({OLD[:12]}): taken back by hand"
     assert one.note == f"1 failed, 0 allowed (d1: {left})"
-
-
-LOST = "could not start: model.onnx is not what was verified"
-
-
-@pytest.mark.parametrize("package", [OLD, ""])
-def test_a_device_that_lost_a_committed_package_to_its_disk_and_comes_back_to_it_halts_nothing(package: str) -> None:
-    one, sights = rollout(), everyone()
-    one = assign_due(one, sights, 0)
-    commit(sights, "d1")
-    one = state.observe(one, sights, 1_000)
-    sights["d1"] = online(package=package, step=UpdateStep.FAILED, target=NEW, release=2, reason=LOST)
-    one = state.observe(one, sights, 2_000)
-    assert (one.state, one.members["d1"].progress) == (State.RUNNING, Progress.ASSIGNED)
-    assert one.members["d1"].reason.endswith(f"{LOST}; it fetches the package again")
-    assert "d1" in one.note, "the next wave waits for it"
-    one = state.observe(one, sights, 3_000)
-    sights["d1"] = online(package=package, step=UpdateStep.DOWNLOADING, target=NEW, release=2, reason="1 of 3 MB")
-    one = state.observe(one, sights, 60_000)
-    assert one.members["d1"].progress is Progress.ASSIGNED
-    commit(sights, "d1")
-    one = state.observe(one, sights, 90_000)
-    assert (one.members["d1"].progress, one.members["d1"].reason) == (Progress.COMMITTED, "")
-
-
-def test_a_device_is_seen_to_come_back_though_its_failure_was_never_heard_of() -> None:
-    one, sights = rollout(), everyone()
-    one = assign_due(one, sights, 0)
-    commit(sights, "d1")
-    one = state.observe(one, sights, 1_000)
-    sights["d1"] = online(step=UpdateStep.RESOLVED, target=NEW, release=2)
-    one = state.observe(one, sights, 2_000)
-    assert (one.state, one.members["d1"].progress) == (State.RUNNING, Progress.ASSIGNED)
-
-
-@pytest.mark.parametrize(
-    "ends",
-    [
-        {"reason": "self-test: output differs"},  # it tested the package anew, and refuses it
-        {"reason": LOST},  # and never comes back
-    ],
-)
-def test_a_device_that_lost_its_package_and_does_not_get_back_to_it_has_failed(ends: dict[str, str]) -> None:
-    one, sights = rollout(), everyone()
-    one = assign_due(one, sights, 0)
-    commit(sights, "d1")
-    one = state.observe(one, sights, 1_000)
-    sights["d1"] = online(step=UpdateStep.FAILED, target=NEW, release=2, reason=LOST)
-    one = state.observe(one, sights, 2_000)
-    sights["d1"] = dataclasses.replace(sights["d1"], **ends)  # type: ignore[arg-type]
-    one = state.observe(one, sights, 200_000)
-    assert one.state is State.HALTED
-    assert ends["reason"] in one.note
-
-
-@pytest.mark.parametrize("reason", ["on live data 9 of 9 requests failed", LOST])
-def test_a_failure_on_live_data_or_before_any_commit_halts_at_once(reason: str) -> None:
-    one, sights = rollout(), everyone()
-    one = assign_due(one, sights, 0)
-    if reason != LOST:
-        commit(sights, "d1")
-        one = state.observe(one, sights, 1_000)
-    sights["d1"] = online(step=UpdateStep.FAILED, target=NEW, release=2, reason=reason)
-    assert state.observe(one, sights, 2_000).state is State.HALTED
 
 
 def test_a_failed_self_test_halts_and_sends_back_what_has_not_committed() -> None:
