@@ -11,10 +11,12 @@ import msgspec
 
 from edge_agent.contract.errors import DeviceError
 from edge_agent.contract.messages import Reported, ReportedRuntime
+from edge_agent.figures import without_figures
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.5
-# Request counters alone change all the time: they are worth a message at this pace, a changed step at once.
+# Counters alone, of requests or in a reason, change all the time: they are worth a message at this pace, a changed step
+# at once.
 _COUNTERS_S = 2.0
 
 # Without a fleet nobody reads the reports that gather on the disk: they are for the fleet that it may join.
@@ -110,7 +112,9 @@ class Reporter:
 
 def _without_counters(twin: Reported) -> Reported:
     still = {
-        name: msgspec.structs.replace(model, requests=0, failed=0, runtime=_without_percent(model.runtime))
+        name: msgspec.structs.replace(
+            model, requests=0, failed=0, reason=without_figures(model.reason), runtime=_without_percent(model.runtime)
+        )
         for name, model in twin.models.items()
     }
     return msgspec.structs.replace(twin, models=still)

@@ -164,12 +164,16 @@ class Monitor:
         """Sample these models by other policies from now on, and all others by those in their packages."""
         with self._lock:
             before, self._policies = self._policies, dict(policies)
-            for watched in self._watched.values():
-                if before.get(watched.name) != self._policies.get(watched.name):
-                    policy = self._policies.get(watched.name, watched.manifest.sampling)
+            changed = {
+                watched.name: watched
+                for watched in self._watched.values()
+                if before.get(watched.name) != self._policies.get(watched.name)
+            }
+            for name, latest in changed.items():
+                policy = self._policies.get(name, latest.manifest.sampling)
+                for watched in self._settled(name):
                     watched.lifetime_ms = int(policy.label_lifetime_s * 1000)
-                    self._settle(watched, self._steady())
-                    watched.sampler.restart(policy, watched.sampler.threshold)
+                latest.sampler.restart(policy, latest.sampler.threshold)
 
     def predicted(self, package: str) -> dict[str, int]:
         """Rows of a package by predicted class, the latest ones; of a fast model those that were looked at.
@@ -199,9 +203,7 @@ class Monitor:
         """
         model, now_ms = loaded.name, self._now_ms()
         with self._lock:
-            for watched in self._watched.values():
-                if watched.name == model:
-                    self._settle(watched, self._steady())
+            self._settled(model)
         answered = self._remembered.find(model, request_id, now_ms)
         if answered is None and request_id.endswith("/0"):  # of a request of one row, its row 0
             request_id = request_id[:-2]
@@ -263,6 +265,13 @@ class Monitor:
         watched.copies = watched.room
         return True
 
+    def _settled(self, model: str) -> list[Watched]:
+        """All packages of a model, with no row left to look at: they share what chooses among rows."""
+        found = [watched for watched in self._watched.values() if watched.name == model]
+        for watched in found:
+            self._settle(watched, self._steady())
+        return found
+
     def _settle(self, watched: Watched, now: float) -> None:
         """Look at the rows of a block that is over."""
         try:
@@ -285,6 +294,7 @@ class Monitor:
         if sampler is None:
             sampler = self._samplers[loaded.name] = Sampler(policy, threshold=threshold, uniform=self._uniform)
         else:
+            self._settled(loaded.name)
             sampler.restart(policy, threshold)
         watched = self._watched[loaded.digest] = Watched.begin_watch(
             loaded, sampler, policy, keep=self._samples.keep, now_ms=self._now_ms

@@ -124,6 +124,7 @@ class Lot:
 
     Args:
         room: Rows that the block may have.
+        p_uniform: Of being chosen whatever the margin.
         chance: Of being chosen at most: a row whose random number is not below it is not chosen.
         threshold: Margin under which a row counts as uncertain.
         uniform: Gives random numbers in [0, 1).

@@ -54,6 +54,7 @@ class Watched:
         task: Name of the output with the probabilities.
         inputs, outputs: Names of the tensors whose values may leave the device.
         predicted: Classes of the rows that were looked at.
+        sampler: That of the model, whose packages share it; ``lot``: what the current block's rows are drawn with.
         room: Rows that the current block still takes; ``ends_at``: when it ends at the latest.
         keep: Takes the model's name and a sample; ``now_ms``: gives the Unix time in milliseconds.
         copies: Of that room, what requests of one row may take with :meth:`hold`.

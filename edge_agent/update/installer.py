@@ -320,6 +320,8 @@ class Installer:
         if record.step is UpdateStep.DOWNLOADING and not reason and (progress := self._store.progress) is not None:
             done, wanted = (part / 1e6 for part in (progress.done_bytes, progress.wanted_bytes))
             reason = f"{done:.1f} of {wanted:.1f} MB, of which {progress.received_bytes / 1e6:.1f} MB were received"
+        if record.step is UpdateStep.PROBATION and not reason:
+            reason = self._probations.so_far.get(model, "")
         return ReportedModel(
             version=version, package=package, step=record.step, target=record.target, reason=reason,
             release=max(record.announced, record.release), rollout=record.rollout, requests=requests, failed=bad,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import msgspec
 
 from edge_agent.contract.errors import DeviceError, storage_error
 from edge_agent.contract.messages import Event, EventKind, UpdateStep
+from edge_agent.figures import without_figures
 from edge_agent.update import transitions
 from edge_agent.update.slots_file import SLOTS_FILE, SlotRecord, SlotsFile
 
 _SAID_ONCE = frozenset({EventKind.METADATA_REFUSED, EventKind.UPDATE_FAILED, EventKind.STORAGE})
-_FIGURES = re.compile(r"\d+(?:\.\d+)?")
 _BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -161,7 +160,7 @@ class Journal:
     def tell(self, kind: EventKind, model: str, package: str, reason: str, **detail: str | int) -> None:
         """Tell of something; of a failure that repeats itself, once."""
         if kind in _SAID_ONCE:
-            same = (package, _without_figures(reason), detail)
+            same = (package, without_figures(reason), detail)
             if self._told.get((model, kind)) == same:
                 return
             self._told[model, kind] = same
@@ -192,8 +191,4 @@ class Journal:
 def _is_alike(written: SlotRecord, record: SlotRecord) -> bool:
     """Whether a record says what the disk says, but for figures in its reason."""
     same = msgspec.structs.replace(written, reason=record.reason, boot=record.boot)
-    return same == record and _without_figures(written.reason) == _without_figures(record.reason)
-
-
-def _without_figures(reason: str) -> str:
-    return _FIGURES.sub("#", reason)
+    return same == record and without_figures(written.reason) == without_figures(record.reason)

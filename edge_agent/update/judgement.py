@@ -7,6 +7,7 @@ are as many requests, or rows, as the manifest calls enough. Until then only wha
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -117,7 +118,7 @@ def judge_probation(rule: Probation, now: Seen, before: Seen | None, *, elapsed_
     if elapsed_s >= rule.seconds:
         return Good(f"{requests}{f', {rule.min_requests} were to be judged by' if few else ''}")
     asked = f"{rule.min_requests} are asked for, " if few else ""
-    return Undecided(f"{requests}; {asked}{rule.seconds - elapsed_s:.0f} s are left")
+    return Undecided(f"{requests}; {asked}{_left(rule.seconds, elapsed_s)}")
 
 
 def judge_shadow(rule: Shadow, report: ShadowReport, *, elapsed_s: float) -> Verdict:
@@ -139,7 +140,13 @@ def judge_shadow(rule: Shadow, report: ShadowReport, *, elapsed_s: float) -> Ver
         return Good(f"{_summary(report)}{beyond}")
     if is_over:
         return Good(f"{_summary(report)}; {rule.rows} rows were to be judged by")
-    return Undecided(f"{_summary(report)}; {rule.rows} rows are asked for, {rule.seconds - elapsed_s:.0f} s are left")
+    return Undecided(f"{_summary(report)}; {rule.rows} rows are asked for, {_left(rule.seconds, elapsed_s)}")
+
+
+def _left(seconds: float, elapsed_s: float) -> str:
+    """In tenths of the whole: each time that it changes, it is reported to the fleet."""
+    tenth_s = seconds / 10
+    return f"{math.ceil((seconds - elapsed_s) / tenth_s) * tenth_s:.0f} s are left"
 
 
 def _errors(rule: Probation, now: Seen) -> str:

@@ -67,11 +67,14 @@ class Probations:
         self, journal: Journal, slots: Slots, stopwatch: Stopwatch, seen: Callable[[LoadedModel], Seen]
     ) -> None:
         self._journal, self._slots, self._stopwatch, self._seen = journal, slots, stopwatch, seen
+        #: What each model that is not judged yet has done so far, in words.
+        self.so_far: dict[str, str] = {}
 
     def begin(self, model: str, now: float) -> None:
         """A model serves, and is on probation."""
         if self._journal.get(model).step is UpdateStep.PROBATION:
             self._stopwatch.begin(model, now)
+            self.so_far.pop(model, None)
 
     def verdict(self, model: str, record: SlotRecord, now: float) -> Verdict:
         """What follows from what was seen so far."""
@@ -82,6 +85,7 @@ class Probations:
         elapsed_s = self._stopwatch.elapsed_s(model, now)
         verdict = judge_probation(rule, self._seen(loaded), record.before, elapsed_s=elapsed_s)
         if isinstance(verdict, Undecided):
+            self.so_far[model] = verdict.reason
             self._stopwatch.note(model, now, rule.seconds)
         return verdict
 

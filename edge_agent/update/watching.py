@@ -123,8 +123,6 @@ class Watching:
             self._not_before.pop(group, None)
             self._back.collect()
         else:
-            for each, found in verdicts.items():
-                self._journal.keep(each, msgspec.structs.replace(self._journal.get(each), reason=found.reason))
             return
         for each in group:
             self._stopwatch.end(each)

@@ -152,12 +152,12 @@ def _tell(one: dict[str, Any]) -> None:
 
 
 def _next(one: dict[str, Any]) -> str:
-    """What is left to do about a rollout that was halted, which is final."""
-    model, version = one["model"], one["version"]
-    again = f"`shoal rollouts create {model} {version}` tries it again"
-    if not one["counts"].get("committed"):
-        return again
-    return f"{again}; the devices that have committed keep it, unless an older version is rolled out in its place"
+    """What is left to do about a rollout that was halted."""
+    model = one["model"]
+    return (
+        f"a halted rollout is final; `shoal rollouts create {model} VERSION` makes another, of this version or of one "
+        f"that `shoal models show {model}` lists"
+    )
 
 
 def _one_up(wave: int | None) -> int | None:

@@ -14,7 +14,7 @@ from edge_agent.contract.messages import Hardware, Reported, ReportedModel, Repo
 from edge_agent.reporter import Reporter
 
 RUNTIME = ReportedRuntime(name="onnxruntime-cpu", building="building a TensorRT fp16 engine", building_percent=42.0)
-MODEL = ReportedModel(version="1", package="a" * 64, step=UpdateStep.COMMITTED, runtime=RUNTIME)
+MODEL = ReportedModel(version="1", package="a" * 64, step=UpdateStep.COMMITTED, runtime=RUNTIME, reason="3 rows")
 TWIN = Reported(
     agent_version="1", started_at_ms=1, desired_revision=0, hardware=Hardware(architecture="x", system="y"),
     models={"digits": MODEL},
@@ -125,6 +125,7 @@ def test_stopping_flushes_what_was_counted_last() -> None:
     "changed",
     [
         msgspec.structs.replace(MODEL, requests=5),
+        msgspec.structs.replace(MODEL, reason="4 rows"),
         msgspec.structs.replace(MODEL, runtime=msgspec.structs.replace(RUNTIME, building_percent=43.0)),
     ],
 )

@@ -379,9 +379,8 @@ def test_a_policy_may_be_withdrawn(watching: Watching, loaded: LoadedModel) -> N
     assert watching.observe(loaded, reference_images(1)) is True
 
 
-def test_a_policy_that_changes_under_two_versions_leaves_each_row_the_probability_that_it_was_drawn_with(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("change", ["another policy", "another version"])
+def test_rows_that_wait_to_be_looked_at_are_drawn_with_what_they_came_under(tmp_path: Path, change: str) -> None:
     """As in a probation: rows of both wait to be looked at, and both share what chooses among them."""
     sampling = SamplingPolicy(samples_per_minute=5_000.0, labels_per_minute=0.0, uniform_share=0.5)
     versions = [load(make_package(tmp_path / v, version=v, seed=int(v), sampling=sampling)) for v in ("1", "2")]
@@ -397,7 +396,12 @@ def test_a_policy_that_changes_under_two_versions_leaves_each_row_the_probabilit
             monitor.observe_together(
                 loaded, ids, {INPUT: images[some]}, part, latencies_ns=[1] * 10, buckets={0: 10}
             )  # fmt: skip
-    monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=1.0, labels_per_minute=1.0)})
+    other, row = load(make_package(tmp_path / "3", version="3", seed=3, sampling=EVERYTHING)), {INPUT: images[:1]}
+    if change == "another policy":
+        monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=1.0, labels_per_minute=1000.0)})
+    else:
+        monitor.observe(other, "3-0", row, other.backend.infer(row), latency_us=1.0, group="")
+    assert monitor.over_budget == 0
     monitor.flush()
     monitor.close()
     samples = [
@@ -406,8 +410,10 @@ def test_a_policy_that_changes_under_two_versions_leaves_each_row_the_probabilit
         for sample in decode(bytes(decode(row.payload, Envelope).body), SampleBatch).samples
     ]
     outbox.close()
-    assert {sample.request_id[0] for sample in samples} == {"1", "2"}
-    assert min(sample.inclusion_probability for sample in samples) > 0.1, "those that the packages' own policy gives"
+    earlier = [sample for sample in samples if sample.request_id[0] != "3"]
+    assert {sample.request_id[0] for sample in earlier} == {"1", "2"}
+    assert min(sample.inclusion_probability for sample in earlier) > 0.1, "those that the packages' own policy gives"
+    assert not any(sample.label_wanted for sample in earlier), "nobody was asked"
 
 
 def test_sampled_requests_are_remembered_over_a_restart_until_their_time_is_over(

@@ -147,7 +147,7 @@ def test_a_halted_rollout_says_what_is_left_to_do(fleet: Fleet, shoal: Shoal) ->
     shoal("rollouts", "halt", rollout, "--reason", "a wrong turn")
     shown = shoal("rollouts", "show", rollout)
     assert "a wrong turn" in shown
-    assert "next     `shoal rollouts create digits 1` tries it again\n" in shown
+    assert "next     a halted rollout is final; `shoal rollouts create digits VERSION` makes another" in shown
     assert "state    running" in shoal("rollouts", "create", "digits", "1")
 
 
