@@ -178,8 +178,9 @@ class Agent:
         self._updates.submit(desired)
 
     def _tell(self, event: Event) -> None:
-        detail = event.detail.get("step", "") if event.reason else event.detail
-        said = [event.kind.value, event.model, event.package[:12], detail, event.reason]
+        # A reason says it all but for the step that it led to.
+        rest = [event.detail.get("step"), event.reason] if event.reason else [event.detail]
+        said = [event.kind.value, event.model, event.package[:12], *rest]
         _log.info("%s", " ".join(str(part) for part in said if part))
         try:
             self._outbox.append(Stream.EVENTS, event)
