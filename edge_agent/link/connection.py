@@ -42,7 +42,6 @@ class Connection:
         self._received: list[tuple[str, bytes]] = []
         self._selector = selectors.DefaultSelector()
         self._ready_by = 0.0
-        self._last: mqtt.MQTTMessageInfo | None = None
         self.ready = False
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
@@ -114,13 +113,7 @@ class Connection:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> mqtt.MQTTMessageInfo:
         """Hand a message to the client, at QoS 1."""
-        self._last = self._client.publish(topic, payload, qos=1, retain=retain)
-        return self._last
-
-    @property
-    def has_delivered(self) -> bool:
-        """Whether the broker has taken what was published last, and with it all before: none waits for a slow line."""
-        return self._last is None or self._last.rc != mqtt.MQTT_ERR_SUCCESS or self._last.is_published()
+        return self._client.publish(topic, payload, qos=1, retain=retain)
 
     def say_goodbye(self, status: bytes) -> None:
         """End the connection in good order: publish ``status`` (retained), wait shortly for it to arrive, leave."""

@@ -21,6 +21,8 @@ from edge_agent.link.window import Window
 from edge_agent.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
+    from paho.mqtt.client import MQTTMessageInfo
+
     from edge_agent.link.connection import Connection
 
 _log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Link:
         self._last_trouble = ""
         self._connected = False
         self._linked_at: float | None = None
+        self._last: dict[Stream, MQTTMessageInfo] = {}  # of each stream, what was sent last
         self._taken_at: float | None = None  # when the broker had taken all that was sent again, in vain so far
         # Drawn, for a fleet is not to come back all at once.
         self._patient_s = self._least_patient_s = random.uniform(1.0, 2.0) * _DEAF_S
@@ -125,6 +128,7 @@ class Link:
         for window in self._windows.values():
             window.restart(hasten=not self._is_deaf)
         self._reported_sent = self._taken_at = None
+        self._last.clear()
         while not self._stopping.is_set():
             for topic, payload in connection.turn(self._patience_s()):
                 self.bytes_down += len(topic) + len(payload)
@@ -156,21 +160,21 @@ class Link:
         try:
             for stream, window in self._windows.items():
                 if window.rewind_if_due(now):
-                    self._check_that_it_hears(connection, now)
+                    self._check_that_it_hears(stream, now)
                     _log.info("stream %s: not acknowledged beyond %d; sending again", stream.value, window.sent)
                 if window.room == 0:
                     continue
                 for message in self._outbox.pending(
                     stream, after=window.sent, limit=window.room, limit_bytes=window.room_bytes
                 ):
-                    self._publish(connection, self._topics.up(stream), message.payload)
+                    self._last[stream] = self._publish(connection, self._topics.up(stream), message.payload)
                     window.send(message.sequence, len(message.payload), now)
         except DeviceError as error:
             self._trouble(f"the outbox cannot be read: {error}")
 
-    def _check_that_it_hears(self, connection: Connection, now: float) -> None:
-        """When something is sent again: end a connection over which no acknowledgement comes."""
-        if not connection.has_delivered:  # a slow line: nothing is to be expected yet
+    def _check_that_it_hears(self, stream: Stream, now: float) -> None:
+        """When a stream is to be sent again: end a connection over which no acknowledgement comes."""
+        if not has_arrived(self._last[stream]):  # a slow line: nothing is to be expected yet
             self._taken_at = None
         elif self._taken_at is None:
             self._taken_at = now
@@ -186,9 +190,9 @@ class Link:
         """Whether the last connection was ended for want of acknowledgements, and none has come since."""
         return self._patient_s > self._least_patient_s
 
-    def _publish(self, connection: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        connection.publish(topic, payload, retain=retain)
+    def _publish(self, connection: Connection, topic: str, payload: bytes, *, retain: bool = False) -> MQTTMessageInfo:
         self.bytes_up += len(topic) + len(payload)
+        return connection.publish(topic, payload, retain=retain)
 
     def _take(self, topic: str, payload: bytes) -> None:
         try:
@@ -221,6 +225,11 @@ class Link:
         if text != self._last_trouble:
             self._last_trouble = text
             _log.warning("%s", text)
+
+
+def has_arrived(sent: MQTTMessageInfo) -> bool:
+    """Whether the broker has taken a message; also of one that could not be handed over, for which there is no wait."""
+    return sent.rc != 0 or sent.is_published()
 
 
 def _now_ms() -> int:

@@ -76,6 +76,11 @@ class Probations:
             self._stopwatch.begin(model, now)
             self.so_far.pop(model, None)
 
+    def end(self, model: str) -> None:
+        """A model is on probation no more."""
+        self._stopwatch.end(model)
+        self.so_far.pop(model, None)
+
     def verdict(self, model: str, record: SlotRecord, now: float) -> Verdict:
         """What follows from what was seen so far."""
         loaded = self._slots.last_served(model)  # its counts hold, whether somebody has unloaded it meanwhile or not

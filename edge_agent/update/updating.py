@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from edge_agent.contract.errors import (
+    BudgetExceeded,
     DeviceError,
+    GpuMemoryExhausted,
     MetadataRefused,
     NetworkError,
+    OutOfMemory,
     PackageError,
     ShoalError,
     StorageFull,
+    StorageNotWritable,
 )
 from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Desired, DesiredModel, EventKind, UpdateStep
@@ -31,6 +35,9 @@ from edge_agent.update.watching import Watching
 from edge_agent.update.window import Waits
 
 _log = logging.getLogger(__name__)
+
+# What passes without anybody's doing, or with a little of it: no fault of the package.
+_SHORTAGES = (StorageFull, StorageNotWritable, BudgetExceeded, OutOfMemory, GpuMemoryExhausted, Spoilt)
 
 
 class Stand(enum.Enum):
@@ -68,6 +75,7 @@ class Updating:
         self._preparing, self._loader, self._watching = preparing, loader, watching
         self._shadow, self._back, self._waits, self._monotonic = shadow, back, waits, monotonic
         self._unfit: dict[str, DesiredModel] = {}
+        self._faulty: dict[str, DesiredModel | None] = {}  # what has failed last, and not for want of something
         self._spoilt: set[str] = set()
         self._waits_for: dict[str, tuple[int, UpdateStep, str]] = {}
         self.fetching: Mapping[str, int] = {}
@@ -238,10 +246,10 @@ class Updating:
             self._watching.swap(names, candidates, self._monotonic())
 
     def has_given_up(self, model: str, record: SlotRecord) -> bool:
-        """Whether a failed update is not tried again before the fleet wants something else, or a restart."""
-        unfit = self._unfit.get(model)
-        is_unfit = unfit is not None and unfit.package == record.target and unfit.release >= record.announced
-        return transitions.refuses(record) or is_unfit
+        """Whether it is not for want of room, a sound disk or the network that an update has failed."""
+        faulty = self._faulty.get(model)
+        is_it = faulty is not None and faulty.package == record.target and faulty.release >= record.announced
+        return transitions.refuses(record) or is_it
 
     def _records(self, names: Sequence[str]) -> dict[str, SlotRecord]:
         return {model: self._journal.get(model) for model in names}
@@ -271,6 +279,7 @@ class Updating:
                 _log.info("%s: update waits: %s", model, error)
             return False
         self._waits_for.pop(model, None)
+        self._faulty[model] = None if isinstance(error, _SHORTAGES) else wanted
         if record.step is UpdateStep.PROBATION or self._shadow.is_running(model):
             # It is about a newer release; what is watched is watched on.
             self._journal.keep(model, msgspec.structs.replace(record, reason=str(error)))
@@ -287,7 +296,7 @@ class Updating:
         wrong = isinstance(error, PackageError)
         self._journal.fail(model, record, failed, str(error), refuse=wrong)
         if isinstance(error, Unfit):
-            self._unfit[model] = wanted
+            self._unfit[model] = self._faulty[model] = wanted
         if wrong or isinstance(error, Unfit):
             self._back.collect()
             return True

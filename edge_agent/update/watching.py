@@ -125,7 +125,7 @@ class Watching:
         else:
             return
         for each in group:
-            self._stopwatch.end(each)
+            self._probations.end(each)
 
     def _watch_shadow(self, group: Group, now: float) -> None:
         found = self._shadow.verdict(group, now)

@@ -7,7 +7,8 @@ import dataclasses
 from edge_agent.contract.messages import UpdateStep
 from fleet_server.rollouts.rollout import Gate, Member, Progress, Rollout, Sight
 
-# A device's window comes every day, and what chance draws is shorter: who says more is not believed.
+# A device's window comes every day, and what chance draws is shorter: who says more is not believed, and who has failed
+# and failed again for so long has had its window.
 _LONGEST_WAIT_MS = 2 * 24 * 3600 * 1000
 
 
@@ -22,7 +23,7 @@ def look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member:
     if sight.package == rollout.package and sight.step is UpdateStep.COMMITTED:
         if too_many_failed(rollout.gate, sight):
             return _failed(member, f"{sight.failed} of {sight.requests} requests failed")
-        return dataclasses.replace(member, progress=Progress.COMMITTED, reason="")
+        return dataclasses.replace(member, progress=Progress.COMMITTED, failing_since_ms=None, reason="")
     if member.progress is Progress.FAILED:
         return member
     is_ours = sight.target == rollout.package and sight.release >= member.release
@@ -31,6 +32,12 @@ def look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member:
         return _failed(member, _left(rollout, sight) if left else sight.reason or "the device did not say why")
     if member.progress is Progress.COMMITTED:
         return _after_commit(rollout, member, sight, now_ms)
+    if is_ours and sight.step is UpdateStep.FAILED and member.failing_since_ms is None:
+        member = dataclasses.replace(member, failing_since_ms=now_ms)
+    # Windows and breaks of the line put its time off again and again, but not for ever.
+    if member.failing_since_ms is not None and now_ms - member.failing_since_ms > _LONGEST_WAIT_MS:
+        hours = (now_ms - member.failing_since_ms) // 3_600_000
+        return _failed(member, f"fails again and again for {hours} h: {sight.reason or 'it says no reason'}")
     if member.progress is Progress.SKIPPED and sight.online:
         return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason="")
     return _patience(rollout, member, sight, now_ms) if member.progress is Progress.ASSIGNED else member

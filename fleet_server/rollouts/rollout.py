@@ -81,6 +81,7 @@ class Member:
     Args:
         wave: Index of the wave that it was assigned in; None while it waits.
         release: Counter of its assignment; ``previous``: digest of the package it was to have before, or empty.
+        failing_since_ms: Since when its update fails and is tried again; None where it does not, or has committed.
         reason: Why it is where it is.
     """
 
@@ -88,6 +89,7 @@ class Member:
     progress: Progress = Progress.WAITING
     wave: int | None = None
     assigned_at_ms: int | None = None
+    failing_since_ms: int | None = None
     release: int = 0
     previous: str = ""
     reason: str = ""

@@ -37,6 +37,7 @@ members = sa.Table(
     sa.Column("progress", sa.Text, nullable=False),
     sa.Column("wave", sa.Integer),
     sa.Column("assigned_at_ms", sa.BigInteger),
+    sa.Column("failing_since_ms", sa.BigInteger),
     sa.Column("release", sa.BigInteger, nullable=False),
     sa.Column("previous", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),

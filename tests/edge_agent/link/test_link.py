@@ -17,7 +17,7 @@ from edge_agent.contract.messages import Desired
 from edge_agent.contract.topics import Stream
 from edge_agent.link import connection, link
 from edge_agent.link.backoff import Backoff
-from tests.integration.devices_and_server import Device, Embedded, Server, running, until
+from tests.integration.devices_and_server import Device, Embedded, Server, one_event, running, until
 
 
 @pytest.fixture
@@ -100,7 +100,8 @@ def test_a_connection_over_which_no_acknowledgement_comes_is_opened_anew(
         asyncio.run_coroutine_threadsafe(deaf._del_all_subscriptions(session), loop).result(20)
         with caplog.at_level(logging.WARNING, logger="edge_agent.link"):
             device.sample(1)
-            until(device.all_acknowledged, "it is acknowledged all the same")
+            device.outbox.append(Stream.EVENTS, one_event())  # which falls due together with it
+            until(device.all_acknowledged, "both are acknowledged all the same")
     assert "connecting anew" in caplog.text
 
 

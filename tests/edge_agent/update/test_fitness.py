@@ -91,6 +91,7 @@ def test_a_package_for_other_hardware_is_not_downloaded_and_tried_again_after_a_
     assert device.apply(desired)
     assert (device.version, device.reported().step) == ("1", UpdateStep.FAILED)
     assert device.reported().reason == "digits 9 needs an accelerator of kind 'tensorrt'; this device has 'cpu'"
+    assert not device.reported().retries
     assert _files_asked(server, asking) == []
     server.line.requests.clear()
     assert device.apply(desired)
@@ -110,6 +111,7 @@ def test_a_package_that_would_refuse_what_applications_send_is_not_downloaded_un
     desired = server.assign(second)
     assert not device.apply(desired)
     assert "digits 2 does not fit what applications here send: input 'image'" in device.reported().reason
+    assert not device.reported().retries
     assert _files_asked(server, second) == []
     refused.clear()
     device.update(desired)
@@ -125,6 +127,7 @@ def test_a_package_waits_for_memory_beside_what_serves(
     desired = server.assign(second)
     assert not device.apply(desired)
     assert "beside what serves" in device.reported().reason
+    assert device.reported().retries
     assert _files_asked(server, second) == []
     available[0] = 1 << 30
     device.update(desired)
@@ -137,4 +140,5 @@ def test_a_package_that_models_may_not_take_memory_for_is_not_downloaded(
     device = new_device(device=Device(memory=MemoryBudget(1000)))
     assert not device.apply(server.assign(second))
     assert "(runtime.memory_mib)" in device.reported().reason
+    assert device.reported().retries
     assert _files_asked(server, second) == []

@@ -27,6 +27,7 @@ def test_a_full_disk_fails_the_update_with_its_reason_and_the_old_model_serves_o
     assert device.version == "1"
     assert (device.reported().step, device.reported().release) == (UpdateStep.FAILED, 2)
     assert "needs" in device.reported().reason
+    assert device.reported().retries
     assert len(device.told(EventKind.UPDATE_FAILED)) == 1, "the same failure is told once"
     device.update(desired)
     assert device.version == "2"

@@ -65,6 +65,7 @@ def test_one_that_lost_the_package_to_its_disk_and_comes_back_to_it_has_not_fail
     fetching = dataclasses.replace(sight, step=UpdateStep.DOWNLOADING, reason="1 of 3 MB")
     found = after(found, waits, fetching)
     assert found.progress is Progress.ASSIGNED
+    assert found.failing_since_ms is not None
     assert after(found, DONE) == dataclasses.replace(COMMITTED, assigned_at_ms=1_000)
 
 
@@ -81,6 +82,21 @@ def test_one_that_lost_the_package_and_then_its_line_is_skipped_and_catches_up()
     found = after(found, LOST, from_ms=500_000)
     assert (found.progress, found.assigned_at_ms) == (Progress.ASSIGNED, 500_000)
     assert after(found, DONE).progress is Progress.COMMITTED
+
+
+@pytest.mark.parametrize("shown", ["its window", "a line that breaks"])
+def test_one_that_fails_again_and_again_is_waited_for_two_days_whatever_puts_its_time_off(shown: str) -> None:
+    minute, found, at = 60_000, ASSIGNED, 0
+    while found.progress is not Progress.FAILED:
+        at += minute
+        assert at < 4 * 24 * 60 * minute
+        if shown == "its window":
+            sight = dataclasses.replace(LOST, waits_until_ms=at + 20 * minute if at % (10 * minute) else None)
+        else:
+            sight = dataclasses.replace(LOST, online=bool(at % (2 * minute)), changed_at_ms=at - minute + 1)
+        found = look(ROLLOUT, found, sight, at)
+    assert at == 2 * 24 * 60 * minute + 2 * minute
+    assert found.reason == "fails again and again for 48 h: could not start: model.onnx"
 
 
 def test_one_that_committed_and_went_to_another_package_has_failed() -> None:
