@@ -34,9 +34,10 @@ def look(rollout: Rollout, member: Member, sight: Sight, now_ms: int) -> Member:
         return _after_commit(rollout, member, sight, now_ms)
     if is_ours and sight.step is UpdateStep.FAILED and member.failing_since_ms is None:
         member = dataclasses.replace(member, failing_since_ms=now_ms)
+    failing_ms = now_ms - member.failing_since_ms if member.failing_since_ms is not None else 0
     # Windows and breaks of the line put its time off again and again, but not for ever.
-    if member.failing_since_ms is not None and now_ms - member.failing_since_ms > _LONGEST_WAIT_MS:
-        hours = (now_ms - member.failing_since_ms) // 3_600_000
+    if sight.online and failing_ms > _LONGEST_WAIT_MS:
+        hours = failing_ms // 3_600_000
         return _failed(member, f"fails again and again for {hours} h: {sight.reason or 'it says no reason'}")
     if member.progress is Progress.SKIPPED and sight.online:
         return dataclasses.replace(member, progress=Progress.ASSIGNED, assigned_at_ms=now_ms, reason="")
