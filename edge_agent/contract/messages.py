@@ -283,8 +283,8 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
         requests, failed: Since the swap; what a rollout's health gate looks at.
         waits_until_ms: When the update may go on that waits for the device's own window, or for a while that chance
             drew; None where it does not wait, and from agents that do not tell.
-        retries: Of a failed update: whether the device tries it again by itself, for what failed was room, its disk or
-            the network, and not what the package should be. False from agents that do not tell.
+        retries: Of a failed update: whether the device tries it again by itself, for what failed was room, memory or
+            its disk, and not what the package should be. False from agents that do not tell.
     """
 
     version: str

@@ -145,12 +145,10 @@ def judge_shadow(rule: Shadow, report: ShadowReport, *, elapsed_s: float) -> Ver
 
 def _left(seconds: float, elapsed_s: float) -> str:
     """In tenths of the whole: each time that it changes, it is reported to the fleet."""
+    if seconds < 10:
+        return "a few seconds are left"
     tenth_s = seconds / 10
-    return (
-        f"{math.ceil((seconds - elapsed_s) / tenth_s) * tenth_s:.0f} s are left"
-        if seconds >= 10
-        else "a few seconds are left"
-    )
+    return f"{math.ceil((seconds - elapsed_s) / tenth_s) * tenth_s:.0f} s are left"
 
 
 def _errors(rule: Probation, now: Seen) -> str:

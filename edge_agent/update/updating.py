@@ -246,7 +246,7 @@ class Updating:
             self._watching.swap(names, candidates, self._monotonic())
 
     def has_given_up(self, model: str, record: SlotRecord) -> bool:
-        """Whether it is not for want of room, a sound disk or the network that an update has failed."""
+        """Whether it is not for want of room, memory or a sound disk that an update has failed."""
         faulty = self._faulty.get(model)
         is_it = faulty is not None and faulty.package == record.target and faulty.release >= record.announced
         return transitions.refuses(record) or is_it

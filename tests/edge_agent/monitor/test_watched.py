@@ -1,0 +1,118 @@
+"""Rows that are not looked at one by one: drawn and counted by shares, with the probabilities that they came under."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from edge_agent.contract.envelope import Envelope, Message, decode
+from edge_agent.contract.messages import LabelBatch, MetricsReport, ProfileReport, SampleBatch
+from edge_agent.contract.sampling import SamplingPolicy
+from edge_agent.contract.topics import Stream
+from edge_agent.monitor.monitor import Monitor
+from edge_agent.outbox.outbox import Outbox
+from edge_agent.runtime.slots import load
+from tests.fakes.packages import INPUT, OUTPUT, make_package, reference_images
+
+EVERYTHING = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=1e6, uniform_share=1.0)
+M = TypeVar("M", bound=Message)
+
+
+def sent(outbox: Outbox, stream: Stream, kind: type[M]) -> list[M]:
+    waiting = outbox.pending(stream, after=0, limit=10_000)
+    return [decode(bytes(decode(message.payload, Envelope).body), kind) for message in waiting]
+
+
+def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(tmp_path: Path) -> None:
+    loaded = load(make_package(tmp_path / "package", sampling=EVERYTHING))
+    outbox = Outbox(tmp_path / "fast.db", fleet="fleet", device="device")
+    steady = [0.0]
+    (tmp_path / "fast").mkdir()
+    fast = Monitor(outbox, tmp_path / "fast", steady=lambda: steady[0])
+    images = reference_images(10, seed=13)
+    outputs = loaded.backend.infer({INPUT: images})
+    ids = [f"r{row}" for row in range(10)]
+    for _ in range(10_000):  # 20,000 rows a second, ten times what is all counted
+        fast.observe_together(loaded, ids, {INPUT: images}, outputs, latencies_ns=[1000] * 10, buckets={0: 10})
+        steady[0] += 10 / 20_000
+    fast.flush()
+    fast.close()
+    report = sent(outbox, Stream.PROFILES, ProfileReport)[0]
+    (metrics,) = sent(outbox, Stream.METRICS, MetricsReport)[0].models
+    outbox.close()
+    assert metrics.requests == metrics.rows == 100_000
+    assert 0.05 < report.rows / 100_000 < 0.3
+
+
+def test_what_nobody_looked_at_is_sampled_within_the_budget_and_still_takes_labels(tmp_path: Path) -> None:
+    sampling = SamplingPolicy(samples_per_minute=600.0, labels_per_minute=0.0)
+    loaded = load(make_package(tmp_path / "package", sampling=sampling))
+    outbox = Outbox(tmp_path / "fast.db", fleet="fleet", device="device")
+    steady = [0.0]
+    (tmp_path / "fast").mkdir()
+    fast = Monitor(outbox, tmp_path / "fast", steady=lambda: steady[0], clock=lambda: 1_700_000_000.0 + steady[0])
+    images = reference_images(1000, seed=14)
+    outputs = loaded.backend.infer({INPUT: images})
+    for at in range(0, 200_000, 8):  # 20,000 rows a second, of which 2,000 are counted
+        row = at % 1000
+        ids = [f"r{number}" for number in range(at, at + 8)]
+        some = slice(row, row + 8)
+        part = {OUTPUT: outputs[OUTPUT][some].copy()}
+        asked = fast.observe_together(loaded, ids, {INPUT: images[some]}, part, latencies_ns=[1] * 8, buckets={0: 8})
+        assert not asked
+        steady[0] += 8 / 20_000
+    for number in (199_999, 198_000, 195_003, 191_007):
+        fast.feedback(loaded, f"r{number}", "3", "test")
+    fast.flush()
+    fast.close()
+    labels = [label for batch in sent(outbox, Stream.LABELS, LabelBatch) for label in batch.labels]
+    samples = [sample for batch in sent(outbox, Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    outbox.close()
+    best = outputs[OUTPUT].argmax(axis=1)
+    assert len(labels) == 4
+    for label in labels:
+        number = int(label.request_id[1:])
+        assert label.prediction == str(best[number % 1000])
+        assert abs(label.at_ms - (1_700_000_000_000 + number / 20)) < 5
+    assert 20 < len(samples) < 400  # ten seconds of ten a second, and what the bucket held
+    for sample in samples:
+        number = int(sample.request_id[1:])
+        np.testing.assert_array_equal(sample.inputs[INPUT].array(), images[number % 1000])
+        assert sample.prediction == str(best[number % 1000])
+        assert 0.0 < sample.inclusion_probability <= 1.0
+
+
+@pytest.mark.parametrize("change", ["another policy", "another version"])
+def test_rows_that_wait_to_be_looked_at_are_drawn_with_what_they_came_under(tmp_path: Path, change: str) -> None:
+    """As in a probation: rows of both wait to be looked at, and both share what chooses among them."""
+    sampling = SamplingPolicy(samples_per_minute=5_000.0, labels_per_minute=0.0, uniform_share=0.5)
+    versions = [load(make_package(tmp_path / v, version=v, seed=int(v), sampling=sampling)) for v in ("1", "2")]
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: 5.0)
+    images = reference_images(100, seed=15)
+    for loaded in versions:
+        outputs = loaded.backend.infer({INPUT: images})
+        for begin in range(0, 100, 10):
+            some, ids = slice(begin, begin + 10), [f"{loaded.manifest.version}-{begin + row}" for row in range(10)]
+            part = {OUTPUT: outputs[OUTPUT][some].copy()}
+            monitor.observe_together(
+                loaded, ids, {INPUT: images[some]}, part, latencies_ns=[1] * 10, buckets={0: 10}
+            )  # fmt: skip
+    other, row = load(make_package(tmp_path / "3", version="3", seed=3, sampling=EVERYTHING)), {INPUT: images[:1]}
+    if change == "another policy":
+        monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=1.0, labels_per_minute=1000.0)})
+    else:
+        monitor.observe(other, "3-0", row, other.backend.infer(row), latency_us=1.0, group="")
+    assert monitor.over_budget == 0
+    monitor.flush()
+    monitor.close()
+    samples = [sample for batch in sent(outbox, Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    outbox.close()
+    earlier = [sample for sample in samples if sample.request_id[0] != "3"]
+    assert {sample.request_id[0] for sample in earlier} == {"1", "2"}
+    assert min(sample.inclusion_probability for sample in earlier) > 0.1, "those that the packages' own policy gives"
+    assert not any(sample.label_wanted for sample in earlier), "nobody was asked"
