@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Row:
         cpu_us: Processor time of its processes per request: steadier than the rest on a busy machine.
         others_percent: Share of the servers' core that other programs took meanwhile: where it is not about 0, the
             machine was busy, and the figures are worse than the server is.
-        raw_per_s: The highest rate of the raw run so far.
+        raw_percent: Its rate as a share of the raw run's right before and after: the median of all rounds.
     """
 
     target: str
@@ -47,7 +48,7 @@ class Row:
     start_s: float
     cpu_us: float
     others_percent: float
-    raw_per_s: float
+    raw_percent: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +57,21 @@ class Pace:
 
     Args:
         seconds: Of one round; ``warm_up_s`` before the first.
-        rounds: Of which the best counts: what else the machine does only ever makes a figure worse.
+        raw_s: Of the raw run between two rounds.
+        rounds: Of which the best counts: what else the machine does only ever makes a figure worse. All transports
+            take turns, for a bad moment must not hit all rounds of one.
     """
 
-    seconds: float = 1.0
-    warm_up_s: float = 0.7
-    rounds: int = 3
+    seconds: float = 0.5
+    raw_s: float = 0.2
+    warm_up_s: float = 0.5
+    rounds: int = 6
     connections: tuple[int, ...] = (1, 16)
 
     @classmethod
     def quick(cls) -> Pace:
         """Enough to see that all works."""
-        return cls(seconds=0.5, warm_up_s=0.3, rounds=2)
+        return cls(seconds=0.3, raw_s=0.1, warm_up_s=0.3, rounds=2)
 
 
 def raw_row(model: Model, raw: RawRuns, pace: Pace) -> Row:
@@ -87,7 +91,7 @@ def raw_row(model: Model, raw: RawRuns, pace: Pace) -> Row:
         0.0,
         1e6 / rate,
         0.0,
-        rate,
+        100.0,
     )
 
 
@@ -103,26 +107,23 @@ def server_rows(peer: Peer, model: Model, raw: RawRuns, *, python: str, core: in
         try:
             first = running.ways[0]
             process.wait_for(lambda: first.is_right(model))
-            found: list[tuple[str, int, _Round, dict[str, float]]] = []
-            clock = CoreClock(core)
             for way in running.ways:
                 if not way.is_right(model):
                     raise ValueError(f"{peer.target}, {way.wire.name}: a wrong answer")
                 measure(way.wire, max(pace.connections), pace.warm_up_s)
-                for connections in pace.connections:
-                    best = _best(way.wire, connections, process, clock, pace)
-                    beside = raw.measure(pace.seconds / 2)
-                    found.append((way.wire.name, connections, best, beside))
+            cells = [_Cell(way.wire, connections) for way in running.ways for connections in pace.connections]
+            _take_turns(cells, process, CoreClock(core), raw, pace)
             rss_mb = process.rss_mb()
         finally:
             process.stop()
             running.close()
-    for transport, connections, best, beside in found:
+    for cell in cells:
+        best = cell.best
         figures = best.figures
         yield Row(
-            peer.target, model.name, transport, connections, figures.requests_per_s, figures.p50_us, figures.p99_us,
-            figures.p50_us - beside["p50_us"], rss_mb, process.start_s, best.cpu_us, best.others_percent,
-            raw.best_per_s,
+            peer.target, model.name, cell.wire.name, cell.connections, figures.requests_per_s, figures.p50_us,
+            figures.p99_us, figures.p50_us - best.raw_p50_us, rss_mb, process.start_s, best.cpu_us, best.others_percent,
+            cell.raw_percent,
         )  # fmt: skip
 
 
@@ -130,17 +131,46 @@ class _Round(NamedTuple):
     figures: Figures
     cpu_us: float
     others_percent: float
+    raw_per_s: float
+    raw_p50_us: float
 
 
-def _best(wire: Wire, connections: int, process: ServerProcess, clock: CoreClock, pace: Pace) -> _Round:
-    """The round with the highest rate; on a busy machine of more rounds, in the hope of a quiet one."""
-    rounds: list[_Round] = []
+@dataclasses.dataclass
+class _Cell:
+    """One transport with one number of connections."""
+
+    wire: Wire
+    connections: int
+    rounds: list[_Round] = dataclasses.field(default_factory=list)
+
+    @property
+    def best(self) -> _Round:
+        """The round with the highest rate."""
+        return max(self.rounds, key=lambda each: each.figures.requests_per_s)
+
+    @property
+    def was_quiet(self) -> bool:
+        """Whether there was a round in which the machine did nothing else."""
+        return min(each.others_percent for each in self.rounds) <= QUIET_PERCENT
+
+    @property
+    def raw_percent(self) -> float:
+        """See :class:`Row`."""
+        return 100 * statistics.median(each.figures.requests_per_s / each.raw_per_s for each in self.rounds)
+
+
+def _take_turns(cells: Sequence[_Cell], process: ServerProcess, clock: CoreClock, raw: RawRuns, pace: Pace) -> None:
+    """Measure all cells round by round, each between two raw runs; on a busy machine more rounds, hoping for quiet."""
+    before = raw.measure(pace.raw_s)
     for number in range(pace.rounds * _MORE_ROUNDS):
-        if number >= pace.rounds and min(each.others_percent for each in rounds) <= QUIET_PERCENT:
-            break
-        used, busy = process.cpu_s(), clock.busy_s()
-        figures = measure(wire, connections, pace.seconds)
-        used, busy = process.cpu_s() - used, clock.busy_s() - busy
-        others = max(0.0, 100 * (busy - used) / figures.seconds)
-        rounds.append(_Round(figures, used / figures.requests * 1e6, others))
-    return max(rounds, key=lambda each: each.figures.requests_per_s)
+        for cell in cells:
+            if number >= pace.rounds and cell.was_quiet:
+                continue
+            used, busy = process.cpu_s(), clock.busy_s()
+            figures = measure(cell.wire, cell.connections, pace.seconds)
+            used, busy = process.cpu_s() - used, clock.busy_s() - busy
+            after = raw.measure(pace.raw_s)
+            others = max(0.0, 100 * (busy - used) / figures.seconds)
+            raw_per_s, raw_p50_us = ((before[name] + after[name]) / 2 for name in ("requests_per_s", "p50_us"))
+            cell.rounds.append(_Round(figures, used / figures.requests * 1e6, others, raw_per_s, raw_p50_us))
+            before = after

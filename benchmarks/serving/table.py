@@ -22,7 +22,7 @@ def line(row: Row) -> str:
     return (
         f"{row.target:<27}{row.model:<7}{row.transport:<15}{row.connections:>5}{row.requests_per_s:>9.0f}"
         f"{row.p50_us:>9.0f}{row.p99_us:>9.0f}{row.added_p50_us:>9.0f}{row.cpu_us:>8.0f}"
-        f"{100 * row.requests_per_s / row.raw_per_s:>7.1f}{row.rss_mb:>6.0f}{row.start_s:>8.2f}"
+        f"{row.raw_percent:>7.1f}{row.rss_mb:>6.0f}{row.start_s:>8.2f}"
         f"{row.others_percent:>9.0f}"
     )
 

@@ -12,8 +12,15 @@ import numpy as np
 from edge_agent.contract.errors import MalformedRequest
 
 LENGTH_BYTES = 4
-# Room for small frames, many at once; a larger frame is received straight into memory of its own size.
+# So much is received at once, many small frames or a whole one of this size.
+_RECEIVED_BYTES = 64 * 1024
+# Up to so much of a frame waits for its rest in memory of the stream; a larger one has memory of its own size.
 _ROOM_BYTES = 16 * 1024
+# A large frame is received with so much room to spare: where a read fills what it was given, an event loop reads the same
+# connection again at once, in vain for most, and past all others for who sends again fast enough.
+_ROOM_LEFT = 1
+
+_NO_ROOM = memoryview(b"")
 
 
 class FrameTooLarge(MalformedRequest):
@@ -27,13 +34,16 @@ class FrameBuffer:
 
     Args:
         limit_bytes: Longest frame, without its length field.
+        shared: What several streams receive into, each of which calls :meth:`received` before the next one receives;
+            memory of its own where None.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, shared: memoryview | None = None) -> None:
         self._limit_bytes = limit_bytes
-        self._room = bytearray(_ROOM_BYTES)
-        self._view = memoryview(self._room)
+        self._shared = shared or memoryview(bytearray(_RECEIVED_BYTES))
+        self._room = _NO_ROOM  # what has arrived of a small frame
         self._filled = 0
+        self._begun = b""  # what has arrived of a large one that has no memory yet
         self._wanted = 0
         self._large: memoryview | None = None
         self._large_filled = 0
@@ -42,7 +52,7 @@ class FrameBuffer:
     @property
     def partial(self) -> bool:
         """Whether a frame has begun to arrive and is not complete."""
-        return self._filled > 0 or self._large is not None
+        return self._filled > 0 or self._wanted > 0 or self._large is not None
 
     @property
     def wanted_bytes(self) -> int:
@@ -61,12 +71,13 @@ class FrameBuffer:
         """Where to receive the next bytes; never empty."""
         if self._wanted:
             # Not a bytearray: that would be filled with zeros first.
-            self._large = np.empty(self._wanted, dtype=np.uint8).data
-            self._large[: self._filled] = self._view[: self._filled]
-            self._large_filled, self._filled, self._wanted = self._filled, 0, 0
+            self._large = np.empty(self._wanted + _ROOM_LEFT, dtype=np.uint8).data
+            self._large_filled = len(self._begun)
+            self._large[: self._large_filled] = self._begun
+            self._begun, self._wanted = b"", 0
         if self._large is not None:
             return self._large[self._large_filled :]
-        return self._view[self._filled :]
+        return self._room[self._filled :] if self._filled else self._shared
 
     def received(self, count: int) -> list[memoryview]:
         """Take note of ``count`` bytes received into :meth:`room`.
@@ -75,16 +86,19 @@ class FrameBuffer:
             The frames that they complete, each with its length field; nobody else writes to their memory.
         """
         if self._large is None:
-            return self._cut(self._filled + count)
+            return self._cut(self._room if self._filled else self._shared, self._filled + count)
         self._large_filled += count
-        if self._large_filled < len(self._large):
+        size = len(self._large) - _ROOM_LEFT
+        if self._large_filled < size:
             return []
-        frame, self._large = self._large, None
+        frame, rest = self._large[:size], self._large[size : self._large_filled]
+        self._large = None
+        self._keep(rest)
         return [frame]
 
-    def _cut(self, end: int) -> list[memoryview]:
+    def _cut(self, view: memoryview, end: int) -> list[memoryview]:
         frames: list[memoryview] = []
-        view, at = self._view, 0
+        at = 0
         while end - at >= LENGTH_BYTES:
             size = int.from_bytes(view[at : at + LENGTH_BYTES], "little")
             if size > self._limit_bytes:
@@ -96,12 +110,21 @@ class FrameBuffer:
                 break
             stop = at + LENGTH_BYTES + size
             if stop > end:
-                if stop - at > len(view):
+                if stop - at > _ROOM_BYTES:
                     self._wanted = stop - at
                 break
             frames.append(memoryview(bytearray(view[at:stop])))
             at = stop
-        if 0 < at < end:
-            view[: end - at] = bytes(view[at:end])
-        self._filled = end - at
+        self._keep(view[at:end])
         return frames
+
+    def _keep(self, begun: memoryview) -> None:
+        """Keep what has arrived of the next frame."""
+        if self._wanted:
+            self._begun, self._filled = bytes(begun), 0
+            return
+        if begun and not self._room:
+            self._room = memoryview(bytearray(_ROOM_BYTES))
+        self._filled = len(begun)
+        if begun:
+            self._room[: self._filled] = bytes(begun)  # it may lie there already, further on

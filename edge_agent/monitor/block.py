@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
+from edge_agent.monitor.ids import Ids
 from edge_agent.monitor.sampler import LARGEST_BLOCK, Draw
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -98,7 +99,7 @@ class Block:
         self._columns: tuple[_Columns, _Columns] = [], []
         self._kept: NDArray[Any] | None = None
         self.counting = True
-        self.ids: list[str] = []
+        self.ids = Ids()
         self.latencies_us: list[float] = []
         self.at_s: list[float] = []
         self.sizes: list[int] = []
@@ -140,6 +141,23 @@ class Block:
         self.at_s.append(noted.at_s)
         self.sizes.append(noted.rows)
 
+    def keep(self, request_ids: Sequence[str], at_s: float, outputs: Tensors) -> bool:
+        """Note requests of one row each, of which only the answer is kept, in a block that is not counted.
+
+        Returns:
+            Whether they were: False where the model's answer is not what its signature says.
+        """
+        if self._kept is None:
+            self._kept = self._new_kept()
+        answer, begin = outputs[self._task], self.ids.count
+        place = self._kept[begin : begin + len(request_ids)]
+        if place.shape != answer.shape or place.dtype != answer.dtype:
+            return False
+        place[...] = answer
+        self.ids.extend(request_ids)
+        self.at_s += [at_s] * len(request_ids)
+        return True
+
     def copy(self, held: Sequence[Held]) -> None:
         """Note requests of one row each, where they are small; all of them, or none where it raises."""
         begin = len(self.ids)
@@ -159,7 +177,7 @@ class Block:
         for each in held:
             if each.draws:
                 self.drawn(len(self.ids), each.draws)
-            self.ids += each.request_ids
+            self.ids.extend(each.request_ids)
             self.at_s += [each.at_s] * len(each.request_ids)
 
     def drawn(self, first: int, draws: Mapping[int, Draw]) -> None:
@@ -207,7 +225,8 @@ class Block:
 
     def clear(self) -> None:
         """Begin anew; columns are used again."""
-        self.ids, self.latencies_us, self.at_s, self.sizes = [], [], [], []
+        self.ids = Ids()
+        self.latencies_us, self.at_s, self.sizes = [], [], []
         self._draws, self._held, self._kept, self.bytes = {}, [], None, 0
 
     def asked(self) -> dict[int, float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from edge_agent.monitor.ids import Ids
 from edge_agent.monitor.predictions import Predictions, predictions_of
 from edge_agent.sqlite_file import DamagedDatabase, begin_anew, open_database, storage_errors, transaction
 
@@ -69,7 +70,7 @@ class AnsweredRows:
     package: str
     class_name: Callable[[int], str]
     lifetime_ms: int
-    ids: list[str]
+    ids: Ids
     sizes: list[int]
     at_s: list[float]
     now: tuple[float, int]
@@ -84,16 +85,21 @@ class AnsweredRows:
     def find(self, row_id: str) -> Answered | None:
         """What is remembered of the row; of one id used twice the later one's."""
         if len(self.ids) == len(self) == 1:  # at a slow pace each row comes by itself
-            return self._answered(0, 0) if self.ids[0] == row_id else None
+            return self._answered(0, 0) if row_id in self.ids else None
         place = self._by_id().get(row_id)
         return None if place is None else self._answered(*place)
 
     def chosen(self) -> Iterator[tuple[str, Answered]]:
-        """The rows that were chosen, with their ids."""
-        if self.asked:
-            for row_id, place in self._by_id().items():
-                if place[1] in self.asked:
-                    yield row_id, self._answered(*place)
+        """The rows that were chosen, with their ids; none whose id a later one has."""
+        if not self.asked:
+            return
+        if not self.sizes:
+            for row, row_id in self.ids.latest(self.asked):
+                yield row_id, self._answered(row, row)
+            return
+        for row_id, place in self._by_id().items():
+            if place[1] in self.asked:
+                yield row_id, self._answered(*place)
 
     def _by_id(self) -> dict[str, tuple[int, int]]:
         """By id: which request of these, and which row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_agent.contract.errors import PackageError
 from edge_agent.contract.latency import BOUNDS_US, BUCKETS
 from edge_agent.contract.messages import ModelMetrics
-from edge_agent.contract.profile import Feature, FeatureCounts, count, count_batch, merge
+from edge_agent.contract.profile import Feature, FeatureCounts, count, merge, project
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -57,13 +57,30 @@ class Window:
         found = np.bincount(buckets, minlength=BUCKETS).tolist()
         self.latency = [before + new for before, new in zip(self.latency, found, strict=True)]
 
-    def count(self, features: tuple[Feature, ...], inputs: Tensors, outputs: Tensors) -> None:
-        """Count the rows of a batch."""
-        # Features are numbers of that width: to widen a tensor for each of its features took longer than the features.
-        inputs, outputs = _widened(inputs), _widened(outputs)
-        for feature in features:
-            self.counts = merge(self.counts, _counted(feature, inputs, outputs))
-        self.counted += len(next(iter(outputs.values())))
+    def count(self, features: tuple[Feature, ...], batches: Iterable[tuple[Tensors, Tensors]]) -> None:
+        """Count the rows of batches of inputs and outputs: their values batch by batch, all of them at once."""
+        values: dict[str, list[NDArray[np.float64]]] = {feature.name: [] for feature in features}
+        missing = dict.fromkeys(values, 0)
+        total = 0
+        for given, found in batches:
+            # Features are numbers of that width: to widen a tensor for each of them took longer than the features.
+            inputs, outputs = _widened(given), _widened(found)
+            rows = len(next(iter(outputs.values())))
+            total += rows
+            for feature in features:
+                each = _values(feature, inputs, outputs)
+                if each is None:
+                    missing[feature.name] += rows
+                else:
+                    values[feature.name].append(each)
+        if not total:
+            return
+        counts = {
+            feature.name: count(feature, _joined(values[feature.name]), missing=missing[feature.name])
+            for feature in features
+        }
+        self.counts = merge(self.counts, counts)
+        self.counted += total
 
     @property
     def is_empty(self) -> bool:
@@ -101,9 +118,18 @@ def _widened(tensors: Tensors) -> Tensors:
     }
 
 
-def _counted(feature: Feature, inputs: Tensors, outputs: Tensors) -> dict[str, FeatureCounts]:
+def _values(feature: Feature, inputs: Tensors, outputs: Tensors) -> NDArray[np.float64] | None:
+    """The feature's value in each row; None where the batch has none."""
+    tensor = (inputs if feature.side == "input" else outputs).get(feature.tensor)
+    if tensor is None:
+        return None
     try:
-        return count_batch((feature,), inputs, outputs)
+        values = project(feature, tensor)
     except PackageError:
         # Dynamic axes: rows too short for the feature, which the golden samples could not show.
-        return {feature.name: count(feature, np.empty(0), missing=len(next(iter(outputs.values()))))}
+        return None
+    return values if values.base is None else values.copy()  # a column of the tensor would keep all of it
+
+
+def _joined(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0), *parts])

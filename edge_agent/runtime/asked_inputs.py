@@ -1,7 +1,7 @@
 """What applications on this device have sent lately: a new version must still take it.
 
 Each model's signature says what may be sent; this remembers what is: how many rows, how long dynamic axes are, which
-outputs are read, whether a version is asked for by name. It is looked at now and then, about a hundred times a second
+outputs are read, whether a version is asked for by name. It is looked at now and then, about twenty times a second
 where requests are many, and each time where they are few.
 """
 
@@ -32,7 +32,7 @@ ASKED_FILE = "asked.json"
 # What was not sent for one such window, and not in the one before it either, is forgotten.
 _WINDOW_MS = 14 * 86_400_000
 # Looks are so far apart where requests are many.
-_LOOK_S = 0.01
+_LOOK_S = 0.05
 _MOST_SKIPPED = 10_000
 # Models that are remembered; the ones that were asked longest ago go.
 _MOST_MODELS = 64

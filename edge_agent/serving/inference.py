@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import get_ident
@@ -24,6 +22,7 @@ from edge_agent.runtime.slots import LoadedModel
 from edge_agent.runtime.watchdog import Run, Watchdog
 from edge_agent.serving.batching import Job, Scheduler
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest, check_outputs
+from edge_agent.serving.request_ids import RequestIds
 from edge_agent.serving.together import Together
 
 P = ParamSpec("P")
@@ -77,18 +76,6 @@ class Waker(Protocol):
         """Load the model; blocks."""
 
 
-class RequestIds:
-    """Identifiers for requests that bring none: unique across restarts, cheap to make."""
-
-    def __init__(self) -> None:
-        self._start = secrets.token_hex(5)
-        self._next = itertools.count(1)
-
-    def new(self) -> str:
-        """A new identifier."""
-        return f"{self._start}-{next(self._next)}"
-
-
 class Inference:
     """Answers inference requests; the caller holds the model's lease for the whole call.
 
@@ -114,7 +101,7 @@ class Inference:
         self._wakers = ThreadPoolExecutor(1, thread_name_prefix="waker")
         self._waking: dict[tuple[str, str | None], asyncio.Future[object]] = {}
         #: Answers requests that meet in one turn of the event loop, where they can be.
-        self.together = Together(self._infer, observer, self._ids.new, self._asked)
+        self.together = Together(self._infer, observer, self._ids.of_run, self._asked)
         self._scheduler = Scheduler(self._pool, threads, self._run_batch, self._not_run)
 
     @property

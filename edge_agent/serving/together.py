@@ -53,7 +53,7 @@ class Together:
         run: One run of a model, under the watchdog's eyes, which began at a time of ``perf_counter_ns``.
         observer: Told of each request by itself where it takes them only so. Its methods are looked up for each call:
             what shadows a model stands between only while it does.
-        new_id: Makes a request's identifier.
+        new_ids: Makes the identifiers of so many requests of one run.
         asked: Remembers what applications send.
     """
 
@@ -61,10 +61,10 @@ class Together:
         self,
         run: Callable[[LoadedModel, Tensors, int], dict[str, NDArray[Any]]],
         observer: Any,
-        new_id: Callable[[], str],
+        new_ids: Callable[[int], Sequence[str]],
         asked: AskedInputs,
     ) -> None:
-        self._run, self._new_id, self._asked = run, new_id, asked
+        self._run, self._new_ids, self._asked = run, new_ids, asked
         self._observer = observer
         self._takes_many = isinstance(observer, ManyObserver)
 
@@ -96,7 +96,7 @@ class Together:
         count = len(came_ns)
         if any(array.ndim == 0 or len(array) != count for array in outputs.values()):
             return None
-        request_ids = [self._new_id() for _ in range(count)]
+        request_ids = self._new_ids(count)
         asked: Collection[int] = ()
         if like.monitored:
             latencies_ns = [end_ns - came for came in came_ns]

@@ -53,7 +53,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def __init__(self, handler: FrameHandler, connections: Connections, limits: FrameLimits) -> None:
         self._handler, self._connections, self._limits = handler, connections, limits
-        self._buffer = FrameBuffer(limits.frame_bytes)
+        self._buffer = FrameBuffer(limits.frame_bytes, connections.received)
         self._read = handler.reader().read
         self._loop = asyncio.get_running_loop()
         self._app: App | None = None

@@ -27,6 +27,8 @@ from edge_agent.serving.plans import Plan, Plans
 log = logging.getLogger(__name__)
 
 BINARY = b"application/octet-stream"
+# One by one requests are answered for so long, then the loop looks at its connections again.
+_TURN_NS = 4_000_000
 # Joining so little costs less than another piece to write.
 _JOINED_BYTES = 16 * 1024
 
@@ -78,7 +80,7 @@ class Lane:
         self.plans: Plans
         self.templates: AnswerTemplates
         self.limit_bytes = 0.0
-        self.joins = False
+        self.joins = self.together = False
         self._waiting: list[_Asked] = []
 
     def adopt(self, loaded: LoadedModel) -> None:
@@ -88,7 +90,8 @@ class Lane:
         # In each form of the protocol an element takes a byte at least: so many rows there are at most.
         elements = sum(math.prod(axis or 1 for axis in spec.shape[1:]) for spec in loaded.signature.inputs)
         self.limit_bytes = self.inference.longest_inline(loaded) * max(1, elements)
-        self.joins = bool(self.json_length) and loaded.together > 1
+        self.joins = self.inference.inline(loaded)
+        self.together = bool(self.json_length) and loaded.together > 1
 
     def join(self, asker: Asker, body: bytes, reply: Reply) -> None:
         """Have a request that has been let in answered at the end of this turn of the loop."""
@@ -98,15 +101,25 @@ class Lane:
 
     def _answer(self) -> None:
         waiting, self._waiting = self._waiting, []
-        if len(waiting) > 1:
+        if self.together and len(waiting) > 1:
             waiting = self._answer_together(waiting)
-        for asked in waiting:
+        until_ns = perf_counter_ns() + _TURN_NS
+        for at, asked in enumerate(waiting):
+            if at and perf_counter_ns() > until_ns:
+                self._put_off(waiting[at:])
+                return
             outcome: bytes | list[Buffer] | Exception | None
             try:
                 outcome = asked.asker.answer_entered(asked.body)
             except Exception as error:  # noqa: BLE001 - the connection answers it
                 outcome = error
             asked.reply(asked.body, outcome)
+
+    def _put_off(self, left: list[_Asked]) -> None:
+        """Answer these in the next turn, before those that have come since: other models have applications, too."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._waiting = left + self._waiting
 
     def _answer_together(self, waiting: list[_Asked]) -> list[_Asked]:
         """Answer those that can be answered together; the others."""
@@ -118,7 +131,7 @@ class Lane:
         with lease as loaded:
             if self.loaded() is not loaded:
                 self.adopt(loaded)
-            if not (self.joins and self.inference.inline(loaded)):
+            if not (self.together and self.inference.inline(loaded)):
                 return waiting
             while len(waiting) > 1:
                 plan = self.plans.plan(waiting[0].body, self.json_length or 0)

@@ -33,7 +33,7 @@ def feed(buffer: FrameBuffer, data: bytes, sizes: list[int]) -> list[bytes]:
 
 @settings(deadline=None)  # a busy machine takes its time
 @given(
-    st.lists(st.one_of(st.integers(0, 40), st.integers(16_000, 40_000)), max_size=8),
+    st.lists(st.one_of(st.integers(0, 40), st.integers(16_000, 99_000)), max_size=8),
     st.lists(st.one_of(st.integers(1, 50), st.integers(1, 70_000)), min_size=1, max_size=4),
 )
 def test_frames_come_out_whole_however_the_stream_is_cut(lengths: list[int], sizes: list[int]) -> None:
@@ -50,8 +50,16 @@ def test_a_large_frame_is_received_into_memory_of_its_own_size() -> None:
     buffer.room()[:1000] = first
     assert buffer.received(1000) == []
     assert buffer.wanted_bytes == len(body) + 4
-    assert len(buffer.room()) == len(body) + 4 - 1000
+    rest = frame(body)[1000:]
+    assert (
+        len(rest) < len(buffer.room()) < len(rest) + 16
+    )  # a read that fills all of it would be followed by another one
     assert buffer.partial
+    follows = frame(b"next")
+    buffer.room()[: len(rest) + 1] = rest + follows[:1]
+    assert [bytes(each) for each in buffer.received(len(rest) + 1)] == [frame(body)]
+    assert buffer.partial
+    assert feed(buffer, follows[1:], [1000]) == [follows]
 
 
 def test_each_frame_begins_at_a_multiple_of_eight_bytes_and_is_nobody_elses() -> None:
@@ -72,6 +80,34 @@ def test_each_frame_begins_at_a_multiple_of_eight_bytes_and_is_nobody_elses() ->
     assert len(arrays) == 3
     assert all(array.ctypes.data % 8 == 0 for array in arrays)
     assert not any(np.shares_memory(array, np.frombuffer(buffer.room(), dtype=np.uint8)) for array in arrays)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.one_of(st.integers(0, 40), st.integers(10_000, 99_000)), max_size=4), min_size=2, max_size=3),
+    st.lists(st.integers(1, 70_000), min_size=1, max_size=4),
+)
+def test_streams_that_receive_into_the_same_memory_keep_apart(streams: list[list[int]], sizes: list[int]) -> None:
+    shared = memoryview(bytearray(30_000))
+    buffers = [FrameBuffer(LIMIT, shared) for _ in streams]
+    sent = [
+        [frame(bytes([10 * stream + index + 1]) * length) for index, length in enumerate(lengths)]
+        for stream, lengths in enumerate(streams)
+    ]
+    left = [b"".join(frames) for frames in sent]
+    found: list[list[bytes]] = [[] for _ in streams]
+    turn = 0
+    while any(left):
+        for stream, buffer in enumerate(buffers):
+            data = left[stream][: sizes[turn % len(sizes)]]
+            room = buffer.room()
+            count = min(len(room), len(data))
+            if count:
+                room[:count] = data[:count]
+                found[stream] += [bytes(each) for each in buffer.received(count)]
+                left[stream] = left[stream][count:]
+        turn += 1
+    assert found == sent
 
 
 def test_a_frame_beyond_the_limit_is_refused_after_those_before_it() -> None:

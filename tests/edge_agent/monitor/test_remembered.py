@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edge_agent.contract.errors import DeviceError, StorageNotWritable
+from edge_agent.monitor.ids import Ids
 from edge_agent.monitor.predictions import Predictions
 from edge_agent.monitor.remembered import AnsweredRows, Remembered
 
@@ -18,11 +19,13 @@ LATER_MS = 1_000_000
 
 def answered(request_id: str, prediction: int = 1, *, sampled: bool = True) -> AnsweredRows:
     """One request of one row."""
+    ids = Ids()
+    ids.append(request_id)
     return AnsweredRows(
         package="a" * 64,
         class_name=str,
         lifetime_ms=LATER_MS,
-        ids=[request_id],
+        ids=ids,
         sizes=[],
         at_s=[0.0],
         now=(0.0, 1),

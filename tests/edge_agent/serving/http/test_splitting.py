@@ -47,6 +47,17 @@ def test_cut_in_two_at_every_position(shared: Device) -> None:
         assert _answers(shared, [_STREAM[:cut], _STREAM[cut:]]) == expected, cut
 
 
+@pytest.mark.parametrize("size", [60_000, 70_000, 200_000])
+def test_a_request_right_behind_a_large_body_is_the_next_one(shared: Device, size: int) -> None:
+    first, rest = post("/one", bytes(size)), post("/two", b"12") + get("/three", "Connection: close")
+    expected = _answers(shared, [first, rest])
+    assert [status for status, _ in expected] == [200, 200, 200]
+    for behind in (0, 1, 2, 20, len(rest)):
+        for begin in (1, 100, 1000, 65_000):
+            parts = [first[:begin], first[begin:] + rest[:behind], rest[behind:]]
+            assert _answers(shared, [part for part in parts if part]) == expected, (behind, begin)
+
+
 @st.composite
 def _streams(draw: st.DrawFn) -> tuple[bytes, list[int]]:
     requests = draw(
@@ -54,7 +65,7 @@ def _streams(draw: st.DrawFn) -> tuple[bytes, list[int]]:
             st.one_of(
                 st.builds(get, st.sampled_from(["/a", "/later", "/forbidden", "/broken"])),
                 st.builds(post, st.sampled_from(["/a", "/later", "/forbidden"]), st.binary(max_size=300)),
-                st.builds(post, st.just("/a"), st.integers(16_000, 70_000).map(bytes)),
+                st.builds(post, st.just("/a"), st.integers(16_000, 200_000).map(bytes)),
                 st.lists(st.binary(min_size=1, max_size=50), max_size=5).map(lambda parts: chunked("/a", *parts)),
             ),
             max_size=5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.slots import LoadedModel, load
+from edge_agent.serving.rest import lane
 from tests.edge_agent.serving.http.device import Client
 from tests.fakes.packages import INPUT, make_package, reference_images
 from tests.fakes.serving_device import EVERYTHING, Device, serving
@@ -44,6 +46,27 @@ class Gate:
             self.holds.clear()
             self.entered.set()
             assert self.opened.wait(20)
+        return self._backend.infer(inputs)
+
+
+class Steps:
+    """Another backend, which begins no run before it is told to."""
+
+    def __init__(self, backend: InferenceBackend) -> None:
+        self._backend = backend
+        self.platform, self.signature = backend.platform, backend.signature
+        self.cancel, self.close = backend.cancel, backend.close
+        self._entered, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.seen: list[NDArray[Any]] = []
+
+    def wait(self) -> None:
+        """Wait until a run is asked for."""
+        assert self._entered.acquire(timeout=20)
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.seen += [row.copy() for row in inputs[INPUT]]
+        self._entered.release()
+        assert self.go.acquire(timeout=20)
         return self._backend.infer(inputs)
 
 
@@ -189,6 +212,33 @@ def test_a_model_that_is_not_the_same_in_company_runs_each_by_itself(device: Dev
     crowd.ask([body(reference_images(1))] * 4)
     crowd.close()
     assert gate.rows == [1] * 4
+
+
+def test_a_long_line_for_one_model_lets_others_in_between(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "_TURN_NS", 0)
+    loaded, gate = gated(device)
+    loaded.together = 1
+    crowd = Crowd(device, 3, gate)
+    other = Client(socket.create_connection(("127.0.0.1", device.port), timeout=30))
+    loaded.backend = steps = Steps(loaded.backend)
+    images = reference_images(4, seed=7)
+    crowd.first.send(post(body(images[3:])))
+    steps.wait()  # the loop stands still now
+    for row, client in enumerate(crowd.clients):
+        client.send(post(body(images[row : row + 1])))
+    steps.go.release()
+    steps.wait()  # in the first of three
+    other.send(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    steps.go.release()
+    steps.wait()  # in the second
+    readable, _, _ = select.select([other.socket], [], [], 0)
+    steps.go.release(2)
+    assert readable
+    assert other.answer().status == 200
+    assert [client.answer().status for client in (crowd.first, *crowd.clients)] == [200] * 4
+    crowd.close()
+    other.socket.close()
+    assert np.array_equal(steps.seen, [images[3], *images[:3]])
 
 
 def test_no_run_is_larger_than_what_was_proven(device: Device) -> None:
