@@ -16,8 +16,8 @@ LENGTH_BYTES = 4
 _RECEIVED_BYTES = 64 * 1024
 # Up to so much of a frame waits for its rest in memory of the stream; a larger one has memory of its own size.
 _ROOM_BYTES = 16 * 1024
-# A large frame is received with so much room to spare: where a read fills what it was given, an event loop reads the same
-# connection again at once, in vain for most, and past all others for who sends again fast enough.
+# A large frame is received with so much room to spare: where a read fills what it was given, an event loop reads the
+# same connection again at once, in vain for most, and past all others for who sends again fast enough.
 _ROOM_LEFT = 1
 
 _NO_ROOM = memoryview(b"")
