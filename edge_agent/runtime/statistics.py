@@ -121,12 +121,13 @@ class Statistics:
         """Those of them that it failed on though they were right."""
         return self._fail_count
 
-    def answered(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """Count a request that was run by itself and at once: :meth:`succeeded` and :meth:`executed` in one."""
+    def answered(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, queue_ns: int = 0) -> None:
+        """Count a request that was run by itself: :meth:`succeeded` and :meth:`executed` in one."""
         # One bucket's count is the request's count as well: the sum is made when somebody asks.
-        bucket = bisect_left(_BOUNDS_NS, input_ns + infer_ns + output_ns)
+        bucket = bisect_left(_BOUNDS_NS, queue_ns + input_ns + infer_ns + output_ns)
         with self._lock:
             self._rows += rows
+            self._queue_ns += queue_ns
             self._input_ns += input_ns
             self._infer_ns += infer_ns
             self._output_ns += output_ns

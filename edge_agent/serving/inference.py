@@ -128,9 +128,11 @@ class Inference:
         """Requests that wait for their turn; to be asked in the event loop's thread."""
         return self._scheduler.waiting(loaded)
 
-    def answer(self, loaded: LoadedModel, request: InferenceRequest) -> InferenceAnswer:
+    def answer(self, loaded: LoadedModel, request: InferenceRequest, came_ns: int | None = None) -> InferenceAnswer:
         """The model's answer, without waiting for other requests; blocks, on any thread.
 
+        Args:
+            came_ns: When the request came, by ``perf_counter_ns``; None for now.
         Raises:
             CallerError: The request is wrong; counted as refused.
             ModelFailed: The model failed or hung on a right request; counted as failed.
@@ -147,13 +149,14 @@ class Inference:
         try:
             outputs = self._infer(loaded, checked.inputs, start_ns)
         except Exception as error:
-            self._count_failure(loaded, request, error, perf_counter_ns() - begin_ns)
+            self._count_failure(loaded, request, error, perf_counter_ns() - (came_ns or begin_ns))
             raise
         end_ns = perf_counter_ns()
-        answer = self._tell(loaded, request, checked, outputs, end_ns - begin_ns)
+        queue_ns = begin_ns - came_ns if came_ns is not None else 0
+        answer = self._tell(loaded, request, checked, outputs, queue_ns + end_ns - begin_ns)
         if request.monitored:
             loaded.statistics.answered(
-                _rows(checked.inputs), start_ns - begin_ns, end_ns - start_ns, perf_counter_ns() - end_ns
+                _rows(checked.inputs), start_ns - begin_ns, end_ns - start_ns, perf_counter_ns() - end_ns, queue_ns
             )
         return answer
 

@@ -150,10 +150,10 @@ class FrameLanes:
 
     def _one_by_one(self, loaded: LoadedModel, some: Sequence[_Asked]) -> None:
         templates = self._templates(loaded)
-        for number, request, reply, _ in some:
+        for number, request, reply, came_ns in some:
             outcome: Parts | Exception
             try:
-                outcome = templates.encode(number, request, self._inference.answer(loaded, request))
+                outcome = templates.encode(number, request, self._inference.answer(loaded, request, came_ns))
             except Exception as error:  # noqa: BLE001 - the connection answers it
                 outcome = error
             reply(number, outcome)

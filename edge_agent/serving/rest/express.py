@@ -36,12 +36,12 @@ class Express:
         Raises:
             ShoalError: The request is refused, or failed.
         """
-        return self._answer(body, entered=False)
+        return self._answer(body, None)
 
     def join(self, body: bytes, reply: Reply) -> bool:
         """See :meth:`edge_agent.serving.http.message.Express.join`."""
         lane = self._lane
-        if not lane.joins or len(body) > lane.limit_bytes:
+        if not lane.takes(body):
             return False
         try:
             self._app.enter(lane.model, control=False)
@@ -51,14 +51,19 @@ class Express:
         lane.join(self, body, reply)
         return True
 
-    def answer_entered(self, body: bytes) -> bytes | list[Buffer] | None:
+    def answer_entered(self, body: bytes, came_ns: int) -> bytes | list[Buffer] | None:
         """See :class:`edge_agent.serving.rest.lane.Asker`."""
-        answer = self._answer(body, entered=True)
+        answer = self._answer(body, came_ns)
         if answer is None:
             self._app.leave()
         return answer
 
-    def _answer(self, body: bytes | memoryview, *, entered: bool) -> bytes | list[Buffer] | None:
+    def _answer(self, body: bytes | memoryview, entered_ns: int | None) -> bytes | list[Buffer] | None:
+        """See :meth:`answer`.
+
+        Args:
+            entered_ns: When the request was let in; None where it is to be.
+        """
         lane = self._lane
         inference, model = lane.inference, lane.model
         try:
@@ -71,14 +76,14 @@ class Express:
             if len(body) > lane.limit_bytes or not loaded.inline:
                 return None
             try:
-                if not entered:
+                if entered_ns is None:
                     self._app.enter(model, control=False)
                 request = self._decode(loaded, body)
                 if inference.is_long(loaded, request):  # a short body may name much in shared memory
-                    if not entered:
+                    if entered_ns is None:
                         self._app.leave()
                     return None
-                parts, length = lane.templates.encode(request, inference.answer(loaded, request))
+                parts, length = lane.templates.encode(request, inference.answer(loaded, request, entered_ns))
             except ShoalError as error:
                 self._count(error)
                 raise

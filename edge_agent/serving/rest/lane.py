@@ -1,5 +1,8 @@
 """Small requests for one model, of all connections: those that meet in one turn of the event loop run together.
 
+Where the model cannot run them as one, they are read first and then answered one after the other: either goes faster
+while the processor has it in its caches, and the inferences in between empty them.
+
 A turn's requests are all there when the loop has read what was readable: whoever comes first asks the loop to be called
 back then, which costs no time that it would not spend anyway, and nobody waits for requests still to come. A lone one
 is answered as ever.
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 BINARY = b"application/octet-stream"
 # One by one requests are answered for so long, then the loop looks at its connections again.
 _TURN_NS = 4_000_000
+# Bodies that wait for their turn, of one model, take about so much at most; what is not read waits in the kernel.
+_WAITING_BYTES = 4 * 1024 * 1024
 # Joining so little costs less than another piece to write.
 _JOINED_BYTES = 16 * 1024
 
@@ -36,9 +41,11 @@ _JOINED_BYTES = 16 * 1024
 class Asker(Protocol):
     """A connection's part in its requests."""
 
-    def answer_entered(self, body: bytes) -> bytes | list[Buffer] | None:
+    def answer_entered(self, body: bytes, came_ns: int) -> bytes | list[Buffer] | None:
         """The response to a request that has been let in, by itself; None where it goes the ordinary way.
 
+        Args:
+            came_ns: When it came, by ``perf_counter_ns``.
         Raises:
             ShoalError: The request is refused, or failed.
         """
@@ -60,7 +67,7 @@ class Lane:
         tools: Gives what reads and writes the bodies of a model.
     Attributes:
         limit_bytes: Longest body that the event loop answers itself.
-        joins: Whether requests may be answered together.
+        joins: Whether requests that meet wait for the end of the turn; ``together``: whether they run as one then.
     """
 
     def __init__(
@@ -93,6 +100,11 @@ class Lane:
         self.joins = self.inference.inline(loaded)
         self.together = bool(self.json_length) and loaded.together > 1
 
+    def takes(self, body: bytes) -> bool:
+        """Whether one more request may wait for the end of the turn; else it is answered at once, or later."""
+        size = len(body)
+        return self.joins and size <= self.limit_bytes and size * len(self._waiting) <= _WAITING_BYTES
+
     def join(self, asker: Asker, body: bytes, reply: Reply) -> None:
         """Have a request that has been let in answered at the end of this turn of the loop."""
         if not self._waiting:
@@ -110,7 +122,7 @@ class Lane:
                 return
             outcome: bytes | list[Buffer] | Exception | None
             try:
-                outcome = asked.asker.answer_entered(asked.body)
+                outcome = asked.asker.answer_entered(asked.body, asked.came_ns)
             except Exception as error:  # noqa: BLE001 - the connection answers it
                 outcome = error
             asked.reply(asked.body, outcome)

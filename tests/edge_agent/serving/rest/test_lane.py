@@ -239,6 +239,9 @@ def test_a_long_line_for_one_model_lets_others_in_between(device: Device, monkey
     crowd.close()
     other.socket.close()
     assert np.array_equal(steps.seen, [images[3], *images[:3]])
+    counts = loaded.statistics.snapshot()
+    assert counts.success_count == 2 * 4 + 4
+    assert counts.queue_ns > 0  # the second and third waited while others were run
 
 
 def test_no_run_is_larger_than_what_was_proven(device: Device) -> None:
