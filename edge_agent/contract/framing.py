@@ -12,13 +12,12 @@ import numpy as np
 from edge_agent.contract.errors import MalformedRequest
 
 LENGTH_BYTES = 4
-# So much is received at once, many small frames or a whole one of this size.
-_RECEIVED_BYTES = 64 * 1024
-# Up to so much of a frame waits for its rest in memory of the stream; a larger one has memory of its own size.
+# Up to so much of a frame waits for its rest in memory of the stream; a larger one has memory of its own size. Where
+# streams share no memory to receive into, so much is received at once.
 _ROOM_BYTES = 16 * 1024
-# A large frame is received with so much room to spare: where a read fills what it was given, an event loop reads the
-# same connection again at once, in vain for most, and past all others for who sends again fast enough.
-_ROOM_LEFT = 1
+#: What is large is received with so much room to spare: where a read fills what it was given, an event loop reads the
+#: same connection again at once, in vain for most, and past all others for who sends again fast enough.
+ROOM_LEFT = 1
 
 _NO_ROOM = memoryview(b"")
 
@@ -40,7 +39,7 @@ class FrameBuffer:
 
     def __init__(self, limit_bytes: int, shared: memoryview | None = None) -> None:
         self._limit_bytes = limit_bytes
-        self._shared = shared or memoryview(bytearray(_RECEIVED_BYTES))
+        self._shared = shared or memoryview(bytearray(_ROOM_BYTES))
         self._room = _NO_ROOM  # what has arrived of a small frame
         self._filled = 0
         self._begun = b""  # what has arrived of a large one that has no memory yet
@@ -71,7 +70,7 @@ class FrameBuffer:
         """Where to receive the next bytes; never empty."""
         if self._wanted:
             # Not a bytearray: that would be filled with zeros first.
-            self._large = np.empty(self._wanted + _ROOM_LEFT, dtype=np.uint8).data
+            self._large = np.empty(self._wanted + ROOM_LEFT, dtype=np.uint8).data
             self._large_filled = len(self._begun)
             self._large[: self._large_filled] = self._begun
             self._begun, self._wanted = b"", 0
@@ -88,7 +87,7 @@ class FrameBuffer:
         if self._large is None:
             return self._cut(self._room if self._filled else self._shared, self._filled + count)
         self._large_filled += count
-        size = len(self._large) - _ROOM_LEFT
+        size = len(self._large) - ROOM_LEFT
         if self._large_filled < size:
             return []
         frame, rest = self._large[:size], self._large[size : self._large_filled]

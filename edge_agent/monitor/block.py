@@ -149,9 +149,9 @@ class Block:
         """
         if self._kept is None:
             self._kept = self._new_kept()
-        answer, begin = outputs[self._task], self.ids.count
+        answer, begin = outputs.get(self._task), self.ids.count
         place = self._kept[begin : begin + len(request_ids)]
-        if place.shape != answer.shape or place.dtype != answer.dtype:
+        if answer is None or place.shape != answer.shape or place.dtype != answer.dtype:
             return False
         place[...] = answer
         self.ids.extend(request_ids)

@@ -34,7 +34,7 @@ class Ids:
         self.count += 1
 
     def extend(self, request_ids: Sequence[str]) -> None:
-        """Add several that came together: they do not change, and no other request has one of them."""
+        """Add several that came together and do not change: made by the agent, so that they are nobody else's."""
         count = len(request_ids)
         if count == 1:
             self._parts.append(request_ids[0])
@@ -43,16 +43,22 @@ class Ids:
         self.count += count
 
     def latest(self, indices: Collection[int]) -> Iterator[tuple[int, str]]:
-        """The ids of the requests with these indices, but for those that a later request has as well."""
-        first = 0
-        for at, part in enumerate(self._parts):
+        """The ids of these requests by index, the last one first; not those that a later request has as well."""
+        wanted = sorted(indices)
+        later: set[str] = set()
+        first = self.count
+        for part in reversed(self._parts):
+            if not wanted:
+                return
             if isinstance(part, str):
-                if first in indices and part not in self._parts[at + 1 :]:
-                    yield first, part
-                first += 1
+                first -= 1
+                if wanted[-1] == first:
+                    wanted.pop()
+                    if part not in later:
+                        yield first, part
+                later.add(part)
                 continue
-            after = first + len(part)
-            for index in indices:
-                if first <= index < after:
-                    yield index, part[index - first]
-            first = after
+            first -= len(part)
+            while wanted and wanted[-1] >= first:
+                index = wanted.pop()
+                yield index, part[index - first]

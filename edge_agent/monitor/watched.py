@@ -217,6 +217,8 @@ class Watched:
 
     def is_over(self, rows: int, now_s: float) -> bool:
         """Whether the block ends before a request of so many rows."""
+        if self._pending and rows > 1:  # they will be copied, which does not mix with it
+            return True
         return self.room < rows or now_s >= self.ends_at or not self.block.fits(rows)
 
     def settle(self, now_s: float) -> AnsweredRows | None:

@@ -82,7 +82,7 @@ class Express(Protocol):
         """
 
     def join(self, body: bytes, reply: Reply) -> bool:
-        """Have ``reply`` called at the end of this turn of the loop, so that requests that meet there run together.
+        """Have ``reply`` called at the end of this turn of the loop, when all that was readable has been read.
 
         False where it is not to be: then :meth:`answer` is.
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from edge_agent.contract.errors import ShoalError
+from edge_agent.contract.framing import ROOM_LEFT
 from edge_agent.serving.connections import Connections
 from edge_agent.serving.http.answer import CONTINUE, Ending, encode
 from edge_agent.serving.http.chunked import ChunkedBody
@@ -34,9 +35,6 @@ from edge_agent.serving.peer import Transport, peer_of
 _STASH_BYTES = 64 * 1024
 # From here on a body's memory is not cleared before it is received into.
 _LARGE_BODY_BYTES = 16 * 1024
-# A body is received with so much room to spare. Where a read fills what it was given, the event loop reads the same
-# connection again at once, up to 32 times: in vain for most, and past all others for who asks again fast enough.
-_ROOM_LEFT = 1
 
 
 class HttpProtocol(HttpWorking):
@@ -247,7 +245,7 @@ class HttpProtocol(HttpWorking):
             self._enter(Phase.CHUNKS)
             return at
         # Clearing 600 KB that will be overwritten costs 20 us and more; nobody sees them before they are.
-        cleared, room = length < _LARGE_BODY_BYTES, length + _ROOM_LEFT
+        cleared, room = length < _LARGE_BODY_BYTES, length + ROOM_LEFT
         self._body = memoryview(bytearray(room) if cleared else cast(Any, np.empty(room, np.uint8)))
         self._arrived = size - at
         self._body[: self._arrived] = view[at:size]

@@ -73,7 +73,10 @@ class Express:
         with lease as loaded:
             if lane.loaded() is not loaded:
                 lane.adopt(loaded)
-            if len(body) > lane.limit_bytes or not loaded.inline:
+            if not loaded.inline:
+                lane.joins = False  # it was thought to be quick
+                return None
+            if len(body) > lane.limit_bytes:
                 return None
             try:
                 if entered_ns is None:

@@ -30,9 +30,7 @@ from edge_agent.serving.plans import Plan, Plans
 log = logging.getLogger(__name__)
 
 BINARY = b"application/octet-stream"
-# One by one requests are answered for so long, then the loop looks at its connections again.
-_TURN_NS = 4_000_000
-# Bodies that wait for their turn, of one model, take about so much at most; what is not read waits in the kernel.
+# What waits in one lane takes so much at most; who comes then is answered at once.
 _WAITING_BYTES = 4 * 1024 * 1024
 # Joining so little costs less than another piece to write.
 _JOINED_BYTES = 16 * 1024
@@ -89,6 +87,7 @@ class Lane:
         self.limit_bytes = 0.0
         self.joins = self.together = False
         self._waiting: list[_Asked] = []
+        self._waiting_bytes = 0
 
     def adopt(self, loaded: LoadedModel) -> None:
         """Another model serves under this name than the last time."""
@@ -101,37 +100,28 @@ class Lane:
         self.together = bool(self.json_length) and loaded.together > 1
 
     def takes(self, body: bytes) -> bool:
-        """Whether one more request may wait for the end of the turn; else it is answered at once, or later."""
+        """Whether this request may wait for the end of the turn."""
         size = len(body)
-        return self.joins and size <= self.limit_bytes and size * len(self._waiting) <= _WAITING_BYTES
+        return self.joins and size <= self.limit_bytes and self._waiting_bytes + size <= _WAITING_BYTES
 
     def join(self, asker: Asker, body: bytes, reply: Reply) -> None:
         """Have a request that has been let in answered at the end of this turn of the loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer)
         self._waiting.append(_Asked(asker, body, reply, perf_counter_ns()))
+        self._waiting_bytes += len(body)
 
     def _answer(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         if self.together and len(waiting) > 1:
             waiting = self._answer_together(waiting)
-        until_ns = perf_counter_ns() + _TURN_NS
-        for at, asked in enumerate(waiting):
-            if at and perf_counter_ns() > until_ns:
-                self._put_off(waiting[at:])
-                return
+        for asked in waiting:
             outcome: bytes | list[Buffer] | Exception | None
             try:
                 outcome = asked.asker.answer_entered(asked.body, asked.came_ns)
             except Exception as error:  # noqa: BLE001 - the connection answers it
                 outcome = error
             asked.reply(asked.body, outcome)
-
-    def _put_off(self, left: list[_Asked]) -> None:
-        """Answer these in the next turn, before those that have come since: other models have applications, too."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._answer)
-        self._waiting = left + self._waiting
 
     def _answer_together(self, waiting: list[_Asked]) -> list[_Asked]:
         """Answer those that can be answered together; the others."""

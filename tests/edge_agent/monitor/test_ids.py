@@ -27,3 +27,4 @@ def test_the_latest_request_with_an_id_is_the_one_that_has_it() -> None:
     assert dict(ids.latest({0, 1, 4})) == {1: "b", 4: run[1]}
     assert dict(ids.latest({2})) == {2: "a"}
     assert dict(ids.latest(())) == {}
+    assert dict(ids.latest(range(5))) == {1: "b", 2: "a", 3: run[0], 4: run[1]}

@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.contract.envelope import Envelope, Message, decode
 from edge_agent.contract.messages import LabelBatch, MetricsReport, ProfileReport, SampleBatch
+from edge_agent.contract.profile import count_batch
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from edge_agent.monitor.monitor import Monitor
@@ -116,3 +117,45 @@ def test_rows_that_wait_to_be_looked_at_are_drawn_with_what_they_came_under(tmp_
     assert {sample.request_id[0] for sample in earlier} == {"1", "2"}
     assert min(sample.inclusion_probability for sample in earlier) > 0.1, "those that the packages' own policy gives"
     assert not any(sample.label_wanted for sample in earlier), "nobody was asked"
+
+
+@pytest.mark.parametrize("budget", [0.0, 1e6])
+def test_requests_of_several_rows_among_those_noted_together_take_nothing_from_them(
+    tmp_path: Path, budget: float
+) -> None:
+    sampling = SamplingPolicy(samples_per_minute=budget, labels_per_minute=budget, uniform_share=1.0)
+    loaded = load(make_package(tmp_path / "package", sampling=sampling))
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    steady = [0.0]
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    images = reference_images(60 * 20, seed=16)
+    outputs = loaded.backend.infer({INPUT: images})
+    best = [str(index) for index in outputs[OUTPUT].argmax(axis=1)]
+    expected: dict[str, str] = {}
+    at = 0
+    for number, rows in enumerate((8, -3, 5, -1, 4, 16, -3, -2, 8, -1, 9) * 20):  # those of one request below zero
+        some = slice(at, at + abs(rows))
+        given, found = {INPUT: images[some]}, {OUTPUT: outputs[OUTPUT][some].copy()}
+        if rows > 0:
+            ids = [f"r{number}-{row}" for row in range(rows)]
+            monitor.observe_together(loaded, ids, given, found, latencies_ns=[1] * rows, buckets={0: rows})
+        else:
+            monitor.observe(loaded, f"r{number}", given, found, latency_us=1.0, group="")
+            ids = [f"r{number}/{row}" for row in range(-rows)] if rows < -1 else [f"r{number}"]
+        expected |= dict(zip(ids, best[some], strict=True))
+        at += abs(rows)
+        steady[0] += 0.005
+    for request_id in expected:
+        monitor.feedback(loaded, request_id, "3", "test")
+    monitor.flush()
+    monitor.close()
+    labels = [label for batch in sent(outbox, Stream.LABELS, LabelBatch) for label in batch.labels]
+    report = sent(outbox, Stream.PROFILES, ProfileReport)[0]
+    outbox.close()
+    assert {label.request_id: label.prediction for label in labels} == expected
+    assert report.rows == len(expected) == at == len(images)
+    counts = count_batch(loaded.reference.features, {INPUT: images}, outputs)
+    assert {name: found.bins for name, found in report.counts.items()} == {
+        name: found.bins for name, found in counts.items()
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,27 +45,6 @@ class Gate:
             self.holds.clear()
             self.entered.set()
             assert self.opened.wait(20)
-        return self._backend.infer(inputs)
-
-
-class Steps:
-    """Another backend, which begins no run before it is told to."""
-
-    def __init__(self, backend: InferenceBackend) -> None:
-        self._backend = backend
-        self.platform, self.signature = backend.platform, backend.signature
-        self.cancel, self.close = backend.cancel, backend.close
-        self._entered, self.go = threading.Semaphore(0), threading.Semaphore(0)
-        self.seen: list[NDArray[Any]] = []
-
-    def wait(self) -> None:
-        """Wait until a run is asked for."""
-        assert self._entered.acquire(timeout=20)
-
-    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        self.seen += [row.copy() for row in inputs[INPUT]]
-        self._entered.release()
-        assert self.go.acquire(timeout=20)
         return self._backend.infer(inputs)
 
 
@@ -214,34 +192,36 @@ def test_a_model_that_is_not_the_same_in_company_runs_each_by_itself(device: Dev
     assert gate.rows == [1] * 4
 
 
-def test_a_long_line_for_one_model_lets_others_in_between(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "_TURN_NS", 0)
+def test_whoever_sends_no_more_is_answered_all_the_same(device: Device) -> None:
     loaded, gate = gated(device)
     loaded.together = 1
-    crowd = Crowd(device, 3, gate)
-    other = Client(socket.create_connection(("127.0.0.1", device.port), timeout=30))
-    loaded.backend = steps = Steps(loaded.backend)
+    crowd = Crowd(device, 4, gate)
     images = reference_images(4, seed=7)
-    crowd.first.send(post(body(images[3:])))
-    steps.wait()  # the loop stands still now
+    alone = [without_id(crowd.first.ask(post(body(images[row : row + 1]))).body) for row in range(4)]
+    gate.holds.set()
+    crowd.first.send(post(body(images[:1])))
+    assert gate.entered.wait(20)  # the loop stands still now
     for row, client in enumerate(crowd.clients):
         client.send(post(body(images[row : row + 1])))
-    steps.go.release()
-    steps.wait()  # in the first of three
-    other.send(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-    steps.go.release()
-    steps.wait()  # in the second
-    readable, _, _ = select.select([other.socket], [], [], 0)
-    steps.go.release(2)
-    assert readable
-    assert other.answer().status == 200
-    assert [client.answer().status for client in (crowd.first, *crowd.clients)] == [200] * 4
+        client.socket.shutdown(socket.SHUT_WR)
+    gate.opened.set()
+    assert [without_id(client.answer().body) for client in crowd.clients] == alone
     crowd.close()
-    other.socket.close()
-    assert np.array_equal(steps.seen, [images[3], *images[:3]])
     counts = loaded.statistics.snapshot()
-    assert counts.success_count == 2 * 4 + 4
-    assert counts.queue_ns > 0  # the second and third waited while others were run
+    assert counts.success_count == 2 * 5 + 4 + 1 + 4
+
+
+def test_what_finds_no_room_to_wait_is_answered_at_once(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, gate = gated(device)
+    crowd = Crowd(device, 5, gate)
+    monkeypatch.setattr(lane, "_WAITING_BYTES", 3 * len(body(reference_images(1))))
+    images = reference_images(5, seed=8)
+    bodies = [body(images[row : row + 1]) for row in range(5)]
+    alone = [without_id(crowd.first.ask(post(data)).body) for data in bodies]
+    found = crowd.ask(bodies)
+    crowd.close()
+    assert gate.rows == [1, 1, 3]
+    assert [without_id(data) for _, data in found] == alone
 
 
 def test_no_run_is_larger_than_what_was_proven(device: Device) -> None:
