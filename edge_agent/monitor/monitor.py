@@ -210,8 +210,8 @@ class Monitor:
             answered = self._remembered.find(model, request_id, now_ms)
         if answered is None:
             raise UnknownRequest(
-                f"model '{model}' does not remember request '{request_id}': it was never answered here, was a probe, its "
-                "time for feedback is over, or its rows are others (of a request of several rows one is to be named)"
+                f"model '{model}' does not remember request '{request_id}': it was never answered here, was a probe, "
+                "its time for feedback is over, or it has other rows (of a request of several rows, name the row)"
             )
         with self._lock:
             answerer = self._watched.get(answered.package)
