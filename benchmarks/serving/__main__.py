@@ -17,7 +17,6 @@ from benchmarks.serving.peers import all_peers
 from benchmarks.serving.processes import ServerEnded, on_core
 from benchmarks.serving.raw import RawRuns
 from benchmarks.serving.rows import Pace, Row, raw_row, server_rows
-from benchmarks.serving.shares import measure_shares
 from benchmarks.serving.table import line, print_table, print_verdicts, write_json
 from benchmarks.serving.verdicts import SHOAL, judge
 
@@ -55,7 +54,7 @@ def main() -> None:
                     for row in found:
                         print(line(row), file=sys.stderr, flush=True)
         if not options.no_extras and _wanted(SHOAL, options.only):
-            more = _extras(models["tiny"], models["cnn"], server_core, missing, quick=options.quick)
+            more = _extras(models["tiny"], server_core, missing, quick=options.quick)
     verdicts = judge(rows, more)
     print_table(rows, missing)
     for what, figure in more.items():
@@ -64,13 +63,9 @@ def main() -> None:
     write_json(_BUILD / "serving.json", rows, verdicts)
 
 
-def _extras(tiny: Model, cnn: Model, core: int, missing: list[tuple[str, str]], *, quick: bool) -> dict[str, float]:
-    """What is measured of Shoal alone: its share of a CNN's rate, the price of checks and monitoring, and hot swaps."""
+def _extras(tiny: Model, core: int, missing: list[tuple[str, str]], *, quick: bool) -> dict[str, float]:
+    """What is measured of Shoal alone: the price of checks and monitoring, and hot swaps under load."""
     found: dict[str, float] = {}
-    try:
-        found |= measure_shares(cnn, core, starts=1 if quick else 4, turns=4 if quick else 10, seconds=0.3)
-    except _FAILURES as error:
-        missing.append((SHOAL, f"share of the raw run: {error}"))
     try:
         found |= measure_overheads(tiny, core, starts=1 if quick else 7, turns=5 if quick else 12, seconds=0.15)
     except _FAILURES as error:

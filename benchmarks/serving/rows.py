@@ -33,7 +33,8 @@ class Row:
         cpu_us: Processor time of its processes per request: steadier than the rest on a busy machine.
         others_percent: Share of the servers' core that other programs took meanwhile: where it is not about 0, the
             machine was busy, and the figures are worse than the server is.
-        raw_percent: Its rate as a share of the raw run's right before and after: the median of all rounds.
+        raw_per_s: The highest rate of the raw run so far.
+        beside_percent: Its rate as a share of the raw run's right before and after: the median of all rounds.
     """
 
     target: str
@@ -48,7 +49,8 @@ class Row:
     start_s: float
     cpu_us: float
     others_percent: float
-    raw_percent: float
+    raw_per_s: float
+    beside_percent: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,7 @@ def raw_row(model: Model, raw: RawRuns, pace: Pace) -> Row:
         0.0,
         1e6 / rate,
         0.0,
+        rate,
         100.0,
     )
 
@@ -123,7 +126,7 @@ def server_rows(peer: Peer, model: Model, raw: RawRuns, *, python: str, core: in
         yield Row(
             peer.target, model.name, cell.wire.name, cell.connections, figures.requests_per_s, figures.p50_us,
             figures.p99_us, figures.p50_us - best.raw_p50_us, rss_mb, process.start_s, best.cpu_us, best.others_percent,
-            cell.raw_percent,
+            raw.best_per_s, cell.beside_percent,
         )  # fmt: skip
 
 
@@ -154,7 +157,7 @@ class _Cell:
         return min(each.others_percent for each in self.rounds) <= QUIET_PERCENT
 
     @property
-    def raw_percent(self) -> float:
+    def beside_percent(self) -> float:
         """See :class:`Row`."""
         return 100 * statistics.median(each.figures.requests_per_s / each.raw_per_s for each in self.rounds)
 

@@ -13,7 +13,7 @@ from benchmarks.serving.verdicts import Verdict
 
 _HEAD = (
     f"{'target':<27}{'model':<7}{'transport':<15}{'conn':>5}{'req/s':>9}{'p50 us':>9}{'p99 us':>9}{'added us':>9}"
-    f"{'cpu us':>8}{'% raw':>7}{'MB':>6}{'start s':>8}{'others %':>9}"
+    f"{'cpu us':>8}{'% raw':>7}{'% beside':>9}{'MB':>6}{'start s':>8}{'others %':>9}"
 )
 
 
@@ -22,7 +22,8 @@ def line(row: Row) -> str:
     return (
         f"{row.target:<27}{row.model:<7}{row.transport:<15}{row.connections:>5}{row.requests_per_s:>9.0f}"
         f"{row.p50_us:>9.0f}{row.p99_us:>9.0f}{row.added_p50_us:>9.0f}{row.cpu_us:>8.0f}"
-        f"{row.raw_percent:>7.1f}{row.rss_mb:>6.0f}{row.start_s:>8.2f}"
+        f"{100 * row.requests_per_s / row.raw_per_s:>7.1f}"
+        f"{row.beside_percent:>9.1f}{row.rss_mb:>6.0f}{row.start_s:>8.2f}"
         f"{row.others_percent:>9.0f}"
     )
 

@@ -65,6 +65,10 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
         if self.index < 0:
             raise PackageError(f"feature {self.name}: index {self.index} is negative")
 
+    def tensor_of(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+        """Its tensor in a batch; None where that is absent."""
+        return (inputs if self.side == "input" else outputs).get(self.tensor)
+
 
 class FeatureCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Exact counts of one feature.
@@ -235,7 +239,7 @@ def count_batch(
     rows = len(first)
     counts: dict[str, FeatureCounts] = {}
     for feature in features:
-        tensor = (inputs if feature.side == "input" else outputs).get(feature.tensor)
+        tensor = feature.tensor_of(inputs, outputs)
         if tensor is None:
             counts[feature.name] = count(feature, np.empty(0), missing=rows)
         else:

@@ -141,23 +141,6 @@ class Block:
         self.at_s.append(noted.at_s)
         self.sizes.append(noted.rows)
 
-    def keep(self, request_ids: Sequence[str], at_s: float, outputs: Tensors) -> bool:
-        """Note requests of one row each, of which only the answer is kept, in a block that is not counted.
-
-        Returns:
-            Whether they were: False where the model's answer is not what its signature says.
-        """
-        if self._kept is None:
-            self._kept = self._new_kept()
-        answer, begin = outputs.get(self._task), self.ids.count
-        place = self._kept[begin : begin + len(request_ids)]
-        if answer is None or place.shape != answer.shape or place.dtype != answer.dtype:
-            return False
-        place[...] = answer
-        self.ids.extend(request_ids)
-        self.at_s += [at_s] * len(request_ids)
-        return True
-
     def copy(self, held: Sequence[Held]) -> None:
         """Note requests of one row each, where they are small; all of them, or none where it raises."""
         begin = len(self.ids)

@@ -6,20 +6,16 @@ from collections.abc import Collection, Iterator, Sequence
 
 
 class Ids:
-    """Ids by request; those that came together stay what they came as, which may be less than a string for each.
+    """Ids by request; those that came together stay what they came as, which may be less than a string for each."""
 
-    Attributes:
-        count: How many there are; on the serving path, where it is less work than ``len``.
-    """
-
-    __slots__ = ("_parts", "count")
+    __slots__ = ("_count", "_parts")
 
     def __init__(self) -> None:
         self._parts: list[str | Sequence[str]] = []
-        self.count = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
@@ -31,7 +27,7 @@ class Ids:
     def append(self, request_id: str) -> None:
         """Add one."""
         self._parts.append(request_id)
-        self.count += 1
+        self._count += 1
 
     def extend(self, request_ids: Sequence[str]) -> None:
         """Add several that came together and do not change: made by the agent, so that they are nobody else's."""
@@ -40,13 +36,13 @@ class Ids:
             self._parts.append(request_ids[0])
         else:
             self._parts.append(request_ids)
-        self.count += count
+        self._count += count
 
     def latest(self, indices: Collection[int]) -> Iterator[tuple[int, str]]:
         """The ids of these requests by index, the last one first; not those that a later request has as well."""
         wanted = sorted(indices)
         later: set[str] = set()
-        first = self.count
+        first = self._count
         for part in reversed(self._parts):
             if not wanted:
                 return

@@ -172,12 +172,7 @@ class Watched:
         if not self._asks and not self.lot.pass_by(rows):
             chances = self.lot.chances(rows)
         if not chances and not self.block.counting:
-            # At a fast pace nearly all come this way. The memory of the run serves the next one at once.
-            if not (pending or draws) and self.block.keep(request_ids, now_s, outputs):
-                self._took(took)
-                self.room = self.copies = self.copies - rows
-                return
-            inputs = _NOBODY_LOOKS
+            inputs = _NOBODY_LOOKS  # their memory serves the next request at once, still in the processor's cache
         pending.append(Held(request_ids, now_s, inputs, outputs, took, draws, chances))
         self.room = self.copies = self.copies - rows
         if len(pending) >= self._most_pending:
@@ -253,14 +248,10 @@ class Watched:
         else:
             self._look(held, first, now_s)
         for one in held:
-            self._took(one.took)
-
-    def _took(self, took: float | Mapping[int, int]) -> None:
-        """Note how long requests took; see :class:`Held`."""
-        if isinstance(took, float):
-            self.block.latencies_us.append(took)
-        else:
-            self.window.took(took)
+            if isinstance(one.took, float):
+                block.latencies_us.append(one.took)
+            else:
+                self.window.took(one.took)
 
     def _look(self, held: Sequence[Held], first: int, now_s: float) -> None:
         """Draw among rows that were held.

@@ -76,7 +76,9 @@ class Window:
         if not total:
             return
         counts = {
-            feature.name: count(feature, _joined(values[feature.name]), missing=missing[feature.name])
+            feature.name: count(
+                feature, np.concatenate([np.empty(0), *values[feature.name]]), missing=missing[feature.name]
+            )
             for feature in features
         }
         self.counts = merge(self.counts, counts)
@@ -120,7 +122,7 @@ def _widened(tensors: Tensors) -> Tensors:
 
 def _values(feature: Feature, inputs: Tensors, outputs: Tensors) -> NDArray[np.float64] | None:
     """The feature's value in each row; None where the batch has none."""
-    tensor = (inputs if feature.side == "input" else outputs).get(feature.tensor)
+    tensor = feature.tensor_of(inputs, outputs)
     if tensor is None:
         return None
     try:
@@ -129,7 +131,3 @@ def _values(feature: Feature, inputs: Tensors, outputs: Tensors) -> NDArray[np.f
         # Dynamic axes: rows too short for the feature, which the golden samples could not show.
         return None
     return values if values.base is None else values.copy()  # a column of the tensor would keep all of it
-
-
-def _joined(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0), *parts])

@@ -138,6 +138,8 @@ class Inference:
             ModelFailed: The model failed or hung on a right request; counted as failed.
         """
         begin_ns = perf_counter_ns()
+        if came_ns is None:
+            came_ns = begin_ns
         try:
             checked = loaded.check(request.inputs)
             if request.outputs is not None:
@@ -149,14 +151,17 @@ class Inference:
         try:
             outputs = self._infer(loaded, checked.inputs, start_ns)
         except Exception as error:
-            self._count_failure(loaded, request, error, perf_counter_ns() - (came_ns or begin_ns))
+            self._count_failure(loaded, request, error, perf_counter_ns() - came_ns)
             raise
         end_ns = perf_counter_ns()
-        queue_ns = begin_ns - came_ns if came_ns is not None else 0
-        answer = self._tell(loaded, request, checked, outputs, queue_ns + end_ns - begin_ns)
+        answer = self._tell(loaded, request, checked, outputs, end_ns - came_ns)
         if request.monitored:
             loaded.statistics.answered(
-                _rows(checked.inputs), start_ns - begin_ns, end_ns - start_ns, perf_counter_ns() - end_ns, queue_ns
+                _rows(checked.inputs),
+                start_ns - begin_ns,
+                end_ns - start_ns,
+                perf_counter_ns() - end_ns,
+                begin_ns - came_ns,
             )
         return answer
 
