@@ -53,6 +53,7 @@ class Held(NamedTuple):
 
     Args:
         inputs, outputs: Row by row theirs; no inputs where nobody will look at them.
+        counted: Whether the inputs are to be counted, where not all are.
         took: Microseconds of the only one, or how many fell into which of :mod:`edge_agent.contract.latency`'s buckets.
         draws: By row, of those that were chosen.
         chances: Rows that are still to be drawn among, each with its random number.
@@ -63,6 +64,7 @@ class Held(NamedTuple):
     inputs: Tensors
     outputs: Tensors
     took: float | Mapping[int, int]
+    counted: bool = True
     draws: Mapping[int, Draw] = NO_DRAWS
     chances: Sequence[tuple[int, float]] = ()
 
@@ -105,7 +107,7 @@ class Block:
         self.sizes: list[int] = []
         self._draws: dict[int, Mapping[int, Draw]] = {}  # by index of the request
         self._held: list[tuple[Tensors | None, Tensors]] = []
-        self.bytes = 0
+        self.bytes = self._counted = 0
 
     @property
     def copies(self) -> bool:
@@ -130,19 +132,31 @@ class Block:
         """
         self.latencies_us.append(noted.latency_us)
         if self.copies and noted.rows == 1 and inputs is not None:
-            self.copy((Held((noted.request_id,), noted.at_s, inputs, outputs, noted.latency_us, noted.draws),))
+            self.take((Held((noted.request_id,), noted.at_s, inputs, outputs, noted.latency_us, draws=noted.draws),))
             return
         if noted.draws:
             self._draws[len(self.ids)] = noted.draws
-        self._held.append((inputs, outputs))
-        if inputs is not None:
-            self.bytes += sum([array.nbytes for array in inputs.values()])
+        self._hold(inputs, outputs, requests=1)
         self.ids.append(noted.request_id)
         self.at_s.append(noted.at_s)
         self.sizes.append(noted.rows)
 
-    def copy(self, held: Sequence[Held]) -> None:
-        """Note requests of one row each, where they are small; all of them, or none where it raises."""
+    def take(self, held: Sequence[Held]) -> None:
+        """Note requests of one row each, small ones as copies; all of them, or none where it raises."""
+        if self.copies:
+            self._copy(held)
+        else:
+            for each in held:
+                count = len(each.request_ids)
+                self._hold(each.inputs if each.counted else None, each.outputs, requests=count)
+                self.sizes += [1] * count
+        for each in held:
+            if each.draws:
+                self.drawn(len(self.ids), each.draws)
+            self.ids.extend(each.request_ids)
+            self.at_s += [each.at_s] * len(each.request_ids)
+
+    def _copy(self, held: Sequence[Held]) -> None:
         begin = len(self.ids)
         end = begin + sum([len(each.request_ids) for each in held])
         if not self.counting:
@@ -157,11 +171,12 @@ class Block:
                 np.concatenate([each.inputs[name] for each in held], out=column[begin:end])
             for name, column in found:
                 np.concatenate([each.outputs[name] for each in held], out=column[begin:end])
-        for each in held:
-            if each.draws:
-                self.drawn(len(self.ids), each.draws)
-            self.ids.extend(each.request_ids)
-            self.at_s += [each.at_s] * len(each.request_ids)
+
+    def _hold(self, inputs: Tensors | None, outputs: Tensors, *, requests: int) -> None:
+        self._held.append((inputs, outputs))
+        if inputs is not None:
+            self.bytes += sum([array.nbytes for array in inputs.values()])
+            self._counted += requests
 
     def drawn(self, first: int, draws: Mapping[int, Draw]) -> None:
         """Note which of requests of one row each were chosen, by their place after the block's ``first``."""
@@ -169,9 +184,9 @@ class Block:
             self._draws[first + index] = {0: draw}
 
     @property
-    def copies_on(self) -> bool:
-        """Whether the block has rows that were copied, so that more of them may be."""
-        return self.copies and bool(self.ids) and not self._held
+    def takes(self) -> bool:
+        """Whether more requests of one row may follow by :meth:`take`: where they are copied, only behind others."""
+        return not self.copies or (bool(self.ids) and not self._held)
 
     @property
     def lasts(self) -> bool:
@@ -204,13 +219,14 @@ class Block:
     @property
     def counted(self) -> int:
         """Requests that are counted."""
-        return len(self.ids) if not self._held else sum(inputs is not None for inputs, _ in self._held)
+        return self._counted if self._held else len(self.ids)
 
     def clear(self) -> None:
         """Begin anew; columns are used again."""
         self.ids = Ids()
         self.latencies_us, self.at_s, self.sizes = [], [], []
-        self._draws, self._held, self._kept, self.bytes = {}, [], None, 0
+        self._draws, self._held, self._kept = {}, [], None
+        self.bytes = self._counted = 0
 
     def asked(self) -> dict[int, float]:
         """By row: the probability with which each chosen row was asked for a label."""

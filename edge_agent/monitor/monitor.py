@@ -97,7 +97,7 @@ class Monitor:
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.task])
-            if rows == 1 and watched.copies and now < watched.ends_at and watched.may_wait(1):
+            if rows == 1 and watched.singles and now < watched.ends_at and not group and watched.may_wait(1):
                 # At a fast pace nearly every request comes this way: the fewest steps.
                 watched.hold((request_id,), now, inputs, outputs, latency_us)
                 return False
@@ -122,33 +122,26 @@ class Monitor:
         inputs: Mapping[str, NDArray[Any]],
         outputs: Mapping[str, NDArray[Any]],
         *,
-        latencies_ns: Sequence[int],
         buckets: Mapping[int, int],
     ) -> Collection[int]:
         """As :meth:`observe` of each, of one row and without a group; the indices of those asked for a label.
 
         Args:
-            latencies_ns: Of each; ``buckets``: the same as counts in :mod:`edge_agent.contract.latency`'s buckets.
+            buckets: How many took how long, by the buckets of :mod:`edge_agent.contract.latency`.
         """
         now, count = self._steady(), len(request_ids)
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
-            if (watched.copies >= count and now < watched.ends_at) or self._begin_together(watched, count, now):
-                if watched.may_wait(count):
-                    watched.hold(request_ids, now, inputs, outputs, buckets)
-                    return ()
-                chances = watched.lot.chances(count)
-                draws = watched.choose(request_ids.__getitem__, inputs, outputs, chances, at_s=now, now_s=now, group="")
-                watched.hold(request_ids, now, inputs, outputs, buckets, draws=draws)
-                return [row for row, draw in draws.items() if draw.label_wanted]
-        asked: set[int] = set()
-        for index, (request_id, ns) in enumerate(zip(request_ids, latencies_ns, strict=True)):
-            given, found = (
-                {name: array[index : index + 1] for name, array in side.items()} for side in (inputs, outputs)
-            )
-            if self.observe(loaded, request_id, given, found, latency_us=ns / 1000, group=""):
-                asked.add(index)
-        return asked
+            if watched.singles < count or now >= watched.ends_at:
+                self._settle(watched, now)
+                watched.begin(count, now)
+            if watched.may_wait(count):
+                watched.hold(request_ids, now, inputs, outputs, buckets)
+                return ()
+            chances = watched.lot.chances(count)
+            draws = watched.choose(request_ids.__getitem__, inputs, outputs, chances, at_s=now, now_s=now, group="")
+            watched.hold(request_ids, now, inputs, outputs, buckets, draws=draws)
+            return [row for row, draw in draws.items() if draw.label_wanted]
 
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules
         """Count a request that was wrong."""
@@ -255,15 +248,6 @@ class Monitor:
         """Close the file of remembered requests, and stop reading the board; flush before."""
         self._remembered.close()
         self._machine.close()
-
-    def _begin_together(self, watched: Watched, count: int, now: float) -> bool:
-        """Begin a block for requests of one row each; False where their rows are too large to be copied."""
-        if not watched.block.copies:
-            return False
-        self._settle(watched, now)
-        watched.begin(count, now)
-        watched.copies = watched.room
-        return True
 
     def _settled(self, model: str) -> list[Watched]:
         """All packages of a model, with no row left to look at: they share what chooses among rows."""

@@ -57,7 +57,7 @@ class Watched:
         sampler: That of the model, whose packages share it; ``lot``: what the current block's rows are drawn with.
         room: Rows that the current block still takes; ``ends_at``: when it ends at the latest.
         keep: Takes the model's name and a sample; ``now_ms``: gives the Unix time in milliseconds.
-        copies: Of that room, what requests of one row may take with :meth:`hold`.
+        singles: Of that room, what requests of one row may take with :meth:`hold`.
     """
 
     digest: str
@@ -76,7 +76,7 @@ class Watched:
     window: Window = dataclasses.field(default_factory=Window)
     predicted: Predicted = dataclasses.field(default_factory=Predicted)
     room: int = 0
-    copies: int = 0
+    singles: int = 0
     ends_at: float = 0.0
     _asks: bool = True
     _most_pending: int = 1
@@ -112,8 +112,8 @@ class Watched:
             lifetime_ms=int(policy.label_lifetime_s * 1000),
             keep=keep,
             now_ms=now_ms,
-            # Where a request brings much that is not counted, none is held.
-            _most_pending=_PENDING if block.copies and block.is_all else 1,
+            # Where a request brings much that its block does not keep, none is held.
+            _most_pending=_PENDING if block.is_all or not block.copies else 1,
         )
 
     @property
@@ -127,23 +127,23 @@ class Watched:
         return not (self.block.ids or self._pending)
 
     def begin(self, rows: int, now_s: float) -> None:
-        """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
+        """Begin a block, the first ``rows`` rows of which are here and may be held; the last one has been settled."""
         block = self.block
         self.lot = self.sampler.begin(rows, now_s)
         room = self.lot.room
         block.counting = self._is_due(min(room, block.capacity), now_s)
         self._asks = self.sampler.policy.labels_per_minute > 0
         self.room = min(room, max(rows, block.capacity if block.counting else block.uncounted_capacity))
+        self.singles = self.room
         self.ends_at = now_s + BLOCK_S
 
     def note(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
         """Note an answered request of the current block."""
         self._absorb(noted.at_s)
         block = self.block
-        counts = self._count_share >= 1.0 or self.uniform() < self._count_share
-        block.add(noted, inputs if counts else None, outputs)
+        block.add(noted, inputs if self._counts() else None, outputs)
         self.room = self.room - noted.rows if block.bytes < _BLOCK_BYTES else 0
-        self.copies = self.room if block.copies_on else 0
+        self.singles = self.room if block.takes else 0
 
     def may_wait(self, rows: int) -> bool:
         """Whether nothing of the next rows of this block is to be known before their requests are answered.
@@ -162,21 +162,25 @@ class Watched:
         *,
         draws: Mapping[int, Draw] = NO_DRAWS,
     ) -> None:
-        """Note requests of one row each, for which :attr:`copies` has room; see :class:`Held`.
+        """Note requests of one row each, for which :attr:`singles` has room; see :class:`Held`.
 
         Args:
             draws: Where the application may be asked for labels, those made already.
         """
-        rows, pending = len(request_ids), self._pending
+        rows, pending, block = len(request_ids), self._pending, self.block
         chances: Sequence[tuple[int, float]] = ()
         if not self._asks and not self.lot.pass_by(rows):
             chances = self.lot.chances(rows)
-        if not chances and not self.block.counting:
+        # All or none of a run are counted: each of its rows keeps the memory of all.
+        counted = block.counting and self._counts()
+        if not chances and not counted:
             inputs = _NOBODY_LOOKS  # their memory serves the next request at once, still in the processor's cache
-        pending.append(Held(request_ids, now_s, inputs, outputs, took, draws, chances))
-        self.room = self.copies = self.copies - rows
-        if len(pending) >= self._most_pending:
+        pending.append(Held(request_ids, now_s, inputs, outputs, took, counted, draws, chances))
+        self.room = self.singles = self.singles - rows
+        if len(pending) >= self._most_pending or (inputs and not block.copies):
             self._absorb(now_s)
+            if block.bytes >= _BLOCK_BYTES:
+                self.room = self.singles = 0
 
     def choose(
         self,
@@ -212,14 +216,14 @@ class Watched:
 
     def is_over(self, rows: int, now_s: float) -> bool:
         """Whether the block ends before a request of so many rows."""
-        if self._pending and rows > 1:  # they will be copied, which does not mix with it
+        if self._pending and rows > 1 and self.block.copies:  # they will be copied, which does not mix with it
             return True
         return self.room < rows or now_s >= self.ends_at or not self.block.fits(rows)
 
     def settle(self, now_s: float) -> AnsweredRows | None:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
         self._absorb(now_s)
-        self.room, self.copies, self.ends_at = 0, 0, 0.0
+        self.room, self.singles, self.ends_at = 0, 0, 0.0
         if not self.block.ids:
             return None
         try:
@@ -235,7 +239,7 @@ class Watched:
         block = self.block
         first = len(block.ids)
         try:
-            block.copy(held)
+            block.take(held)
         except Exception:
             # A model may give anything. They were requests all the same, and others come with them.
             if len(held) > 1:
@@ -293,6 +297,10 @@ class Watched:
             found=probabilities if found is None else found,
             asked=block.asked(),
         )
+
+    def _counts(self) -> bool:
+        """Whether the next request is counted, where not all are."""
+        return self._count_share >= 1.0 or self.uniform() < self._count_share
 
     def _is_due(self, rows: int, now_s: float) -> bool:
         """Whether a block of so many rows is to be counted; large ones are drawn by lot, one by one."""

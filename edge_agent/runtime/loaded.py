@@ -199,11 +199,14 @@ def load(
             _warm_up(loaded, golden)
             check_batchable(backend, loaded.check, package.manifest, golden)
             loaded.run_us = _median_us(loaded, golden)
-            loaded.together = rows_together(backend, loaded.check, package.manifest, golden, run_us=loaded.run_us)
+            longest_us = INLINE_LIMIT_US if available() > 1 else ALONE_LIMIT_US
+            loaded.inline = loaded.run_us < longest_us
+            loaded.together = rows_together(
+                backend, loaded.check, package.manifest, golden, run_us=loaded.run_us, longest_us=longest_us
+            )
     except BaseException:
         backend.close()
         raise
-    loaded.inline = loaded.run_us < (INLINE_LIMIT_US if available() > 1 else ALONE_LIMIT_US)
     give_back()
     # Others work meanwhile, and free memory too: a model takes what its weights take at least.
     loaded.memory_bytes = max(resident_bytes() - before, weights_bytes(package, variant))

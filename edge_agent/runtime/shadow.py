@@ -65,7 +65,6 @@ class ObserveTogether(Protocol):
         inputs: Tensors,
         outputs: Tensors,
         *,
-        latencies_ns: Sequence[int],
         buckets: Mapping[int, int],
     ) -> Collection[int]:
         """Requests of one row each were answered; the indices of those asked for a label."""
@@ -207,15 +206,12 @@ class Shadows:
         inputs: Tensors,
         outputs: Tensors,
         *,
-        latencies_ns: Sequence[int],
         buckets: Mapping[int, int],
     ) -> Collection[int]:
         pair = self._pairs.get(loaded.name)
         if pair is not None and pair.digest == loaded.digest:
             pair.queue.offer(inputs)
-        return self._watcher.observe_together(
-            loaded, request_ids, inputs, outputs, latencies_ns=latencies_ns, buckets=buckets
-        )
+        return self._watcher.observe_together(loaded, request_ids, inputs, outputs, buckets=buckets)
 
     def _work(self) -> None:
         _step_back()

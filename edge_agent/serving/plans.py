@@ -24,6 +24,8 @@ Buffer = bytes | bytearray | memoryview
 # Per model at most 64 heads of 4 KiB are remembered. Who sends more different ones gains nothing here anyway.
 _LONGEST_HEAD: Final = 4 * 1024
 _MOST: Final = 64
+# So much of a body is copied sooner than a view of it is made.
+_SLICED_BYTES: Final = 2 * 1024
 
 
 class _Tensor(NamedTuple):
@@ -63,8 +65,11 @@ class Plan(NamedTuple):
         """The inputs of several bodies that fit, of one row each, as one batch; read-only."""
         inputs: dict[str, NDArray[Any]] = {}
         for name, dtype, elements, shape, offset, _ in self.tensors:
-            end = offset + elements * dtype.itemsize
-            data = b"".join([body[offset:end] for body in bodies])
+            size = elements * dtype.itemsize
+            if size > _SLICED_BYTES:
+                data = b"".join([memoryview(body)[offset : offset + size] for body in bodies])
+            else:
+                data = b"".join([body[offset : offset + size] for body in bodies])
             inputs[name] = np.frombuffer(data, dtype).reshape((len(bodies), *shape[1:]))
         return inputs
 

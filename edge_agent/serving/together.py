@@ -35,14 +35,13 @@ class ManyObserver(Protocol):
         inputs: Tensors,
         outputs: Tensors,
         *,
-        latencies_ns: Sequence[int],
         buckets: Mapping[int, int],
     ) -> Collection[int]:
         """Requests of one row each, without a group, were answered; the indices of those asked for a label.
 
         Args:
             inputs: Row by row, as the applications sent them.
-            latencies_ns: Of each; ``buckets``: the same as counts in :mod:`edge_agent.contract.latency`'s buckets.
+            buckets: How many took how long, by the buckets of :mod:`edge_agent.contract.latency`.
         """
 
 
@@ -101,10 +100,12 @@ class Together:
         if like.monitored:
             latencies_ns = [end_ns - came for came in came_ns]
             buckets = latency_buckets(latencies_ns)
-            many = self._observer.observe_together if self._takes_many else self._one_by_one
             try:
                 self._note(loaded, like, inputs, count)
-                asked = many(loaded, request_ids, inputs, outputs, latencies_ns=latencies_ns, buckets=buckets)
+                if self._takes_many:
+                    asked = self._observer.observe_together(loaded, request_ids, inputs, outputs, buckets=buckets)
+                else:
+                    asked = self._one_by_one(loaded, request_ids, inputs, outputs, latencies_ns)
             except Exception:
                 # The applications have their answers coming, whatever is wrong with what is watched beside them.
                 log.exception("requests of model %s %s could not be observed", loaded.name, loaded.version)
@@ -130,11 +131,8 @@ class Together:
         request_ids: Sequence[str],
         inputs: Tensors,
         outputs: Tensors,
-        *,
         latencies_ns: Sequence[int],
-        buckets: Mapping[int, int],
     ) -> Collection[int]:
-        del buckets
         asked: set[int] = set()
         for index, (request_id, ns) in enumerate(zip(request_ids, latencies_ns, strict=True)):
             given, found = (

@@ -25,8 +25,9 @@ from edge_agent.serving.request import InferenceRequest
 Parts = list[Buffer]
 Reply = Callable[[int, "Parts | Exception"], None]
 
-# Joining more bytes takes longer than the run that is saved.
-_SMALL_BYTES: Final = 16 * 1024
+# Larger inputs come in several pieces, and are answered by themselves; at most so many bytes wait for a turn's end.
+_SMALL_BYTES: Final = 64 * 1024
+_WAITING_BYTES: Final = 4 * 1024 * 1024
 _LIKE: Final = {monitored: InferenceRequest("", {}, binary=True, monitored=monitored) for monitored in (False, True)}
 
 
@@ -35,6 +36,7 @@ class _Asked(NamedTuple):
     request: InferenceRequest
     reply: Reply
     came_ns: int
+    size: int
 
 
 class _Turn(NamedTuple):
@@ -61,6 +63,7 @@ class FrameLanes:
     ) -> None:
         self._slots, self._inference, self._decode, self._templates = slots, inference, decode, templates
         self._turns: dict[tuple[str, str], _Turn] = {}
+        self._waiting_bytes = 0
 
     def join(
         self, request: Infer, enter: Callable[[], None], reply: Reply, decoded: InferenceRequest | None = None
@@ -85,11 +88,11 @@ class FrameLanes:
         asked: _Asked | None = None
         loaded = lease.__enter__()
         try:
-            small = self._small(loaded, request, decoded)
-            if small is None:
+            small, size = self._small(loaded, request, decoded)
+            if small is None or self._waiting_bytes + size > _WAITING_BYTES:
                 return False
             enter()
-            asked = _Asked(request.id, small, reply, perf_counter_ns())
+            asked = _Asked(request.id, small, reply, perf_counter_ns(), size)
         finally:
             if turn is None and asked is None:
                 lease.__exit__(None, None, None)
@@ -97,6 +100,7 @@ class FrameLanes:
             turn = self._turns[key] = _Turn(lease, loaded, [])
             asyncio.get_running_loop().call_soon(self._answer, key, turn)
         turn.asked.append(asked)
+        self._waiting_bytes += size
         return True
 
     def answer_now(self) -> None:
@@ -104,26 +108,29 @@ class FrameLanes:
         for key, turn in list(self._turns.items()):
             self._answer(key, turn)
 
-    def _small(self, loaded: LoadedModel, request: Infer, decoded: InferenceRequest | None) -> InferenceRequest | None:
-        """The request, where it may run with others of one row."""
+    def _small(
+        self, loaded: LoadedModel, request: Infer, decoded: InferenceRequest | None
+    ) -> tuple[InferenceRequest | None, int]:
+        """The request, where it may run with others of one row, and the bytes of its inputs."""
         if loaded.together < 2 or not self._inference.inline(loaded):
-            return None
+            return None, 0
         if decoded is None:
             try:
                 decoded = self._decode(request, loaded.signature)
             except ShoalError:
-                return None
+                return None, 0
         size = 0
         for array in decoded.inputs.values():
             if len(array) != 1:
-                return None
+                return None, 0
             size += array.nbytes
-        return decoded if size <= _SMALL_BYTES else None
+        return (decoded, size) if size <= _SMALL_BYTES else (None, 0)
 
     def _answer(self, key: tuple[str, str], turn: _Turn) -> None:
         if self._turns.get(key) is not turn:
             return  # has been answered
         del self._turns[key]
+        self._waiting_bytes -= sum([asked.size for asked in turn.asked])
         with turn.lease as loaded:
             alike: dict[object, list[_Asked]] = {}
             for asked in turn.asked:
@@ -150,7 +157,7 @@ class FrameLanes:
 
     def _one_by_one(self, loaded: LoadedModel, some: Sequence[_Asked]) -> None:
         templates = self._templates(loaded)
-        for number, request, reply, came_ns in some:
+        for number, request, reply, came_ns, _ in some:
             outcome: Parts | Exception
             try:
                 outcome = templates.encode(number, request, self._inference.answer(loaded, request, came_ns))

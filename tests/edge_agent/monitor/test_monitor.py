@@ -147,6 +147,17 @@ def test_a_sample_is_the_row_with_its_answer(watching: Watching, loaded: LoadedM
         assert (sample.package, sample.group, sample.label_wanted) == (loaded.digest, "specimen-1", True)
 
 
+def test_a_group_goes_with_its_sample_though_nobody_is_asked_for_labels(watching: Watching, tmp_path: Path) -> None:
+    sampling = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=0.0, uniform_share=1.0)
+    loaded = load(make_package(tmp_path / "silent", sampling=sampling))
+    groups = [f"specimen-{row}" for row in range(5)]
+    for row, group in enumerate(groups):
+        watching.observe(loaded, reference_images(1), f"r{row}", group=group)
+    watching.monitor.flush()
+    (batch,) = watching.sent(Stream.SAMPLES, SampleBatch)
+    assert [sample.group for sample in batch.samples] == groups
+
+
 @pytest.mark.parametrize("sensitivity", [Sensitivity.DEVICE_ONLY, Sensitivity.MASKED])
 def test_what_may_not_leave_the_device_is_counted_but_never_sampled(
     watching: Watching, tmp_path: Path, sensitivity: Sensitivity
@@ -371,6 +382,28 @@ def test_of_inputs_too_large_and_many_to_count_all_a_share_is_counted(
     assert {counts.rows for counts in profile.counts.values()} == {profile.rows}
 
 
+def test_of_large_inputs_that_ran_together_a_share_is_counted_and_all_are_remembered(
+    watching: Watching, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "_COUNTED_BYTES_PER_MINUTE", 256 * 1000.0)
+    monkeypatch.setattr(block, "_COPIED_BYTES", 0)
+    images = reference_images(4000)
+    outputs = loaded.backend.infer({INPUT: images})[OUTPUT]
+    for at in range(0, 4000, 4):
+        some, ids = slice(at, at + 4), [f"r{row}" for row in range(at, at + 4)]
+        watching.monitor.observe_together(loaded, ids, {INPUT: images[some]}, {OUTPUT: outputs[some]}, buckets={0: 4})
+    for row in (0, 1999, 3998):
+        watching.monitor.feedback(loaded, f"r{row}", "3", "test")
+    watching.monitor.flush()
+    (profile,) = watching.sent(Stream.PROFILES, ProfileReport)
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    assert (report.models[0].requests, report.models[0].rows, report.models[0].latency_counts[0]) == (4000,) * 3
+    assert 0 < profile.rows < 2000
+    assert profile.rows % 4 == 0
+    labels = [label for batch in watching.sent(Stream.LABELS, LabelBatch) for label in batch.labels]
+    assert [label.prediction for label in labels] == [str(outputs[row].argmax()) for row in (0, 1999, 3998)]
+
+
 def test_a_policy_may_be_withdrawn(watching: Watching, loaded: LoadedModel) -> None:
     watching.observe(loaded, reference_images(1))
     watching.monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=0)})
@@ -433,12 +466,15 @@ def test_the_machine_tells_what_it_is(tmp_path: Path) -> None:
     assert (state.resident_bytes or 0) > 0
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(("per_minute", "count"), [(1e6, 300), (600.0, 3000)])
 def test_requests_noted_together_come_to_what_they_come_to_one_by_one(
-    watching: Watching, tmp_path: Path, per_minute: float, count: int
+    watching: Watching, per_minute: float, count: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if large:
+        monkeypatch.setattr(block, "_COPIED_BYTES", 0)
     sampling = SamplingPolicy(samples_per_minute=per_minute, labels_per_minute=per_minute, uniform_share=1.0)
-    loaded = load(make_package(tmp_path / "package", sampling=sampling))
+    loaded = load(make_package(watching.folder / "package", sampling=sampling))
     images = reference_images(count, seed=12)
     outputs = loaded.backend.infer({INPUT: images})
     asked: set[str] = set()
@@ -452,7 +488,6 @@ def test_requests_noted_together_come_to_what_they_come_to_one_by_one(
             ids,
             {INPUT: images[some]},
             {OUTPUT: outputs[OUTPUT][some]},
-            latencies_ns=[50_000] * rows,
             buckets={bucket_of(50.0): rows},
         )
         asked |= {ids[index] for index in found}

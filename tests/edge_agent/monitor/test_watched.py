@@ -13,6 +13,7 @@ from edge_agent.contract.messages import LabelBatch, MetricsReport, ProfileRepor
 from edge_agent.contract.profile import count_batch
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
+from edge_agent.monitor import block
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.runtime.slots import load
@@ -37,7 +38,7 @@ def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(tmp_
     outputs = loaded.backend.infer({INPUT: images})
     ids = [f"r{row}" for row in range(10)]
     for _ in range(10_000):  # 20,000 rows a second, ten times what is all counted
-        fast.observe_together(loaded, ids, {INPUT: images}, outputs, latencies_ns=[1000] * 10, buckets={0: 10})
+        fast.observe_together(loaded, ids, {INPUT: images}, outputs, buckets={0: 10})
         steady[0] += 10 / 20_000
     fast.flush()
     fast.close()
@@ -62,7 +63,7 @@ def test_what_nobody_looked_at_is_sampled_within_the_budget_and_still_takes_labe
         ids = [f"r{number}" for number in range(at, at + 8)]
         some = slice(row, row + 8)
         part = {OUTPUT: outputs[OUTPUT][some].copy()}
-        asked = fast.observe_together(loaded, ids, {INPUT: images[some]}, part, latencies_ns=[1] * 8, buckets={0: 8})
+        asked = fast.observe_together(loaded, ids, {INPUT: images[some]}, part, buckets={0: 8})
         assert not asked
         steady[0] += 8 / 20_000
     for number in (199_999, 198_000, 195_003, 191_007):
@@ -100,9 +101,7 @@ def test_rows_that_wait_to_be_looked_at_are_drawn_with_what_they_came_under(tmp_
         for begin in range(0, 100, 10):
             some, ids = slice(begin, begin + 10), [f"{loaded.manifest.version}-{begin + row}" for row in range(10)]
             part = {OUTPUT: outputs[OUTPUT][some].copy()}
-            monitor.observe_together(
-                loaded, ids, {INPUT: images[some]}, part, latencies_ns=[1] * 10, buckets={0: 10}
-            )  # fmt: skip
+            monitor.observe_together(loaded, ids, {INPUT: images[some]}, part, buckets={0: 10})
     other, row = load(make_package(tmp_path / "3", version="3", seed=3, sampling=EVERYTHING)), {INPUT: images[:1]}
     if change == "another policy":
         monitor.set_policies({"digits": SamplingPolicy(samples_per_minute=1.0, labels_per_minute=1000.0)})
@@ -119,10 +118,12 @@ def test_rows_that_wait_to_be_looked_at_are_drawn_with_what_they_came_under(tmp_
     assert not any(sample.label_wanted for sample in earlier), "nobody was asked"
 
 
+@pytest.mark.parametrize("copied_bytes", [2048, 0])
 @pytest.mark.parametrize("budget", [0.0, 1e6])
 def test_requests_of_several_rows_among_those_noted_together_take_nothing_from_them(
-    tmp_path: Path, budget: float
+    tmp_path: Path, budget: float, copied_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(block, "_COPIED_BYTES", copied_bytes)
     sampling = SamplingPolicy(samples_per_minute=budget, labels_per_minute=budget, uniform_share=1.0)
     loaded = load(make_package(tmp_path / "package", sampling=sampling))
     outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
@@ -139,7 +140,7 @@ def test_requests_of_several_rows_among_those_noted_together_take_nothing_from_t
         given, found = {INPUT: images[some]}, {OUTPUT: outputs[OUTPUT][some].copy()}
         if rows > 0:
             ids = [f"r{number}-{row}" for row in range(rows)]
-            monitor.observe_together(loaded, ids, given, found, latencies_ns=[1] * rows, buckets={0: rows})
+            monitor.observe_together(loaded, ids, given, found, buckets={0: rows})
         else:
             monitor.observe(loaded, f"r{number}", given, found, latency_us=1.0, group="")
             ids = [f"r{number}/{row}" for row in range(-rows)] if rows < -1 else [f"r{number}"]

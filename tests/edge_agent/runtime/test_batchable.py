@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,26 @@ def test_a_scale_taken_over_the_batch_is_noticed_even_where_golden_rows_share_it
     golden = Golden(inputs={"x": values}, outputs={"p": values})
     backend = _Scaled(manifest.signature)
     check = InputCheck(manifest.signature)
-    assert rows_together(backend, check, manifest, golden, run_us=1.0) == 1
+    assert rows_together(backend, check, manifest, golden, run_us=1.0, longest_us=1000.0) == 1
     backend.runs.clear()
-    assert rows_together(backend, check, manifest, golden, run_us=400.0) == 1
+    assert rows_together(backend, check, manifest, golden, run_us=600.0, longest_us=1000.0) == 1
     assert backend.runs == []  # too slow for two rows: not even tried
     one = Golden(inputs={"x": values[:1]}, outputs={"p": values[:1]})
-    assert rows_together(backend, check, manifest, one, run_us=1.0) == 1
+    assert rows_together(backend, check, manifest, one, run_us=1.0, longest_us=1000.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("run_us", "longest_us", "rows"),
+    [(1.0, 1000.0, 32), (20.0, 1000.0, 25), (240.0, 1000.0, 4), (400.0, 1000.0, 2), (600.0, 1000.0, 1),
+     (600.0, 5000.0, 4), (1100.0, 5000.0, 4), (2000.0, 5000.0, 2), (3000.0, 5000.0, 1), (math.inf, 5000.0, 1)],
+)  # fmt: skip
+def test_as_many_run_together_as_the_event_loop_may_be_held_for(
+    tmp_path: Path, run_us: float, longest_us: float, rows: int
+) -> None:
+    loaded = load(make_package(tmp_path / "digits"))
+    golden = loaded.golden()
+    assert (
+        rows_together(loaded.backend, loaded.check, loaded.manifest, golden, run_us=run_us, longest_us=longest_us)
+        == rows
+    )
+    loaded.close()

@@ -59,7 +59,6 @@ class Listener(Ear):
         inputs: Mapping[str, NDArray[Any]],
         outputs: Mapping[str, NDArray[Any]],
         *,
-        latencies_ns: Sequence[int],  # noqa: ARG002
         buckets: Mapping[int, int],  # noqa: ARG002
     ) -> Collection[int]:
         self.observed += [(name, inputs[INPUT], next(iter(outputs.values())), "") for name in request_ids]

@@ -120,6 +120,21 @@ def test_numbers_stay_views_on_what_was_received() -> None:
         assert np.shares_memory(found, np.frombuffer(body, np.uint8))
 
 
+@pytest.mark.parametrize("width", [2, 5000])
+def test_bodies_of_one_row_come_to_one_batch(width: int) -> None:
+    plans = Plans(signature(), max_rows=3)
+    rows = [np.full((1, width), value, np.float32) for value in range(3)]
+    pairs = [binary_body({"x": row, "y": row[:, :1] + 10}) for row in rows]
+    bodies, length = [body for body, _ in pairs], pairs[0][1]
+    plans.decode(bodies[0], length)
+    plan = plans.plan(bodies[1], length)
+    assert plan is not None
+    assert plan.one_row
+    joined = plan.joined(bodies)
+    np.testing.assert_array_equal(joined["x"], np.concatenate(rows))
+    assert joined["y"].tolist() == [[10], [11], [12]]
+
+
 def test_few_heads_are_remembered_and_none_that_is_long() -> None:
     plans = Plans(signature(), max_rows=3)
     for index in range(1000):

@@ -12,6 +12,7 @@ from edge_agent.config import AppSettings
 from edge_agent.contract import frames
 from edge_agent.contract.frame_messages import Failure, Infer, Inferred, Pong
 from edge_agent.runtime.slots import LoadedModel
+from edge_agent.serving.frames import lane
 from edge_agent.serving.frames.answer_templates import FrameTemplates
 from edge_agent.serving.request import InferenceRequest, SharedRun
 from edge_agent.serving.shared_memory import Regions
@@ -101,6 +102,21 @@ def test_a_client_that_goes_before_its_answers_takes_none_from_the_others(
     last.send_map(op="ping", v=1, id=1)
     assert isinstance(last.answer(), Pong)
     assert not loaded.leases
+
+
+def test_what_finds_no_room_to_wait_is_answered_by_itself(
+    device: FramesDevice, connect: Connect, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "_WAITING_BYTES", 3 * IMAGES[:1].nbytes)
+    raw = connect(device)
+    before = loaded.statistics.snapshot()
+    for _ in range(3):  # room that was taken is given back
+        raw.send(b"".join(frame(number, number) for number in range(1, 8)))
+        found = {each.id: each for each in (raw.answer() for _ in range(7))}
+        assert all(is_right(found[number], number) for number in range(1, 8))
+    after = loaded.statistics.snapshot().batches
+    assert after[3][0] - before.batches.get(3, (0, 0))[0] == 3
+    assert after[1][0] - before.batches.get(1, (0, 0))[0] == 12
 
 
 def test_a_quota_counts_each_of_them(tmp_path: Path, connect: Connect) -> None:
