@@ -20,6 +20,9 @@ from edge_agent.contract.violations import Findings, Violation, listed, range_fa
 _lowest, _highest = np.minimum.reduce, np.maximum.reduce
 # Up to so many elements to ask where the extreme is, and for that element, takes a third of a reduction's time.
 _SMALL = 16_384
+# As whole numbers, the bits of floats from 0 on have the order of the floats, and those of all other floats, NaN among
+# them, are larger: one look instead of two, a third less of the check of an image.
+_BITS: dict[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 # Up to so many elements a set of Python's numbers is faster than numpy's sorting (1.5 us against 15 us).
 _FEW = 128
 
@@ -44,6 +47,10 @@ class NumberCheck:
         self._low = None if low is None else self._dtype.type(low).item()
         self._high = None if high is None else self._dtype.type(high).item()
         allowed = spec.constraint.allowed
+        self._from_zero = self._float and self._low == 0.0 and self._high is not None and self._high > 0.0
+        if self._from_zero:
+            self._bits = _BITS[self._dtype.itemsize]
+            self._high_bits = int(np.array(self._high, self._dtype).view(self._bits))
         self._allowed = np.array(allowed or (), dtype=self._dtype)
         self._allowed_set = None if allowed is None else frozenset(self._allowed.tolist())
 
@@ -60,7 +67,9 @@ class NumberCheck:
         if array.dtype is not self._dtype or shape[1:] != self._tail or not shape[0]:
             array = self._form.conform(array)
         low, high = self._low, self._high
-        if array.size <= _SMALL:  # both find a NaN where there is one
+        if self._from_zero and array.size > _SMALL and self._is_within(array):
+            within = True
+        elif array.size <= _SMALL:  # both find a NaN where there is one
             within = (low is None or low <= array.item(array.argmin())) and (
                 high is None or array.item(array.argmax()) <= high
             )
@@ -72,6 +81,10 @@ class NumberCheck:
             return array
         with np.errstate(all="ignore"):  # comparing a signalling NaN is no accident here
             return self._judge(array, found)
+
+    def _is_within(self, array: NDArray[Any]) -> bool:
+        """Whether all elements surely are from 0 on to the maximum; -0.0 is not, for one."""
+        return bool(_highest(array.view(self._bits), None) <= self._high_bits)
 
     def _all_allowed(self, array: NDArray[Any], allowed: frozenset[Any]) -> bool:
         if array.size <= _FEW:

@@ -37,6 +37,7 @@ class BusyPoll:
 
     __slots__ = (
         "_close",
+        "_heard_ns",
         "_hits",
         "_last_ns",
         "_limit_ns",
@@ -56,9 +57,19 @@ class BusyPoll:
         self._limit_ns = int(limit_us * 1000)
         self._running = running
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._last_ns = self._until_ns = 0
+        self._heard_ns = self._last_ns = self._until_ns = 0
         self._close, self._hits, self._patience = 0, 0, _FIRST
         self.awake, self.missed = False, 0
+
+    def heard(self) -> None:
+        """A request that will be answered by itself has come, or part of it: what it takes from now on is no pause."""
+        limit_ns = self._limit_ns
+        if not limit_ns:
+            return
+        now_ns = perf_counter_ns()
+        if not self._heard_ns:
+            self._heard_ns = now_ns
+        self._until_ns = now_ns + limit_ns
 
     def answered(self) -> None:
         """A request has just been answered by this loop."""
@@ -66,12 +77,13 @@ class BusyPoll:
         if not limit_ns:
             return
         now_ns = perf_counter_ns()
+        came_ns, self._heard_ns = self._heard_ns or now_ns, 0
         if self.awake:
             self._until_ns = now_ns + limit_ns
             self._hits += 1
             return
-        # From answer to answer: twice the limit leaves room for the answering itself.
-        if now_ns - self._last_ns > 2 * limit_ns:
+        # Twice the limit leaves room for waking up, and where nobody said when it came for the answering itself.
+        if came_ns - self._last_ns > 2 * limit_ns:
             self._close = 0
         else:
             self._close += 1

@@ -38,12 +38,14 @@ class Connections:
     Args:
         limit: Most connections at once.
         sweep_s: Seconds between two sweeps, and so how late a timeout may be found.
-        busy_poll: Told of every answer; may keep the loop awake for the next request.
+        busy_poll: Told of every answer, and of what comes in parts or is answered by itself; may keep the loop awake
+            for the next request.
     """
 
     def __init__(self, limit: int, *, sweep_s: float = 0.5, busy_poll: BusyPoll | None = None) -> None:
         self.limit, self.sweep_s = limit, sweep_s
-        self.answered = (busy_poll or BusyPoll()).answered
+        poll = busy_poll or BusyPoll()
+        self.heard, self.answered = poll.heard, poll.answered
         # Received into by one connection after the other: each takes out what it needs before its callback returns.
         self.received_bytes = bytearray(_RECEIVED_AT_ONCE)
         self.received = memoryview(self.received_bytes)

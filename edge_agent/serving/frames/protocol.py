@@ -114,6 +114,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
             self._room = None
         if complete or not was_partial:
             self._begun_at = self._heard_at
+        if not complete:
+            self._connections.heard()
         if self._buffer.wanted_bytes:
             self._find_room()
         self._work()
@@ -213,6 +215,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             if joins and self._handler.join(request, cast(App, app), self._joined, decoded):
                 self._waiting += 1
                 return
+            self._connections.heard()
             answer = self._handler.answer(request, app, decoded) if app is not None else []
             if not isinstance(answer, list):
                 self._start(number, answer, room or self._room_for(answer, len(frame)))

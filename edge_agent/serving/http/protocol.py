@@ -83,6 +83,7 @@ class HttpProtocol(HttpWorking):
         phase = self._phase
         if phase is Phase.BODY:
             self._arrived += nbytes
+            self._connections.heard()
             if self._arrived >= cast(int, self._head.length):
                 self._end_body(cast(memoryview, self._body))
         elif phase is Phase.HEAD or phase is Phase.WORKING or phase is Phase.BLOCKED:
@@ -249,6 +250,7 @@ class HttpProtocol(HttpWorking):
         self._body = memoryview(bytearray(room) if cleared else cast(Any, np.empty(room, np.uint8)))
         self._arrived = size - at
         self._body[: self._arrived] = view[at:size]
+        self._connections.heard()
         self._enter(Phase.BODY)
         return size
 

@@ -75,6 +75,7 @@ class HttpWorking(HttpAnswering):
         """Have it answered at once; False where it goes the ordinary way."""
         if self._express is None or self._draining:
             return False
+        self._connections.heard()
         try:
             data = self._express.answer(body)
         except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served

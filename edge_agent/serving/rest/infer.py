@@ -16,7 +16,7 @@ from edge_agent.serving.answer_templates import AnswerTemplates
 from edge_agent.serving.codec import decode_request, encode_response
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
 from edge_agent.serving.http.message import HttpRequest, HttpResponse
-from edge_agent.serving.inference import Inference, Waker
+from edge_agent.serving.inference import LONG_BYTES, Inference, Waker
 from edge_agent.serving.plans import Plans
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.rest.express import Express
@@ -72,12 +72,13 @@ class InferRoute:
         self._unpacking = asyncio.Semaphore(_MAX_UNPACKED)
 
     def __call__(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse | Awaitable[HttpResponse]:
-        """The answer at once for a small body, a quick model and few rows, else later.
+        """The answer at once for a quick model, few rows, and a body that is small or only looked at; else later.
 
         Raises:
             ShoalError: The request is refused, or failed; the awaitable may raise it too.
         """
-        if len(request.body) > _SMALL_BYTES or _ENCODING in request.headers:
+        size = len(request.body)
+        if size > LONG_BYTES or _ENCODING in request.headers:
             return self._later(request, model, version)
         try:
             lease = self._slots.lease(model, version)
@@ -86,7 +87,7 @@ class InferRoute:
                 raise
             return self._later(request, model, version)
         with lease as loaded:
-            if not self._inference.inline(loaded):
+            if not self._inference.inline(loaded) or (size > _SMALL_BYTES and not _makes_views(loaded, request)):
                 return self._later(request, model, version)
             decoded = self._decode(loaded, request, request.body)
             if self._inference.is_long(loaded, decoded):

@@ -14,7 +14,7 @@ from edge_agent.contract.constraint import (
     Policy,
     Rule,
 )
-from edge_agent.contract.errors import ManifestError
+from edge_agent.contract.errors import ManifestError, SignatureMismatch
 from edge_agent.contract.tensors import Datatype
 from tests.edge_agent.contract.strategies import arrays, fast
 from tests.edge_agent.contract.tensor_requests import (
@@ -213,3 +213,23 @@ def test_clip_always_lands_in_range(array: NDArray[Any], low: float, width: floa
     assert all(math.isnan(value) or least <= value <= most for value in clipped.ravel().tolist())
     assert clipped.dtype == datatype.numpy
     np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("datatype", FLOATS)
+@pytest.mark.parametrize("odd", [None, 1.0, 0.0, -0.0, 1e-7, 1.001, -1e-7, math.nan, -math.nan, math.inf, -math.inf])
+def test_a_large_tensor_from_0_on_is_judged_as_a_small_one(datatype: Datatype, odd: float | None) -> None:
+    values = np.linspace(0, 1, 20_000).astype(datatype.numpy)[None]
+    if odd is not None:
+        values[0, 17_000] = odd
+    small = values[:, 16_990:17_010]
+    outcomes: list[str] = []
+    for each in (small, values):
+        try:
+            outcomes.append(
+                "as it is" if check(each, spec(datatype, (None, None), minimum=0, maximum=1)) is each else "changed"
+            )
+        except SignatureMismatch as error:
+            outcomes.append(error.rule)
+    assert outcomes[0] == outcomes[1]
+    wrong = odd is not None and not 0.0 <= float(datatype.numpy.type(odd)) <= 1.0
+    assert (outcomes[0] == "as it is") is not wrong
