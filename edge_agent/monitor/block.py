@@ -52,6 +52,7 @@ class Held(NamedTuple):
     """Answered requests of one row each, noted when there are more of them.
 
     Args:
+        rows: As many as requests.
         inputs, outputs: Row by row theirs; no inputs where nobody will look at them.
         counted: Whether the inputs are to be counted, where not all are.
         took: Microseconds of the only one, or how many fell into which of :mod:`edge_agent.contract.latency`'s buckets.
@@ -60,6 +61,7 @@ class Held(NamedTuple):
     """
 
     request_ids: Sequence[str]
+    rows: int
     at_s: float
     inputs: Tensors
     outputs: Tensors
@@ -132,7 +134,7 @@ class Block:
         """
         self.latencies_us.append(noted.latency_us)
         if self.copies and noted.rows == 1 and inputs is not None:
-            self.take((Held((noted.request_id,), noted.at_s, inputs, outputs, noted.latency_us, draws=noted.draws),))
+            self.take((Held((noted.request_id,), 1, noted.at_s, inputs, outputs, noted.latency_us, draws=noted.draws),))
             return
         if noted.draws:
             self._draws[len(self.ids)] = noted.draws
@@ -147,18 +149,18 @@ class Block:
             self._copy(held)
         else:
             for each in held:
-                count = len(each.request_ids)
-                self._hold(each.inputs if each.counted else None, each.outputs, requests=count)
-                self.sizes += [1] * count
+                self._hold(each.inputs if each.counted else None, each.outputs, requests=each.rows)
+                self.sizes += [1] * each.rows
+        ids, at_s = self.ids, self.at_s
         for each in held:
             if each.draws:
-                self.drawn(len(self.ids), each.draws)
-            self.ids.extend(each.request_ids)
-            self.at_s += [each.at_s] * len(each.request_ids)
+                self.drawn(len(ids), each.draws)
+            ids.extend(each.request_ids, each.rows)
+            at_s += [each.at_s] * each.rows
 
     def _copy(self, held: Sequence[Held]) -> None:
         begin = len(self.ids)
-        end = begin + sum([len(each.request_ids) for each in held])
+        end = begin + sum([each.rows for each in held])
         if not self.counting:
             if self._kept is None:
                 self._kept = self._new_kept()

@@ -29,13 +29,9 @@ class Ids:
         self._parts.append(request_id)
         self._count += 1
 
-    def extend(self, request_ids: Sequence[str]) -> None:
+    def extend(self, request_ids: Sequence[str], count: int) -> None:
         """Add several that came together and do not change: made by the agent, so that they are nobody else's."""
-        count = len(request_ids)
-        if count == 1:
-            self._parts.append(request_ids[0])
-        else:
-            self._parts.append(request_ids)
+        self._parts.append(request_ids if count > 1 else request_ids[0])
         self._count += count
 
     def latest(self, indices: Collection[int]) -> Iterator[tuple[int, str]]:

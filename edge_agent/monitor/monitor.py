@@ -97,10 +97,13 @@ class Monitor:
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.task])
-            if rows == 1 and watched.singles and now < watched.ends_at and not group and watched.may_wait(1):
-                # At a fast pace nearly every request comes this way: the fewest steps.
-                watched.hold((request_id,), now, inputs, outputs, latency_us)
-                return False
+            if rows == 1 and not group:
+                ids = (request_id,)
+                if watched.pass_by(ids, 1, now, inputs, outputs, took=latency_us):
+                    return False
+                if watched.may_hold(1, now) and watched.may_wait(1):
+                    watched.hold(ids, 1, now, inputs, outputs, took=latency_us)
+                    return False
             if not rows:  # nothing to count, draw or label
                 watched.window.answered(1, 0, [latency_us])
                 return False
@@ -132,15 +135,17 @@ class Monitor:
         now, count = self._steady(), len(request_ids)
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
-            if watched.singles < count or now >= watched.ends_at:
+            if watched.pass_by(request_ids, count, now, inputs, outputs, took=buckets):
+                return ()
+            if not watched.may_hold(count, now):
                 self._settle(watched, now)
                 watched.begin(count, now)
             if watched.may_wait(count):
-                watched.hold(request_ids, now, inputs, outputs, buckets)
+                watched.hold(request_ids, count, now, inputs, outputs, took=buckets)
                 return ()
             chances = watched.lot.chances(count)
             draws = watched.choose(request_ids.__getitem__, inputs, outputs, chances, at_s=now, now_s=now, group="")
-            watched.hold(request_ids, now, inputs, outputs, buckets, draws=draws)
+            watched.hold(request_ids, count, now, inputs, outputs, took=buckets, draws=draws)
             return [row for row, draw in draws.items() if draw.label_wanted]
 
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules

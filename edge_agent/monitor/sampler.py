@@ -128,9 +128,11 @@ class Lot:
         chance: Of being chosen at most: a row whose random number is not below it is not chosen.
         threshold: Margin under which a row counts as uncertain.
         uniform: Gives random numbers in [0, 1).
+    Attributes:
+        gap: Rows to pass by before the next one that is looked at; not drawn yet where negative.
     """
 
-    __slots__ = ("_gap", "_uniform", "chance", "p_uniform", "room", "threshold")
+    __slots__ = ("_uniform", "chance", "gap", "p_uniform", "room", "threshold")
 
     def __init__(
         self, *, room: int, p_uniform: float, chance: float, threshold: float, uniform: Callable[[], float]
@@ -140,7 +142,7 @@ class Lot:
         self.chance = chance
         self.threshold = threshold
         self._uniform = uniform
-        self._gap = -1  # rows to pass before the next one that is looked at; not drawn yet where negative
+        self.gap = -1
 
     @classmethod
     def none(cls) -> Lot:
@@ -153,11 +155,11 @@ class Lot:
         How many rows pass before one whose random number is below :attr:`chance` is geometrically distributed: one draw
         for all of them.
         """
-        if self._gap < 0:
-            self._gap = self._draw_gap()
-        if self._gap < rows:
+        if self.gap < 0:
+            self.gap = self._draw_gap()
+        if self.gap < rows:
             return False
-        self._gap -= rows
+        self.gap -= rows
         return True
 
     def chances(self, rows: int) -> list[tuple[int, float]]:
@@ -165,14 +167,14 @@ class Lot:
         found: list[tuple[int, float]] = []
         row = -1
         while True:
-            if self._gap < 0:
-                self._gap = self._draw_gap()
-            row += self._gap + 1
+            if self.gap < 0:
+                self.gap = self._draw_gap()
+            row += self.gap + 1
             if row >= rows:
-                self._gap = row - rows
+                self.gap = row - rows
                 return found
             found.append((row, self._uniform() * self.chance))
-            self._gap = -1
+            self.gap = -1
 
     def _draw_gap(self) -> int:
         if self.chance >= 1.0:

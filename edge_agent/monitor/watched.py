@@ -7,6 +7,7 @@ together: one numpy call for hundreds of rows takes a tenth of the time that it 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ _COUNTED_ROWS_PER_MINUTE = 60.0 * 2000
 # Hand-overs that wait to be copied together: done one by one, between requests, each finds the processor's caches full
 # of other things and takes five times as long. So few hold no memory to speak of.
 _PENDING = 16
+# Made of a tuple of all its members in half the time.
+_held: Callable[[tuple[object, ...]], Held] = functools.partial(tuple.__new__, Held)
 _NOBODY_LOOKS: Tensors = {}
 # Predictions of so many rows take as long one by one as together.
 _FEW_ROWS = 8
@@ -57,7 +60,6 @@ class Watched:
         sampler: That of the model, whose packages share it; ``lot``: what the current block's rows are drawn with.
         room: Rows that the current block still takes; ``ends_at``: when it ends at the latest.
         keep: Takes the model's name and a sample; ``now_ms``: gives the Unix time in milliseconds.
-        singles: Of that room, what requests of one row may take with :meth:`hold`.
     """
 
     digest: str
@@ -76,9 +78,11 @@ class Watched:
     window: Window = dataclasses.field(default_factory=Window)
     predicted: Predicted = dataclasses.field(default_factory=Predicted)
     room: int = 0
-    singles: int = 0
     ends_at: float = 0.0
     _asks: bool = True
+    _holding: bool = False  # whether the current block takes requests of one row by :meth:`hold`
+    _passes: bool = False
+    _drawing: bool = False  # whether there are chances among what is pending
     _most_pending: int = 1
     _pending: list[Held] = dataclasses.field(default_factory=list)
     _byte_rate: Rate = dataclasses.field(default_factory=Rate)
@@ -114,6 +118,7 @@ class Watched:
             now_ms=now_ms,
             # Where a request brings much that its block does not keep, none is held.
             _most_pending=_PENDING if block.is_all or not block.copies else 1,
+            _passes=block.is_all and block.copies,
         )
 
     @property
@@ -134,7 +139,7 @@ class Watched:
         block.counting = self._is_due(min(room, block.capacity), now_s)
         self._asks = self.sampler.policy.labels_per_minute > 0
         self.room = min(room, max(rows, block.capacity if block.counting else block.uncounted_capacity))
-        self.singles = self.room
+        self._holding = True
         self.ends_at = now_s + BLOCK_S
 
     def note(self, noted: Noted, inputs: Tensors, outputs: Tensors) -> None:
@@ -143,7 +148,39 @@ class Watched:
         block = self.block
         block.add(noted, inputs if self._counts() else None, outputs)
         self.room = self.room - noted.rows if block.bytes < _BLOCK_BYTES else 0
-        self.singles = self.room if block.takes else 0
+        self._holding = block.takes
+
+    def pass_by(
+        self,
+        request_ids: Sequence[str],
+        rows: int,
+        now_s: float,
+        inputs: Tensors,
+        outputs: Tensors,
+        *,
+        took: float | Mapping[int, int],
+    ) -> bool:
+        """Note requests of one row each where nothing but that is to be done; False where there is more to do.
+
+        At a fast pace nearly every request comes this way: the fewest steps, as the models that run in between leave
+        nothing of them in the processor's caches.
+        """
+        lot = self.lot
+        if not (self._holding and self._passes) or rows > self.room or rows > lot.gap or now_s >= self.ends_at:
+            return False
+        lot.gap -= rows
+        self.room -= rows
+        pending = self._pending
+        if not self.block.counting:
+            inputs = _NOBODY_LOOKS
+        pending.append(_held((request_ids, rows, now_s, inputs, outputs, took, True, NO_DRAWS, ())))
+        if len(pending) >= _PENDING:
+            self._absorb(now_s)
+        return True
+
+    def may_hold(self, rows: int, now_s: float) -> bool:
+        """Whether the current block has room for requests of one row each, so many of them, in :meth:`hold`."""
+        return self._holding and rows <= self.room and now_s < self.ends_at
 
     def may_wait(self, rows: int) -> bool:
         """Whether nothing of the next rows of this block is to be known before their requests are answered.
@@ -155,32 +192,34 @@ class Watched:
     def hold(
         self,
         request_ids: Sequence[str],
+        rows: int,
         now_s: float,
         inputs: Tensors,
         outputs: Tensors,
-        took: float | Mapping[int, int],
         *,
+        took: float | Mapping[int, int],
         draws: Mapping[int, Draw] = NO_DRAWS,
     ) -> None:
-        """Note requests of one row each, for which :attr:`singles` has room; see :class:`Held`.
+        """Note requests of one row each, which :meth:`may_hold` has allowed; see :class:`Held`.
 
         Args:
             draws: Where the application may be asked for labels, those made already.
         """
-        rows, pending, block = len(request_ids), self._pending, self.block
+        pending, block = self._pending, self.block
         chances: Sequence[tuple[int, float]] = ()
         if not self._asks and not self.lot.pass_by(rows):
             chances = self.lot.chances(rows)
+            self._drawing = True
         # All or none of a run are counted: each of its rows keeps the memory of all.
         counted = block.counting and self._counts()
         if not chances and not counted:
             inputs = _NOBODY_LOOKS  # their memory serves the next request at once, still in the processor's cache
-        pending.append(Held(request_ids, now_s, inputs, outputs, took, counted, draws, chances))
-        self.room = self.singles = self.singles - rows
+        pending.append(Held(request_ids, rows, now_s, inputs, outputs, took, counted, draws, chances))
+        self.room -= rows
         if len(pending) >= self._most_pending or (inputs and not block.copies):
             self._absorb(now_s)
             if block.bytes >= _BLOCK_BYTES:
-                self.room = self.singles = 0
+                self.room = 0
 
     def choose(
         self,
@@ -223,7 +262,7 @@ class Watched:
     def settle(self, now_s: float) -> AnsweredRows | None:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
         self._absorb(now_s)
-        self.room, self.singles, self.ends_at = 0, 0, 0.0
+        self.room, self.ends_at, self._holding = 0, 0.0, False
         if not self.block.ids:
             return None
         try:
@@ -236,6 +275,7 @@ class Watched:
         held, self._pending = self._pending, []
         if not held:
             return
+        drawing, self._drawing = self._drawing, False
         block = self.block
         first = len(block.ids)
         try:
@@ -244,18 +284,22 @@ class Watched:
             # A model may give anything. They were requests all the same, and others come with them.
             if len(held) > 1:
                 for one in held:
-                    self._pending = [one]
+                    self._pending, self._drawing = [one], drawing
                     self._absorb(now_s)
                 return
             log.exception("answers of model %s %s could not be noted", self.name, self.manifest.version)
-            self.window.answered(len(held[0].request_ids), 0, ())
+            self.window.answered(held[0].rows, 0, ())
         else:
-            self._look(held, first, now_s)
+            if drawing:
+                self._look(held, first, now_s)
+        latency = self.window.latency
         for one in held:
-            if isinstance(one.took, float):
-                block.latencies_us.append(one.took)
+            took = one.took
+            if isinstance(took, float):
+                block.latencies_us.append(took)
             else:
-                self.window.took(one.took)
+                for bucket, requests in took.items():
+                    latency[bucket] += requests
 
     def _look(self, held: Sequence[Held], first: int, now_s: float) -> None:
         """Draw among rows that were held.
@@ -268,7 +312,7 @@ class Watched:
                 name = one.request_ids.__getitem__
                 draws = self.choose(name, one.inputs, one.outputs, one.chances, at_s=one.at_s, now_s=now_s, group="")
                 self.block.drawn(first, draws)
-            first += len(one.request_ids)
+            first += one.rows
 
     def _counted(self, block: Block, now_s: float) -> AnsweredRows:
         probabilities, rows = block.probabilities(), block.rows

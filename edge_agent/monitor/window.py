@@ -38,16 +38,11 @@ class Window:
     counts: dict[str, FeatureCounts] = dataclasses.field(default_factory=dict)
     counted: int = 0
 
-    def took(self, buckets: Mapping[int, int]) -> None:
-        """Note how long requests took: how many fell into which bucket."""
-        for bucket, requests in buckets.items():
-            self.latency[bucket] += requests
-
     def answered(self, requests: int, rows: int, latencies_us: Sequence[float]) -> None:
         """Note requests that were answered.
 
         Args:
-            latencies_us: Of those whose time :meth:`took` was not told.
+            latencies_us: Of those that :attr:`latency` does not know of yet.
         """
         self.requests += requests
         self.rows += rows

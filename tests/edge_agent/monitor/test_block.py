@@ -36,7 +36,7 @@ def test_a_row_whose_tensors_have_no_other_axis_is_noted_like_any_other() -> Non
         )
     assert block.takes
     last, answers = ({name: array[3:] for name, array in side.items()} for side in (inputs, outputs))
-    block.take([Held(["r3", "r4"], 0.0, last, answers, {0: 2})])
+    block.take([Held(["r3", "r4"], 2, 0.0, last, answers, {0: 2})])
     [(given, found)] = block.batches()
     assert [*block.ids] == ["r0", "r1", "r2", "r3", "r4"]
     assert all(np.array_equal(given[name], array) for name, array in inputs.items())
