@@ -71,7 +71,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         body_timeout_s: Seconds in which the body of a request must arrive.
         idle_timeout_s: Seconds after which a silent connection is closed.
         busy_poll_us: Microseconds for which the agent waits awake after an answer while requests follow each other as
-            closely; 0 for never. Saves the time to wake it, and takes that much processor time. None takes 100, where
+            closely; 0 for never. Saves the time to wake it, and takes that much processor time. None takes 200, where
             this process may use more than one processor, else 0.
         cors_origins: Origins of web pages that may ask; empty for none, ``*`` for any.
         apps: Applications that may use the API; empty lets in whoever is on this machine.

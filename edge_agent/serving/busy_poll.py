@@ -2,8 +2,9 @@
 
 An application that asks again as soon as it is answered finds the event loop asleep each time, and pays for waking it.
 As a hypervisor does for its guests (KVM's halt polling), the loop stays awake for a moment after an answer, but only
-while requests do follow each other so closely. At any slower pace it never begins, so that a camera with 20 frames a
-second costs nothing; and each time nobody came, more requests have to follow closely before it tries again.
+while requests do follow each other so closely, however long the answers take. At any slower pace it never begins, so
+that a camera with 20 frames a second costs nothing; and each time nobody came, more requests have to follow closely
+before it tries again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from edge_agent.runtime.cpus import available
 
 # Close requests in a row before the loop waits awake for the first time, and after it waited in vain again and again.
 _FIRST, _MOST = 4, 1024
-_USUAL_US = 100.0
+# As KVM's halt_poll_ns on x86. Within 100 us an application that had to be woken itself and sent 600 KB was not back.
+_USUAL_US = 200.0
 
 
 class BusyPoll:
@@ -26,7 +28,7 @@ class BusyPoll:
     sees timers, signals and other threads' calls as soon as ever, whichever loop it is.
 
     Args:
-        limit_us: How long to wait awake after an answer; 0 for never; None for 100, but never on a single processor,
+        limit_us: How long to wait awake after an answer; 0 for never; None for 200, but never on a single processor,
             which it would only keep from the application.
         running: Runs of models that are going on: while there are any, their threads need the processor.
         cpus: Processors that this process may use, found out where None.

@@ -34,7 +34,7 @@ class Shoal:
         config = place.folder / "agent.toml"
         config.write_text(
             f'state = "{place.folder / "state"}"\n[api]\nport = {port}\nunix_socket = "{unix}"\n'
-            f'frames_socket = "{frames}"\nbusy_poll_us = 100\n'  # the load has a processor of its own
+            f'frames_socket = "{frames}"\nbusy_poll_us = 200\n'  # the load has a processor of its own
         )
         agent = [place.python, "-m", "edge_agent.cli"]
         done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 
 import pytest
 
@@ -46,6 +47,31 @@ async def test_requests_at_a_slow_pace_never_keep_it_awake() -> None:
         await asyncio.sleep(0.002)
         assert not _is_awake(poll)
     assert poll.missed == 0
+
+
+async def test_what_an_answer_takes_is_no_pause_where_it_was_heard_of_the_request() -> None:
+    unheard, heard = BusyPoll(1_000.0, cpus=2), BusyPoll(1_000.0, cpus=2)
+    for _ in range(200):
+        heard.heard()
+        time.sleep(0.003)  # noqa: ASYNC251 - a model that holds the loop
+        heard.answered()
+        unheard.answered()
+        if _is_awake(heard):
+            break
+    assert _is_awake(heard)
+    assert not _is_awake(unheard)
+    await _gives_up(heard)
+
+
+async def test_a_request_that_comes_in_parts_is_waited_for_from_part_to_part() -> None:
+    poll = BusyPoll(1_000_000.0, cpus=2)
+    _answers(poll, 8)
+    for _ in range(10):
+        await asyncio.sleep(0.15)
+        poll.heard()
+    assert poll.missed == 0
+    assert _is_awake(poll)
+    await _gives_up(poll)
 
 
 async def test_after_it_waited_in_vain_it_takes_more_close_requests() -> None:
