@@ -135,14 +135,9 @@ class Scheduler:
         """Start what can start, refuse what is late, and see to it that the queue is looked at in time."""
         now_ns = time.perf_counter_ns()
         for entry in queue.batcher.expired(now_ns):
-            waited_ms = (now_ns - entry.arrived_ns) / 1e6
-            limit_ms = (entry.deadline_ns - entry.arrived_ns) / 1e6
             whose = "the request" if entry.work.request.timeout_us else "batching.timeout_us in the package's manifest"
-            late = DeadlineExceeded(
-                f"model '{queue.loaded.name}': waited {waited_ms:.1f} ms for its turn, and {whose} allows "
-                f"{limit_ms:.3g} ms; not run"
-            )
-            self._refuse(queue, entry.work, late)
+            waited_ns, limit_ns = now_ns - entry.arrived_ns, entry.deadline_ns - entry.arrived_ns
+            self._refuse(queue, entry.work, late(queue.loaded.name, waited_ns, limit_ns, whose=whose))
         while self._free and len(queue.batcher):
             batch = queue.batcher.take(now_ns, running=queue.running > 0)
             if not batch:
@@ -212,3 +207,11 @@ class Scheduler:
 def _wake(future: asyncio.Future[None] | None) -> None:
     if future is not None and not future.done():
         future.set_result(None)
+
+
+def late(model: str, waited_ns: int, limit_ns: int, *, whose: str) -> DeadlineExceeded:
+    """Of a request whose time was over before its turn; ``whose`` limit it was."""
+    return DeadlineExceeded(
+        f"model '{model}': waited {waited_ns / 1e6:.1f} ms for its turn, and {whose} allows {limit_ns / 1e6:.3g} ms; "
+        "not run"
+    )

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.checking import Checked
-from edge_agent.contract.errors import Busy, CallerError, ModelFailed, ShoalError, SignatureMismatch
+from edge_agent.contract.errors import Busy, CallerError, DeadlineExceeded, ModelFailed, ShoalError, SignatureMismatch
 from edge_agent.runtime.asked_inputs import AskedInputs
 from edge_agent.runtime.backend import RunCancelled
 from edge_agent.runtime.slots import LoadedModel
 from edge_agent.runtime.watchdog import Run, Watchdog
-from edge_agent.serving.batching import Job, Scheduler
+from edge_agent.serving.batching import Job, Scheduler, late
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest, check_outputs
 from edge_agent.serving.request_ids import RequestIds
 from edge_agent.serving.together import Together
@@ -135,11 +135,14 @@ class Inference:
             came_ns: When the request came, by ``perf_counter_ns``; None for now.
         Raises:
             CallerError: The request is wrong; counted as refused.
+            DeadlineExceeded: The request's time was over before its turn; counted as failed.
             ModelFailed: The model failed or hung on a right request; counted as failed.
         """
         begin_ns = perf_counter_ns()
         if came_ns is None:
             came_ns = begin_ns
+        elif request.timeout_us and begin_ns - came_ns > request.timeout_us * 1000:
+            raise self._too_late(loaded, request, begin_ns - came_ns)
         try:
             checked = loaded.check(request.inputs)
             if request.outputs is not None:
@@ -315,6 +318,12 @@ class Inference:
                 # The application has its answer coming, whatever is wrong with what is watched beside it.
                 log.exception("a request of model %s %s could not be observed", loaded.name, loaded.version)
         return InferenceAnswer(loaded.name, loaded.version, loaded.digest, request_id, outputs, wanted, violations)
+
+    def _too_late(self, loaded: LoadedModel, request: InferenceRequest, waited_ns: int) -> DeadlineExceeded:
+        """Count a request whose time is over."""
+        if request.monitored:
+            loaded.statistics.not_run(waited_ns)
+        return late(loaded.name, waited_ns, request.timeout_us * 1000, whose="the request")
 
     def _refused(self, loaded: LoadedModel, request: InferenceRequest, error: CallerError) -> None:
         if request.monitored:

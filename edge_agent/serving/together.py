@@ -7,10 +7,11 @@ only requests of one row with nothing wrong: where anything is, each of them is 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter_ns
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from edge_agent.runtime.slots import LoadedModel
 from edge_agent.runtime.statistics import latency_buckets
 from edge_agent.serving.request import InferenceRequest, SharedRun, check_outputs
 
+R = TypeVar("R")
 Tensors = Mapping[str, NDArray[Any]]
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,13 @@ class ManyObserver(Protocol):
             inputs: Row by row, as the applications sent them.
             buckets: How many took how long, by the buckets of :mod:`edge_agent.contract.latency`.
         """
+
+
+def runs_of(requests: Sequence[R], most: int) -> list[Sequence[R]]:
+    """Requests that met, in as few runs as ``most`` for each allow, all about equally long: one alone gains nothing."""
+    runs = -(-len(requests) // most)
+    ends = [len(requests) * run // runs for run in range(runs + 1)]
+    return [requests[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 class Together:
@@ -75,9 +84,11 @@ class Together:
         Args:
             like: What they have in common: all but the inputs. It has no id and no group.
             inputs: Row by row, one of each request.
-            came_ns: When each came, by ``perf_counter_ns``, in that order.
+            came_ns: When each came, by ``perf_counter_ns``, in that order, the first one first.
         """
         start_ns = perf_counter_ns()
+        if like.timeout_us and start_ns - came_ns[0] > like.timeout_us * 1000:
+            return None
         try:
             checked = loaded.check(inputs)
             if like.outputs is not None:

@@ -21,6 +21,7 @@ from edge_agent.runtime.slots import Lease, LoadedModel, Slots
 from edge_agent.serving.frames.answer_templates import FrameTemplates
 from edge_agent.serving.inference import Inference
 from edge_agent.serving.request import InferenceRequest
+from edge_agent.serving.together import runs_of
 
 Parts = list[Buffer]
 Reply = Callable[[int, "Parts | Exception"], None]
@@ -138,8 +139,7 @@ class FrameLanes:
                 form = [(name, array.dtype, array.shape) for name, array in inputs.items()]
                 alike.setdefault((asked.request.monitored, *form), []).append(asked)
             for group in alike.values():
-                for at in range(0, len(group), loaded.together):
-                    some = group[at : at + loaded.together]
+                for some in runs_of(group, loaded.together):
                     if len(some) < 2 or not self._run(loaded, some):
                         self._one_by_one(loaded, some)
 

@@ -26,6 +26,7 @@ from edge_agent.serving.http.answer import Ending, head_of
 from edge_agent.serving.http.message import JSON, Buffer, HttpResponse, Reply
 from edge_agent.serving.inference import Inference
 from edge_agent.serving.plans import Plan, Plans
+from edge_agent.serving.together import runs_of
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +143,7 @@ class Lane:
                     continue
                 alike = [asked for asked in waiting if plan.fits(asked.body)]
                 waiting = [asked for asked in waiting if not plan.fits(asked.body)] if len(alike) < len(waiting) else []
-                for at in range(0, len(alike), loaded.together):
-                    some = alike[at : at + loaded.together]
+                for some in runs_of(alike, loaded.together):
                     if len(some) < 2 or not self._run(loaded, plan, some):
                         left += some
         return left + waiting

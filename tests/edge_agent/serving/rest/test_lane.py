@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Gate:
         self.rows: list[int] = []
         self.holds, self.opened = threading.Event(), threading.Event()
         self.entered = threading.Event()
+        self.pause_s = 0.0
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.rows.append(len(inputs[INPUT]))
@@ -45,12 +47,13 @@ class Gate:
             self.holds.clear()
             self.entered.set()
             assert self.opened.wait(20)
+        time.sleep(self.pause_s)
         return self._backend.infer(inputs)
 
 
-def body(image: NDArray[np.float32], outputs: list[dict[str, Any]] | None = None) -> bytes:
+def body(image: NDArray[np.float32], outputs: list[dict[str, Any]] | None = None, **parameters: Any) -> bytes:
     tensor = {"name": INPUT, "shape": [1, 64], "datatype": "FP32", "parameters": {"binary_data_size": 256}}
-    head: dict[str, Any] = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    head: dict[str, Any] = {"inputs": [tensor], "parameters": {"binary_data_output": True, **parameters}}
     if outputs is not None:
         head["outputs"] = outputs
     return json.dumps(head).encode().ljust(300) + image.astype(np.float32).tobytes()
@@ -230,7 +233,7 @@ def test_no_run_is_larger_than_what_was_proven(device: Device) -> None:
     crowd = Crowd(device, 7, gate)
     assert [status for status, _ in crowd.ask([body(reference_images(1))] * 7)] == [200] * 7
     crowd.close()
-    assert gate.rows == [3, 3, 1]
+    assert gate.rows == [2, 2, 3]
 
 
 def test_a_model_that_was_replaced_this_very_moment_answers_all_of_them(device: Device, tmp_path: Path) -> None:
@@ -243,6 +246,22 @@ def test_a_model_that_was_replaced_this_very_moment_answers_all_of_them(device: 
     crowd.close()
     assert all(second.digest.encode() in data for _, data in found)
     assert [status for status, _ in found] == [200] * 3
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_whose_time_is_over_before_its_turn_is_told_so_and_not_run(device: Device, together: int) -> None:
+    loaded, gate = gated(device)
+    loaded.together = together
+    crowd = Crowd(device, 4, gate)
+    images = reference_images(4, seed=9)
+    assert crowd.first.ask(post(body(images[:1], timeout=20_000))).status == 200
+    gate.pause_s = 0.05
+    found = crowd.ask([body(images[row : row + 1], timeout=20_000) for row in range(4)])
+    crowd.close()
+    assert [status for status, _ in found] == [200] * together + [504] * (4 - together)
+    assert b"and the request allows 20 ms; not run" in found[-1][1]
+    assert gate.rows == [together]
+    assert loaded.statistics.snapshot().fail_count == 4 - together
 
 
 def test_quota_holds_for_each_of_them(tmp_path: Path) -> None:
