@@ -23,7 +23,7 @@ class RawRuns:
     It is asked beside each server, so that both figures are of the same second.
 
     Attributes:
-        best_per_s: The highest rate so far: what a rate is a share of, for a busy minute would flatter it.
+        best_per_s: The highest rate since :meth:`begin`: what a rate is a share of, for a busy second would flatter it.
     """
 
     def __init__(self, model: Model, core: int) -> None:
@@ -34,6 +34,10 @@ class RawRuns:
         with on_core(core):
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._line()
+        self.best_per_s = 0.0
+
+    def begin(self) -> None:
+        """Another server is about to be measured: in its minute the processor may be faster, or slower, than it was."""
         self.best_per_s = 0.0
 
     def measure(self, seconds: float) -> dict[str, float]:

@@ -33,7 +33,7 @@ class Row:
         cpu_us: Processor time of its processes per request: steadier than the rest on a busy machine.
         others_percent: Share of the servers' core that other programs took meanwhile: where it is not about 0, the
             machine was busy, and the figures are worse than the server is.
-        raw_per_s: The highest rate of the raw run so far.
+        raw_per_s: The highest rate of the raw run between the server's rounds.
         beside_percent: Its rate as a share of the raw run's right before and after: the median of all rounds.
     """
 
@@ -115,6 +115,7 @@ def server_rows(peer: Peer, model: Model, raw: RawRuns, *, python: str, core: in
                     raise ValueError(f"{peer.target}, {way.wire.name}: a wrong answer")
                 measure(way.wire, max(pace.connections), pace.warm_up_s)
             cells = [_Cell(way.wire, connections) for way in running.ways for connections in pace.connections]
+            raw.begin()
             _take_turns(cells, process, CoreClock(core), raw, pace)
             rss_mb = process.rss_mb()
         finally:

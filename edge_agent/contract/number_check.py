@@ -1,7 +1,7 @@
 """One tensor of numbers against its constraint.
 
 Its smallest and its largest element settle the usual case, in which nothing is wrong: they are compared in an order in
-which a NaN fails too. Masks are made only for what failed.
+which a NaN fails too; where the range begins at 0, the largest of their bits does. Masks are made only for what failed.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ class NumberCheck:
         self._low = None if low is None else self._dtype.type(low).item()
         self._high = None if high is None else self._dtype.type(high).item()
         allowed = spec.constraint.allowed
-        self._from_zero = self._float and self._low == 0.0 and self._high is not None and self._high > 0.0
-        if self._from_zero:
-            self._bits = _BITS[self._dtype.itemsize]
-            self._high_bits = int(np.array(self._high, self._dtype).view(self._bits))
         self._allowed = np.array(allowed or (), dtype=self._dtype)
         self._allowed_set = None if allowed is None else frozenset(self._allowed.tolist())
+        self._from_zero = self._float and self._low == 0.0 and self._high is not None and self._high > 0.0
+        self._bits = _BITS.get(self._dtype.itemsize, self._dtype)
+        self._high_bits = int(np.array(self._high, self._dtype).view(self._bits)) if self._from_zero else 0
 
     def __call__(self, array: NDArray[Any], found: list[Violation]) -> NDArray[Any]:
         """The array as the model may see it: itself, or a copy where something had to change.

@@ -49,7 +49,7 @@ class Noted(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Answered requests of one row each, noted when there are more of them.
+    """Answered requests of one row each, noted when there are more of them; made by position where time is short.
 
     Args:
         rows: As many as requests.
@@ -109,7 +109,7 @@ class Block:
         self.sizes: list[int] = []
         self._draws: dict[int, Mapping[int, Draw]] = {}  # by index of the request
         self._held: list[tuple[Tensors | None, Tensors]] = []
-        self.bytes = self._counted = 0
+        self.bytes = 0
 
     @property
     def copies(self) -> bool:
@@ -138,7 +138,7 @@ class Block:
             return
         if noted.draws:
             self._draws[len(self.ids)] = noted.draws
-        self._hold(inputs, outputs, requests=1)
+        self._hold(inputs, outputs)
         self.ids.append(noted.request_id)
         self.at_s.append(noted.at_s)
         self.sizes.append(noted.rows)
@@ -149,7 +149,7 @@ class Block:
             self._copy(held)
         else:
             for each in held:
-                self._hold(each.inputs if each.counted else None, each.outputs, requests=each.rows)
+                self._hold(each.inputs if each.counted else None, each.outputs)
                 self.sizes += [1] * each.rows
         ids, at_s = self.ids, self.at_s
         for each in held:
@@ -174,11 +174,10 @@ class Block:
             for name, column in found:
                 np.concatenate([each.outputs[name] for each in held], out=column[begin:end])
 
-    def _hold(self, inputs: Tensors | None, outputs: Tensors, *, requests: int) -> None:
+    def _hold(self, inputs: Tensors | None, outputs: Tensors) -> None:
         self._held.append((inputs, outputs))
         if inputs is not None:
             self.bytes += sum([array.nbytes for array in inputs.values()])
-            self._counted += requests
 
     def drawn(self, first: int, draws: Mapping[int, Draw]) -> None:
         """Note which of requests of one row each were chosen, by their place after the block's ``first``."""
@@ -218,17 +217,11 @@ class Block:
                 given_by_all = _joined([inputs for inputs, _ in part], self._inputs)
                 yield from _by_rows(given_by_all, _joined([outputs for _, outputs in part], self._outputs))
 
-    @property
-    def counted(self) -> int:
-        """Requests that are counted."""
-        return self._counted if self._held else len(self.ids)
-
     def clear(self) -> None:
         """Begin anew; columns are used again."""
         self.ids = Ids()
         self.latencies_us, self.at_s, self.sizes = [], [], []
-        self._draws, self._held, self._kept = {}, [], None
-        self.bytes = self._counted = 0
+        self._draws, self._held, self._kept, self.bytes = {}, [], None, 0
 
     def asked(self) -> dict[int, float]:
         """By row: the probability with which each chosen row was asked for a label."""

@@ -99,7 +99,7 @@ class Monitor:
             rows = len(outputs[watched.task])
             if rows == 1 and not group:
                 ids = (request_id,)
-                if watched.pass_by(ids, 1, now, inputs, outputs, took=latency_us):
+                if watched.note_passing(ids, 1, now, inputs, outputs, took=latency_us):
                     return False
                 if watched.may_hold(1, now) and watched.may_wait(1):
                     watched.hold(ids, 1, now, inputs, outputs, took=latency_us)
@@ -135,7 +135,7 @@ class Monitor:
         now, count = self._steady(), len(request_ids)
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
-            if watched.pass_by(request_ids, count, now, inputs, outputs, took=buckets):
+            if watched.note_passing(request_ids, count, now, inputs, outputs, took=buckets):
                 return ()
             if not watched.may_hold(count, now):
                 self._settle(watched, now)

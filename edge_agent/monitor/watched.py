@@ -42,8 +42,8 @@ _COUNTED_ROWS_PER_MINUTE = 60.0 * 2000
 # Hand-overs that wait to be copied together: done one by one, between requests, each finds the processor's caches full
 # of other things and takes five times as long. So few hold no memory to speak of.
 _PENDING = 16
-# Made of a tuple of all its members in half the time.
-_held: Callable[[tuple[object, ...]], Held] = functools.partial(tuple.__new__, Held)
+# Makes one of all its members, in their order, in half the time that Held takes.
+_as_held: Callable[[tuple[object, ...]], Held] = functools.partial(tuple.__new__, Held)
 _NOBODY_LOOKS: Tensors = {}
 # Predictions of so many rows take as long one by one as together.
 _FEW_ROWS = 8
@@ -86,6 +86,7 @@ class Watched:
     _most_pending: int = 1
     _pending: list[Held] = dataclasses.field(default_factory=list)
     _byte_rate: Rate = dataclasses.field(default_factory=Rate)
+    _seen_bytes: int = 0  # of the current block's inputs, where not all are counted
     _count_share: float = 1.0
     _owed: float = COUNTED_ROWS  # rows that are still to be counted: to begin with so many, for a burst
     _last_rows: int = 0
@@ -132,7 +133,7 @@ class Watched:
         return not (self.block.ids or self._pending)
 
     def begin(self, rows: int, now_s: float) -> None:
-        """Begin a block, the first ``rows`` rows of which are here and may be held; the last one has been settled."""
+        """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
         block = self.block
         self.lot = self.sampler.begin(rows, now_s)
         room = self.lot.room
@@ -146,11 +147,12 @@ class Watched:
         """Note an answered request of the current block."""
         self._absorb(noted.at_s)
         block = self.block
+        self._see(inputs)
         block.add(noted, inputs if self._counts() else None, outputs)
         self.room = self.room - noted.rows if block.bytes < _BLOCK_BYTES else 0
         self._holding = block.takes
 
-    def pass_by(
+    def note_passing(
         self,
         request_ids: Sequence[str],
         rows: int,
@@ -173,7 +175,7 @@ class Watched:
         pending = self._pending
         if not self.block.counting:
             inputs = _NOBODY_LOOKS
-        pending.append(_held((request_ids, rows, now_s, inputs, outputs, took, True, NO_DRAWS, ())))
+        pending.append(_as_held((request_ids, rows, now_s, inputs, outputs, took, True, NO_DRAWS, ())))
         if len(pending) >= _PENDING:
             self._absorb(now_s)
         return True
@@ -210,6 +212,7 @@ class Watched:
         if not self._asks and not self.lot.pass_by(rows):
             chances = self.lot.chances(rows)
             self._drawing = True
+        self._see(inputs)
         # All or none of a run are counted: each of its rows keeps the memory of all.
         counted = block.counting and self._counts()
         if not chances and not counted:
@@ -325,7 +328,8 @@ class Watched:
             found = None
             self.sampler.passed(self.lot, rows, now_s)
         if not block.copies:
-            per_minute = self._byte_rate.add(block.bytes * len(block.ids) / max(1, block.counted), now_s)
+            per_minute = self._byte_rate.add(self._seen_bytes, now_s)
+            self._seen_bytes = 0
             self._count_share = min(1.0, _COUNTED_BYTES_PER_MINUTE / max(per_minute, 1.0))
         self.window.answered(len(block.ids), rows, block.latencies_us)
         self.window.count(self.features, block.batches())
@@ -341,6 +345,10 @@ class Watched:
             found=probabilities if found is None else found,
             asked=block.asked(),
         )
+
+    def _see(self, inputs: Tensors) -> None:
+        if not self.block.copies:
+            self._seen_bytes += sum([array.nbytes for array in inputs.values()])
 
     def _counts(self) -> bool:
         """Whether the next request is counted, where not all are."""

@@ -18,8 +18,10 @@ _ROWS = 3
 # Requests that meet in one turn of the event loop run together in at most so many rows, and at most about so long.
 _MOST_TOGETHER, _TOGETHER_US = 32, 500.0
 # Of a slower model a few, where the loop may be held so long: more go no faster (a CNN of 0.65 ms took 0.61 for each of
-# four rows and 0.72 for each of sixteen), take memory, and keep the first of them waiting.
-_FEW_TOGETHER = 4
+# three or four rows and 0.72 for each of sixteen), take memory, and keep the first of them waiting.
+_FEW_TOGETHER = 3
+# Larger rows come in several pieces, and so never together with others.
+_JOINED_BYTES = 64 * 1024
 # Other kernels for other shapes round differently; int8 models by a step of their scale.
 _RTOL, _ATOL = 2e-2, 1e-3
 Tensors = Mapping[str, NDArray[Any]]
@@ -82,6 +84,8 @@ def rows_together(
     golden_rows = len(next(iter(golden.inputs.values())))
     signature = manifest.signature
     by_row = all(spec.shape and spec.shape[0] is None for spec in (*signature.inputs, *signature.outputs))
+    if sum(array.nbytes for array in golden.inputs.values()) > _JOINED_BYTES * golden_rows:
+        return 1
     # A pipeline's steps may be replaced by others at any time.
     if most < 2 or golden_rows < 2 or not by_row or manifest.batching is not None or manifest.pipeline:
         return 1

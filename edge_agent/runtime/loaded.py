@@ -204,6 +204,8 @@ def load(
             loaded.together = rows_together(
                 backend, loaded.check, package.manifest, golden, run_us=loaded.run_us, longest_us=longest_us
             )
+            if isinstance(backend, OnnxBackend):
+                backend.usual_rows = loaded.together
     except BaseException:
         backend.close()
         raise

@@ -19,9 +19,7 @@ from edge_agent.runtime.package import Package
 
 # A run far smaller than the largest of late has no use for the memory which that one took; after so many of them it is
 # given back. To shrink costs nothing, to grow again a page fault per 4 KiB: a CNN took 200 ms for 64 rows, not 160.
-# The few rows that meet by chance are no such change: a CNN's process that shrank six times for them held 11 MB more,
-# in holes between what lives longer.
-_FAR_FEWER = 4
+_FAR_FEWER = 2
 _LONG_OVER = 12
 
 
@@ -63,6 +61,9 @@ class OnnxBackend:
         self._run: Callable[..., list[Any]] = _runner(session)
         self._run_options, self._shrinking = run_options(), run_options(shrink=True)
         self._most_rows = self._fewer = 0
+        #: Rows that come together at any time: memory for so many is kept. A CNN's process that gave it back, and took
+        #: it again, six times held 11 MB more, in holes between what lives longer.
+        self.usual_rows = 1
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch; see :class:`edge_agent.runtime.backend.InferenceBackend`.
@@ -100,7 +101,7 @@ class OnnxBackend:
 
         Whoever counts wrong because threads meet here shrinks a run sooner or later, which is no harm.
         """
-        if rows * _FAR_FEWER >= self._most_rows:
+        if rows * _FAR_FEWER >= self._most_rows or self._most_rows <= self.usual_rows:
             self._most_rows, self._fewer = max(rows, self._most_rows), 0
             return self._run_options
         self._fewer += 1

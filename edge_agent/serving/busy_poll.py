@@ -19,6 +19,8 @@ from edge_agent.runtime.cpus import available
 _FIRST, _MOST = 4, 1024
 # As KVM's halt_poll_ns on x86. Within 100 us an application that had to be woken itself and sent 600 KB was not back.
 _USUAL_US = 200.0
+# So many times the limit it waits awake from part to part of a request at most.
+_LONGEST = 10
 
 
 class BusyPoll:
@@ -64,14 +66,14 @@ class BusyPoll:
         self.awake, self.missed = False, 0
 
     def heard(self) -> None:
-        """A request that will be answered by itself has come, or part of it: what it takes from now on is no pause."""
+        """A request has come, or part of one: what it takes from now on is no pause."""
         limit_ns = self._limit_ns
         if not limit_ns:
             return
         now_ns = perf_counter_ns()
-        if not self._heard_ns:
+        if not self._heard_ns or now_ns > self._until_ns:  # else the next part of the one heard of before
             self._heard_ns = now_ns
-        self._until_ns = now_ns + limit_ns
+        self._until_ns = min(now_ns, self._heard_ns + _LONGEST * limit_ns) + limit_ns
 
     def answered(self) -> None:
         """A request has just been answered by this loop."""
@@ -101,7 +103,10 @@ class BusyPoll:
 
     def _wait(self) -> None:
         now_ns = perf_counter_ns()
-        if now_ns < self._until_ns and not self._running and self._loop is not None:
+        if self._running:  # who was waited for has come, and needs the processor now
+            self.awake = False
+            return
+        if now_ns < self._until_ns and self._loop is not None:
             self._loop.call_soon(self._wait)
             return
         self.awake, self._close = False, 0

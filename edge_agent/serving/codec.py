@@ -230,7 +230,7 @@ def _read_elsewhere(
                 f"input '{name}': binary_data_size is {size}, but {len(left)} bytes are left: {advice}"
             )
         if size > LARGE_BYTES:
-            check_shape(name, tensor.shape, signature)
+            _check_large(tensor, signature)
         return read_binary(name, tensor.datatype, tensor.shape, left[:size]), size
     size = told.shared_memory_byte_size
     if region is None or size is None:
@@ -239,9 +239,22 @@ def _read_elsewhere(
         raise MalformedRequest(f"input '{name}': shared memory cannot be used here; send the data")
     check_size(name, tensor.datatype, tensor.shape, size)
     if size > LARGE_BYTES:
-        check_shape(name, tensor.shape, signature)
+        _check_large(tensor, signature)
     data = regions.read(region, told.shared_memory_offset, size)
     return read_binary(name, tensor.datatype, tensor.shape, data), 0
+
+
+def _check_large(tensor: Input[Any], signature: Signature) -> None:
+    """Refuse large data of another shape or datatype than the model's before anything is made of them.
+
+    Whoever calls text what are numbers would have them taken apart one by one, on the event loop.
+    """
+    check_shape(tensor.name, tensor.shape, signature)
+    datatype = signature.input(tensor.name).datatype
+    if tensor.datatype is not datatype:
+        raise SignatureMismatch(
+            tensor.name, rule="datatype", detail=f"is {tensor.datatype.value}, the model takes {datatype.value}"
+        )
 
 
 def _check_units(head: Head[Any], signature: Signature) -> tuple[Violation, ...]:

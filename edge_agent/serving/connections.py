@@ -38,8 +38,8 @@ class Connections:
     Args:
         limit: Most connections at once.
         sweep_s: Seconds between two sweeps, and so how late a timeout may be found.
-        busy_poll: Told of every answer, and of what comes in parts or is answered by itself; may keep the loop awake
-            for the next request.
+        busy_poll: Told of every answer, and of each request, or of the first in a turn of the loop; may keep the loop
+            awake for the next one.
     """
 
     def __init__(self, limit: int, *, sweep_s: float = 0.5, busy_poll: BusyPoll | None = None) -> None:

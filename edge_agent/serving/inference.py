@@ -35,9 +35,10 @@ _CHECKED_HERE_BYTES = 64 * 1024
 # Of a batch's output a smaller part is copied (0.2 us for 4 KiB, 2.4 us for this much), and so does not keep the whole
 # batch alive in the monitor's buffer; a larger part stays a view: it would take longer, and goes with its encoding.
 _COPIED_BYTES = 64 * 1024
-#: A request that surely takes so long, or has so much to check, is no matter for the event loop, however quick its
-# model is for one row. Rows rarely add up (1,000 of a tiny one take 20 times as long as one): the limit is generous.
+# A request that surely takes so long, or has so much to check, is no matter for the event loop, however quick its model
+# is for one row. Rows rarely add up (1,000 of a tiny model's take 20 times as long as one), so the limit is generous.
 _LONG_US = 10_000.0
+#: So much is checked on the event loop's own thread.
 LONG_BYTES = 1024 * 1024
 # A run is begun anew where another one of its model, which hung, was broken off and took it along.
 _TRIES = 3

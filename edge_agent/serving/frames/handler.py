@@ -121,8 +121,10 @@ class FrameHandler:
             return self._metadata(request, app)
         return [frames.encode(Pong(id=request.id, agent=self._agent_version))]
 
-    def join(self, request: Request, app: App, reply: Reply, decoded: InferenceRequest | None = None) -> bool:
-        """Have a request answered with others, at the end of this turn of the loop; False where it cannot be.
+    def join(self, request: Request, app: App, reply: Reply, decoded: InferenceRequest | None = None) -> int:
+        """Have a request answered with others, at the end of this turn of the loop; how many wait for that now.
+
+        0 where it cannot be.
 
         Args:
             decoded: See :meth:`answer`.
@@ -131,7 +133,7 @@ class FrameHandler:
             ShoalError: The application may not ask.
         """
         if not isinstance(request, Infer) or request.v != VERSION:
-            return False
+            return 0
         return self._lanes.join(request, functools.partial(self._access.enter, app, request.model), reply, decoded)
 
     def _infer(self, request: Infer, app: App, decoded: InferenceRequest | None) -> Parts | Later:

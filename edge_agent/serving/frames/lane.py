@@ -68,8 +68,10 @@ class FrameLanes:
 
     def join(
         self, request: Infer, enter: Callable[[], None], reply: Reply, decoded: InferenceRequest | None = None
-    ) -> bool:
-        """Have a request answered at the end of this turn; False where it goes the ordinary way, nothing counted yet.
+    ) -> int:
+        """Have a request answered at the end of this turn; how many of its model wait for that now.
+
+        0 where it goes the ordinary way, nothing counted yet.
 
         Args:
             decoded: What it asks of its model, where that is known already.
@@ -79,19 +81,19 @@ class FrameLanes:
             ShoalError: The application may not ask.
         """
         if request.request or request.group or request.outputs or request.priority or request.timeout_us:
-            return False
+            return 0
         key = (request.model, request.version)
         turn = self._turns.get(key)
         try:
             lease = turn.lease if turn is not None else self._slots.lease(request.model, request.version or None)
         except ShoalError:
-            return False  # it is told so on the ordinary way, like all that is wrong with it
+            return 0  # it is told so on the ordinary way, like all that is wrong with it
         asked: _Asked | None = None
         loaded = lease.__enter__()
         try:
             small, size = self._small(loaded, request, decoded)
             if small is None or self._waiting_bytes + size > _WAITING_BYTES:
-                return False
+                return 0
             enter()
             asked = _Asked(request.id, small, reply, perf_counter_ns(), size)
         finally:
@@ -102,7 +104,7 @@ class FrameLanes:
             asyncio.get_running_loop().call_soon(self._answer, key, turn)
         turn.asked.append(asked)
         self._waiting_bytes += size
-        return True
+        return len(turn.asked)
 
     def answer_now(self) -> None:
         """Answer what waits for the end of the turn: a connection is about to close."""

@@ -212,10 +212,12 @@ class FrameProtocol(asyncio.BufferedProtocol):
             request, decoded = self._read(frame)
             number, app = request.id, self._app
             joins = room is None and app is not None and self._may_meet
-            if joins and self._handler.join(request, cast(App, app), self._joined, decoded):
+            waiting = self._handler.join(request, cast(App, app), self._joined, decoded) if joins else 0
+            if waiting < 2:
+                self._connections.heard()
+            if waiting:
                 self._waiting += 1
                 return
-            self._connections.heard()
             answer = self._handler.answer(request, app, decoded) if app is not None else []
             if not isinstance(answer, list):
                 self._start(number, answer, room or self._room_for(answer, len(frame)))
@@ -270,6 +272,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             return
         if error is None:
             self._send(task.result())
+            self._connections.answered()
         elif isinstance(error, ShoalError):
             self._send([frames.encode(failure_of(number, error))])
         else:

@@ -81,10 +81,10 @@ class Express(Protocol):
             ShoalError: See :func:`failure`.
         """
 
-    def join(self, body: bytes, reply: Reply) -> bool:
+    def join(self, body: bytes, reply: Reply) -> int:
         """Have ``reply`` called at the end of this turn of the loop, when all that was readable has been read.
 
-        False where it is not to be: then :meth:`answer` is.
+        How many wait for that now; 0 where it is not to be: then :meth:`answer` is.
 
         Raises:
             ShoalError: It is refused at once; see :func:`failure`.

@@ -42,7 +42,10 @@ class HttpWorking(HttpAnswering):
         if self._express is None or not self._connections.several:
             return False
         try:
-            if not self._express.join(body, self._take_outcome):
+            waiting = self._express.join(body, self._take_outcome)
+            if waiting == 1:
+                self._connections.heard()
+            elif not waiting:
                 return False
         except Exception as error:  # noqa: BLE001 - logged; whatever happens to one request, others are served
             self._answer(self._failure(error))
@@ -129,6 +132,7 @@ class HttpWorking(HttpAnswering):
 
     def _handle(self, request: HttpRequest) -> None:
         """Have a whole request answered, now or later."""
+        self._connections.heard()
         try:
             answer = self._handler.handle(request)
             if isinstance(answer, HttpResponse):

@@ -38,18 +38,17 @@ class Express:
         """
         return self._answer(body, None)
 
-    def join(self, body: bytes, reply: Reply) -> bool:
+    def join(self, body: bytes, reply: Reply) -> int:
         """See :meth:`edge_agent.serving.http.message.Express.join`."""
         lane = self._lane
         if not lane.takes(body):
-            return False
+            return 0
         try:
             self._app.enter(lane.model, control=False)
         except ShoalError as error:
             self._count(error)
             raise
-        lane.join(self, body, reply)
-        return True
+        return lane.join(self, body, reply)
 
     def answer_entered(self, body: bytes, came_ns: int) -> bytes | list[Buffer] | None:
         """See :class:`edge_agent.serving.rest.lane.Asker`."""

@@ -93,6 +93,8 @@ class InferRoute:
             if self._inference.is_long(loaded, decoded):
                 return self._long(request, decoded, model, version)
             answer = self._inference.answer(loaded, decoded)
+            if size > _SMALL_BYTES and _elements(decoded, answer) > _WRITTEN_HERE:
+                return self._written_later(request, loaded, decoded, answer)
             parts, length = self._encode(loaded, decoded, answer)
         if _ACCEPT in request.headers and sum(map(len, parts)) > SMALLEST_BYTES:
             encoding = _wanted_encoding(request)
@@ -144,6 +146,12 @@ class InferRoute:
         with await self._lease_awake(model, version):  # it stays awake until the thread has a lease
             parts, length = await self._inference.in_thread(self._answered, decoded, model, version)
         return await self._finished(request, parts, length)
+
+    async def _written_later(
+        self, request: HttpRequest, loaded: LoadedModel, decoded: InferenceRequest, answer: InferenceAnswer
+    ) -> HttpResponse:
+        """An answer that takes long to write."""
+        return await self._finished(request, *await self._inference.in_thread(self._encode, loaded, decoded, answer))
 
     async def _unpacked_later(
         self, request: HttpRequest, body: Buffer, model: str, version: str | None

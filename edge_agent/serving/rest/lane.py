@@ -105,12 +105,13 @@ class Lane:
         size = len(body)
         return self.joins and size <= self.limit_bytes and self._waiting_bytes + size <= _WAITING_BYTES
 
-    def join(self, asker: Asker, body: bytes, reply: Reply) -> None:
-        """Have a request that has been let in answered at the end of this turn of the loop."""
+    def join(self, asker: Asker, body: bytes, reply: Reply) -> int:
+        """Have a request that has been let in answered at the end of this turn of the loop; how many wait for that."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer)
         self._waiting.append(_Asked(asker, body, reply, perf_counter_ns()))
         self._waiting_bytes += len(body)
+        return len(self._waiting)
 
     def _answer(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0

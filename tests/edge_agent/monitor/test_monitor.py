@@ -147,17 +147,6 @@ def test_a_sample_is_the_row_with_its_answer(watching: Watching, loaded: LoadedM
         assert (sample.package, sample.group, sample.label_wanted) == (loaded.digest, "specimen-1", True)
 
 
-def test_a_group_goes_with_its_sample_though_nobody_is_asked_for_labels(watching: Watching, tmp_path: Path) -> None:
-    sampling = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=0.0, uniform_share=1.0)
-    loaded = load(make_package(tmp_path / "silent", sampling=sampling))
-    groups = [f"specimen-{row}" for row in range(5)]
-    for row, group in enumerate(groups):
-        watching.observe(loaded, reference_images(1), f"r{row}", group=group)
-    watching.monitor.flush()
-    (batch,) = watching.sent(Stream.SAMPLES, SampleBatch)
-    assert [sample.group for sample in batch.samples] == groups
-
-
 @pytest.mark.parametrize("sensitivity", [Sensitivity.DEVICE_ONLY, Sensitivity.MASKED])
 def test_what_may_not_leave_the_device_is_counted_but_never_sampled(
     watching: Watching, tmp_path: Path, sensitivity: Sensitivity

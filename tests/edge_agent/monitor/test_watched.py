@@ -13,7 +13,7 @@ from edge_agent.contract.messages import LabelBatch, MetricsReport, ProfileRepor
 from edge_agent.contract.profile import count_batch
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor import block
+from edge_agent.monitor import block, watched
 from edge_agent.monitor.monitor import Monitor
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.runtime.slots import load
@@ -160,3 +160,49 @@ def test_requests_of_several_rows_among_those_noted_together_take_nothing_from_t
     assert {name: found.bins for name, found in report.counts.items()} == {
         name: found.bins for name, found in counts.items()
     }
+
+
+def test_a_group_goes_with_its_sample_though_nobody_is_asked_for_labels(tmp_path: Path) -> None:
+    sampling = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=0.0, uniform_share=1.0)
+    loaded = load(make_package(tmp_path / "package", sampling=sampling))
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: 5.0)
+    image = {INPUT: reference_images(1)}
+    groups = [f"specimen-{row}" for row in range(50)]
+    for row, group in enumerate(groups):
+        monitor.observe(loaded, f"r{row}", image, loaded.backend.infer(image), latency_us=1.0, group=group)
+    monitor.flush()
+    monitor.close()
+    samples = [sample for batch in sent(outbox, Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    outbox.close()
+    assert {sample.request_id: sample.group for sample in samples} == {
+        f"r{row}": group for row, group in enumerate(groups)
+    }
+
+
+@pytest.mark.parametrize("together", [4, 16, 32])
+def test_of_large_rows_no_more_are_counted_than_the_budget_however_many_run_together(
+    tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 256 bytes stand for rows of 64 KiB: 32 of them a second."""
+    monkeypatch.setattr(block, "_COPIED_BYTES", 0)
+    monkeypatch.setattr(watched, "_COUNTED_BYTES_PER_MINUTE", 60.0 * 32 * 256)
+    monkeypatch.setattr(watched, "_BLOCK_BYTES", 8 * 256)
+    loaded = load(make_package(tmp_path / "package", sampling=SamplingPolicy(labels_per_minute=0.0)))
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    steady = [0.0]
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    images = reference_images(together)
+    outputs = loaded.backend.infer({INPUT: images})
+    seconds, rows_per_s = 120, 100 * together
+    for run in range(seconds * 100):
+        ids = [f"r{run}-{row}" for row in range(together)]
+        monitor.observe_together(loaded, ids, {INPUT: images}, outputs, buckets={0: together})
+        steady[0] += together / rows_per_s
+    monitor.flush()
+    monitor.close()
+    counted = sum(report.rows for report in sent(outbox, Stream.PROFILES, ProfileReport))
+    outbox.close()
+    assert 10 < counted / seconds < 55
