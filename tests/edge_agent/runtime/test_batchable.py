@@ -180,3 +180,12 @@ def test_as_many_run_together_as_the_event_loop_may_be_held_for(
         == rows
     )
     loaded.close()
+
+
+def test_rows_too_large_to_come_together_are_not_tried_together(tmp_path: Path) -> None:
+    manifest = package_of(tmp_path / "softmax", axis=1, keep_rows=True, batching=None).manifest
+    values = np.zeros((2, 20_000), np.float32)
+    backend = _Scaled(manifest.signature)
+    golden = Golden(inputs={"x": values}, outputs={"p": values})
+    assert rows_together(backend, InputCheck(manifest.signature), manifest, golden, run_us=1.0, longest_us=1000.0) == 1
+    assert backend.runs == []

@@ -142,3 +142,15 @@ def test_a_small_model_is_measured_as_fit_for_the_event_loop(tmp_path: Path) -> 
 def _rewritten(package: Package, manifest: Manifest) -> Package:
     (package.folder / "manifest.json").write_bytes(encode_manifest(manifest))
     return Package.open(package.folder, verify=True)
+
+
+@pytest.mark.parametrize(("usual", "largest", "given_back"), [(1, 4, True), (3, 3, False), (3, 8, True)])
+def test_memory_of_a_batch_is_given_back_but_for_the_rows_that_usually_come_together(
+    tmp_path: Path, usual: int, largest: int, given_back: bool
+) -> None:
+    backend = OnnxBackend(make_package(tmp_path / "package"))
+    backend.usual_rows = usual
+    backend.infer({INPUT: reference_images(largest)})
+    shrinking = [backend._options_for(1) is backend._shrinking for _ in range(30)]
+    assert any(shrinking) is given_back
+    backend.close()

@@ -7,21 +7,19 @@ import http.client
 import json
 import secrets
 import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from edge_agent.config import ApiSettings, AppSettings
 from edge_agent.contract.messages import MetricsReport
 from edge_agent.contract.topics import Stream
-from edge_agent.runtime.backend import InferenceBackend
 from edge_agent.runtime.slots import load
+from tests.fakes.noting_backend import NotingBackend
 from tests.fakes.packages import answer, make_package, model_weights, reference_images
 from tests.fakes.serving_device import EVERYTHING, Device, serving
 
@@ -177,20 +175,6 @@ def test_quota_and_permission_hold_for_every_request(tmp_path: Path) -> None:
     assert "retry-after" in found[-1][1]
 
 
-class _Noting:
-    """Another backend, which notes in which threads it runs."""
-
-    def __init__(self, backend: InferenceBackend) -> None:
-        self._backend = backend
-        self.platform, self.signature = backend.platform, backend.signature
-        self.cancel, self.close = backend.cancel, backend.close
-        self.threads: list[str] = []
-
-    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        self.threads.append(threading.current_thread().name)
-        return self._backend.infer(inputs)
-
-
 def test_many_rows_in_shared_memory_do_not_hold_the_event_loop_and_take_of_the_quota_once(tmp_path: Path) -> None:
     make_package(tmp_path / "models" / "digits")
     app = AppSettings(name="camera", local=True, control=True, requests_per_s=0.01, burst=6)
@@ -205,7 +189,7 @@ def test_many_rows_in_shared_memory_do_not_hold_the_event_loop_and_take_of_the_q
             assert device.ask("POST", "/v2/systemsharedmemory/region/r/register", region)[0] == 200
             loaded = device.slots.get("digits")
             loaded.run_us = 1000.0  # quick for ten rows, not for twenty
-            backend = loaded.backend = _Noting(loaded.backend)
+            backend = loaded.backend = NotingBackend(loaded.backend)
             repeats = Repeats(device.port, {})
             found = [repeats.ask(body)[0] for _ in range(6)]
             repeats.close()

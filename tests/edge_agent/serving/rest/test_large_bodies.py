@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,14 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.config import ApiSettings
-from edge_agent.runtime.backend import InferenceBackend
+from edge_agent.serving.codec import encode_response
+from edge_agent.serving.rest import infer
+from tests.fakes.noting_backend import NotingBackend
 from tests.fakes.packages import INPUT, OUTPUT, make_package, reference_images
 from tests.fakes.serving_device import Device, serving
 
 _PATH = "/v2/models/digits/infer"
 _ROWS = 1024  # of 256 bytes
-
-
-class Noting:
-    """A backend that notes the threads that it is run by."""
-
-    def __init__(self, backend: InferenceBackend) -> None:
-        self._backend = backend
-        self.platform, self.signature = backend.platform, backend.signature
-        self.cancel, self.close = backend.cancel, backend.close
-        self.threads: list[str] = []
-
-    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        self.threads.append(threading.current_thread().name)
-        return self._backend.infer(inputs)
 
 
 @pytest.fixture
@@ -63,7 +51,7 @@ def test_raw_numbers_are_answered_where_they_come_in(device: Device, rows: int) 
     loaded = device.slots.get("digits")
     images = reference_images(rows, seed=2)
     expected = loaded.backend.infer({INPUT: images})[OUTPUT]
-    loaded.backend = noting = Noting(loaded.backend)
+    loaded.backend = noting = NotingBackend(loaded.backend)
     loaded.run_us = 1.0
     data, length = body(images)
     assert len(data) > 64 * 1024
@@ -78,9 +66,23 @@ def test_raw_numbers_are_answered_where_they_come_in(device: Device, rows: int) 
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_large_answer_in_json_is_written_by_another_thread(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.slots.get("digits").run_us = 1.0
+    writers: list[str] = []
+    write = encode_response
+
+    def noted(*about: Any, **more: Any) -> Any:
+        writers.append(threading.current_thread().name)
+        return write(*about, **more)
+
+    monkeypatch.setattr(infer, "encode_response", noted)
+    assert ask(device, *body(reference_images(_ROWS), binary_out=False))[0] == 200
+    assert [writer.split("_")[0] for writer in writers] == ["errand"]
+
+
 def test_json_and_packed_bodies_are_read_by_other_threads(device: Device) -> None:
     loaded = device.slots.get("digits")
-    loaded.backend = noting = Noting(loaded.backend)
+    loaded.backend = noting = NotingBackend(loaded.backend)
     loaded.run_us = 1.0
     images = reference_images(300, seed=2)
     data, length = body(images)
