@@ -222,7 +222,9 @@ def test_thousands_of_connections_one_after_the_other_leave_nothing_behind(devic
     for number in range(3000):
         connection = device.connect(TRANSPORTS[number % len(TRANSPORTS)])
         if number % 3:
-            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n")
+            # Where the agent gets no processor for a while, those who left are still counted, and more are sent away.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n")
         if number % 2:
             reset(connection)
         else:
