@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.contract.latency import BUCKETS
 from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.monitor.ids import Ids
-from edge_agent.monitor.sampler import LARGEST_BLOCK, Draw
+from edge_agent.monitor.sampler import LARGEST_BLOCK, Draw, Lot
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -33,44 +34,6 @@ _Columns = list[tuple[str, NDArray[Any]]]
 NO_DRAWS: Mapping[int, Draw] = {}
 
 
-class Noted(NamedTuple):
-    """One answered request, without its tensors.
-
-    Args:
-        at_s: When, on the steady clock.
-        draws: Of the rows that were chosen.
-    """
-
-    request_id: str
-    rows: int
-    latency_us: float
-    at_s: float
-    draws: Mapping[int, Draw]
-
-
-class Held(NamedTuple):
-    """Answered requests of one row each, noted when there are more of them; made by position where time is short.
-
-    Args:
-        rows: As many as requests.
-        inputs, outputs: Row by row theirs; no inputs where nobody will look at them.
-        counted: Whether the inputs are to be counted, where not all are.
-        took: Microseconds of the only one, or how many fell into which of :mod:`edge_agent.contract.latency`'s buckets.
-        draws: By row, of those that were chosen.
-        chances: Rows that are still to be drawn among, each with its random number.
-    """
-
-    request_ids: Sequence[str]
-    rows: int
-    at_s: float
-    inputs: Tensors
-    outputs: Tensors
-    took: float | Mapping[int, int]
-    counted: bool = True
-    draws: Mapping[int, Draw] = NO_DRAWS
-    chances: Sequence[tuple[int, float]] = ()
-
-
 class Block:
     """What is noted between two looks; not thread-safe.
 
@@ -78,136 +41,177 @@ class Block:
         inputs, outputs: Names of the tensors that are counted.
         task: Name of the output with the probabilities.
     Attributes:
-        counting: Whether the rows are counted; to be said before the first one.
-        ids: Of the requests, in order; ``at_s``, on the steady clock, likewise.
-        latencies_us: Of those that were noted by themselves.
+        copies: Whether rows are small enough to be copied: then there is no reason not to count them all.
+        lot: What its rows are drawn with.
+        room: Rows that it still takes; ``ends_at``: when it ends at the latest, on the steady clock.
+        counting: Whether the rows are counted.
+        count: Requests that were noted.
+        latency: How many of them took how long, by the buckets of :mod:`edge_agent.contract.latency`.
         sizes: Their rows; empty where the rows were copied, as those are requests of one row.
         bytes: Of the tensors that are held, counted ones alone.
-        capacity: Requests of one row that it takes where they are counted; ``uncounted_capacity``: where they are not.
-        is_all: Whether a request's tensors are hardly more than what is counted of them.
+        capacity: Rows that it takes where they are counted and copied.
     """
 
     def __init__(self, signature: Signature, inputs: Sequence[str], outputs: Sequence[str], task: str) -> None:
         self._inputs, self._outputs, self._task = tuple(inputs), tuple(outputs), task
         specs = [spec for spec in signature.inputs if spec.name in inputs]
         given = [spec for spec in signature.outputs if spec.name in outputs or spec.name == task]
+        answer = [spec for spec in given if spec.name == task]
         self._alike = all(None not in spec.shape[1:] for spec in (*specs, *given))
         row_bytes = _row_bytes(*specs, *given)
-        small = row_bytes <= _COPIED_BYTES
-        self.is_all = _row_bytes(*signature.inputs, *signature.outputs) <= _COPIED_BYTES
-        answer = [spec for spec in given if spec.name == task]
-        self.capacity = min(COUNTED_ROWS, _rows_in_columns(row_bytes)) if small else COUNTED_ROWS
-        self.uncounted_capacity = min(LARGEST_BLOCK, _rows_in_columns(_row_bytes(*answer))) if small else COUNTED_ROWS
-        self._specs = (specs, given) if small else None
-        self._answer = answer
-        self._columns: tuple[_Columns, _Columns] = [], []
+        self.copies = row_bytes <= _COPIED_BYTES
+        self.capacity = min(COUNTED_ROWS, _rows_in_columns(row_bytes)) if self.copies else COUNTED_ROWS
+        self._uncounted = min(LARGEST_BLOCK, _rows_in_columns(_row_bytes(*answer))) if self.copies else COUNTED_ROWS
+        self._specs, self._answer = (specs, given), answer
+        self._counted_columns: tuple[_Columns, _Columns] = [], []
+        self._columns = self._counted_columns
         self._kept: NDArray[Any] | None = None
-        self.counting = True
-        self.ids = Ids()
-        self.latencies_us: list[float] = []
-        self.at_s: list[float] = []
-        self.sizes: list[int] = []
-        self._draws: dict[int, Mapping[int, Draw]] = {}  # by index of the request
         self._held: list[tuple[Tensors | None, Tensors]] = []
-        self.bytes = 0
+        self._request_ids: list[str | Sequence[str]] = []
+        self._at_s: list[float] = []  # as many
+        self._draws: dict[int, Mapping[int, Draw]] = {}  # by index of the request
+        self.lot = Lot.none()
+        self.room, self.ends_at = 0, 0.0
+        self.counting = True
+        self.count = self.bytes = 0
+        self.latency = [0] * BUCKETS
+        self.sizes: list[int] = []
+
+    def begin(self, lot: Lot, rows: int, *, counting: bool, ends_at: float) -> None:
+        """Begin anew.
+
+        Args:
+            rows: So many are here already.
+            counting: Whether the rows are to be counted; else nothing but what the model said is kept of small ones.
+        """
+        self.clear()
+        self.lot, self.ends_at, self.counting = lot, ends_at, counting
+        self.room = min(lot.room, max(rows, self.capacity if counting else self._uncounted))
+        if not self.copies:
+            return
+        if not counting:
+            answers = _columns(self._answer, self._uncounted)
+            self._columns = [], answers
+            self._kept = answers[0][1]  # used once: whoever remembers the requests keeps it
+            return
+        if not self._counted_columns[1]:
+            given, found = self._specs
+            self._counted_columns = _columns(given, self.capacity), _columns(found, self.capacity)
+        self._columns = self._counted_columns
+
+    def clear(self) -> None:
+        """Let go of all that was noted, and take no more."""
+        self.lot = Lot.none()
+        self.room, self.ends_at = 0, 0.0
+        self.count = self.bytes = 0
+        self.latency = [0] * BUCKETS
+        self.sizes = []
+        self._request_ids, self._at_s = [], []
+        self._draws = {}
+        self._columns, self._kept, self._held = ([], []), None, []
 
     @property
-    def copies(self) -> bool:
-        """Whether rows are small enough to be copied: then there is no reason not to count them all."""
-        return self._specs is not None
+    def ids(self) -> Ids:
+        """Those of the requests, in order, with their times on the steady clock."""
+        return Ids(self._request_ids, self._at_s, self.count)
 
     @property
     def rows(self) -> int:
         """Rows that have been noted."""
-        return sum(self.sizes) if self.sizes else len(self.ids)
+        return sum(self.sizes) if self.sizes else self.count
 
-    def fits(self, rows: int) -> bool:
-        """Whether a request of so many rows may join: one that is held and those that were copied do not mix."""
-        return not self.ids or ((rows == 1 or not self.copies) and (bool(self._held) != self.copies))
+    def note_passing(
+        self, request_ids: Sequence[str], at_s: float, outputs: Tensors, buckets: Mapping[int, int]
+    ) -> bool:
+        """Note requests of one row each where nothing is to be kept but what the model said; False where there is more.
 
-    def add(self, noted: Noted, inputs: Tensors | None, outputs: Tensors) -> None:
-        """Note a request.
+        At a fast pace nearly every request comes this way, in the fewest steps: the models that run in between leave
+        nothing of them in the processor's caches.
+        """
+        kept, lot, answers = self._kept, self.lot, outputs[self._task]
+        rows = len(answers)
+        if kept is None or rows > self.room or rows > lot.gap or rows < 2 or at_s >= self.ends_at:
+            return False
+        begin = self.count
+        place = kept[begin : begin + rows]
+        if answers.shape != place.shape:
+            return False
+        place[:] = answers
+        self.count = begin + rows
+        self.room -= rows
+        lot.gap -= rows
+        self._request_ids.append(request_ids)
+        self._at_s.append(at_s)
+        latency = self.latency
+        for bucket, requests in buckets.items():
+            latency[bucket] += requests
+        return True
+
+    def take(self, request_ids: Sequence[str], rows: int, at_s: float, inputs: Tensors, outputs: Tensors) -> None:
+        """Note requests of one row each by copying their rows; all of them, or none where it raises.
 
         Args:
-            inputs: As the application sent them; None where this request is not to be counted.
-            outputs: All of the model's.
+            rows: As many as requests.
+            inputs, outputs: Row by row theirs.
+        Raises:
+            ValueError: A tensor is not what the signature says.
         """
-        self.latencies_us.append(noted.latency_us)
-        if self.copies and noted.rows == 1 and inputs is not None:
-            self.take((Held((noted.request_id,), 1, noted.at_s, inputs, outputs, noted.latency_us, draws=noted.draws),))
-            return
-        if noted.draws:
-            self._draws[len(self.ids)] = noted.draws
-        self._hold(inputs, outputs)
-        self.ids.append(noted.request_id)
-        self.at_s.append(noted.at_s)
-        self.sizes.append(noted.rows)
+        begin = self.count
+        for tensors, columns in zip((inputs, outputs), self._columns, strict=True):
+            for name, column in columns:
+                array, place = tensors[name], column[begin : begin + rows]
+                if array.shape != place.shape:  # an assignment would repeat what is too short
+                    raise ValueError(f"tensor '{name}' is {array.shape}, not {place.shape} as declared")
+                place[:] = array
+        self.count += rows
+        self._request_ids.append(request_ids if rows > 1 else request_ids[0])
+        self._at_s.append(at_s)
 
-    def take(self, held: Sequence[Held]) -> None:
-        """Note requests of one row each, small ones as copies; all of them, or none where it raises."""
-        if self.copies:
-            self._copy(held)
-        else:
-            for each in held:
-                self._hold(each.inputs if each.counted else None, each.outputs)
-                self.sizes += [1] * each.rows
-        ids, at_s = self.ids, self.at_s
-        for each in held:
-            if each.draws:
-                self.drawn(len(ids), each.draws)
-            ids.extend(each.request_ids, each.rows)
-            at_s += [each.at_s] * each.rows
+    def hold(
+        self,
+        request_ids: str | Sequence[str],
+        sizes: Sequence[int],
+        at_s: float,
+        inputs: Tensors | None,
+        outputs: Tensors,
+    ) -> None:
+        """Note requests whose tensors are held; in a block that copies, nothing but this.
 
-    def _copy(self, held: Sequence[Held]) -> None:
-        begin = len(self.ids)
-        end = begin + sum([each.rows for each in held])
-        if not self.counting:
-            if self._kept is None:
-                self._kept = self._new_kept()
-            np.concatenate([each.outputs[self._task] for each in held], out=self._kept[begin:end])
-        else:
-            if not self._columns[1]:
-                self._columns = self._new_columns()
-            given, found = self._columns
-            for name, column in given:
-                np.concatenate([each.inputs[name] for each in held], out=column[begin:end])
-            for name, column in found:
-                np.concatenate([each.outputs[name] for each in held], out=column[begin:end])
-
-    def _hold(self, inputs: Tensors | None, outputs: Tensors) -> None:
+        Args:
+            request_ids: One for each of ``sizes``, their numbers of rows.
+            inputs, outputs: Row by row theirs; no inputs where these are not to be counted.
+        """
         self._held.append((inputs, outputs))
         if inputs is not None:
             self.bytes += sum([array.nbytes for array in inputs.values()])
+        self.count += len(sizes)
+        self.sizes += sizes
+        self._request_ids.append(request_ids)
+        self._at_s.append(at_s)
 
-    def drawn(self, first: int, draws: Mapping[int, Draw]) -> None:
-        """Note which of requests of one row each were chosen, by their place after the block's ``first``."""
-        for index, draw in draws.items():
-            self._draws[first + index] = {0: draw}
-
-    @property
-    def takes(self) -> bool:
-        """Whether more requests of one row may follow by :meth:`take`: where they are copied, only behind others."""
-        return not self.copies or (bool(self.ids) and not self._held)
+    def drawn(self, request: int, draws: Mapping[int, Draw]) -> None:
+        """Note which rows of a request, by its index, were chosen."""
+        self._draws[request] = draws
 
     @property
     def lasts(self) -> bool:
         """Whether :meth:`probabilities` may be kept as they are: they are small, and no part of anything larger."""
-        return self._kept is not None and self._kept[0].nbytes <= _KEPT_BYTES
+        return self._kept is not None and bool(self._kept[0].nbytes <= _KEPT_BYTES)
 
     def probabilities(self) -> list[NDArray[Any]]:
         """Those of all rows, in order, in one or several float[N, classes]."""
         if self._held:
             return [outputs[self._task] for _, outputs in self._held]
         if self._kept is not None:
-            return [self._kept[: len(self.ids)]]
-        return [column[: len(self.ids)] for name, column in self._columns[1] if name == self._task]
+            return [self._kept[: self.count]]
+        return [column[: self.count] for name, column in self._columns[1] if name == self._task]
 
     def batches(self) -> Iterator[tuple[Tensors, Tensors]]:
         """Inputs and outputs of the rows to count, those together that agree in all axes but the first."""
         if not self.counting:
             return
         if not self._held:
-            rows = len(self.ids)
+            rows = self.count
             given, found = ({name: column[:rows] for name, column in side} for side in self._columns)
             yield given, found
             return
@@ -217,31 +221,16 @@ class Block:
                 given_by_all = _joined([inputs for inputs, _ in part], self._inputs)
                 yield from _by_rows(given_by_all, _joined([outputs for _, outputs in part], self._outputs))
 
-    def clear(self) -> None:
-        """Begin anew; columns are used again."""
-        self.ids = Ids()
-        self.latencies_us, self.at_s, self.sizes = [], [], []
-        self._draws, self._held, self._kept, self.bytes = {}, [], None, 0
-
     def asked(self) -> dict[int, float]:
         """By row: the probability with which each chosen row was asked for a label."""
         if not self._draws:
             return {}
-        firsts = list(itertools.accumulate(self.sizes, initial=0)) if self.sizes else range(len(self.ids))
+        firsts = list(itertools.accumulate(self.sizes, initial=0)) if self.sizes else range(self.count)
         return {
             firsts[index] + row: draw.label_probability
             for index, draws in self._draws.items()
             for row, draw in draws.items()
         }
-
-    def _new_columns(self) -> tuple[_Columns, _Columns]:
-        given, found = self._specs or ([], [])
-        return [(spec.name, _column(spec, self.capacity)) for spec in given], [
-            (spec.name, _column(spec, self.capacity)) for spec in found
-        ]
-
-    def _new_kept(self) -> NDArray[Any]:
-        return _column(self._answer[0], self.uncounted_capacity)
 
 
 def _rows_in_columns(row_bytes: float) -> int:
@@ -255,8 +244,9 @@ def _row_bytes(*specs: TensorSpec) -> float:
     return sum(math.prod(axis or 1 for axis in spec.shape[1:]) * spec.datatype.numpy.itemsize for spec in specs)
 
 
-def _column(spec: TensorSpec, rows: int) -> NDArray[Any]:
-    return np.empty((rows, *(axis or 1 for axis in spec.shape[1:])), dtype=spec.datatype.numpy)
+def _columns(specs: Sequence[TensorSpec], rows: int) -> _Columns:
+    shapes = [(rows, *(axis or 1 for axis in spec.shape[1:])) for spec in specs]
+    return [(spec.name, np.empty(shape, spec.datatype.numpy)) for spec, shape in zip(specs, shapes, strict=True)]
 
 
 def _alike(pairs: list[tuple[Tensors, Tensors]]) -> list[list[tuple[Tensors, Tensors]]]:

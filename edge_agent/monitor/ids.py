@@ -1,4 +1,4 @@
-"""The ids of many requests, in order, in little memory."""
+"""The ids of many requests and when each was answered, in order, in little memory."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ from collections.abc import Collection, Iterator, Sequence
 
 
 class Ids:
-    """Ids by request; those that came together stay what they came as, which may be less than a string for each."""
+    """Ids by request.
 
-    __slots__ = ("_count", "_parts")
+    Args:
+        parts: Each the id of one request; or those of several that came together, which may be less than a string for
+            each.
+        at_s: When each part was answered, by any clock.
+        count: How many requests there are.
+    """
 
-    def __init__(self) -> None:
-        self._parts: list[str | Sequence[str]] = []
-        self._count = 0
+    __slots__ = ("_at_s", "_count", "_parts")
+
+    def __init__(self, parts: Sequence[str | Sequence[str]], at_s: Sequence[float], count: int) -> None:
+        self._parts, self._at_s, self._count = parts, at_s, count
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        for part in self._parts:
+        for request_id, _ in self.timed():
+            yield request_id
+
+    def timed(self) -> Iterator[tuple[str, float]]:
+        """Each id, and when its request was answered."""
+        for part, at_s in zip(self._parts, self._at_s, strict=True):
             if isinstance(part, str):
-                yield part
+                yield part, at_s
             else:
-                yield from part
+                for request_id in part:
+                    yield request_id, at_s
 
-    def append(self, request_id: str) -> None:
-        """Add one."""
-        self._parts.append(request_id)
-        self._count += 1
-
-    def extend(self, request_ids: Sequence[str], count: int) -> None:
-        """Add several that came together and do not change: made by the agent, so that they are nobody else's."""
-        self._parts.append(request_ids if count > 1 else request_ids[0])
-        self._count += count
-
-    def latest(self, indices: Collection[int]) -> Iterator[tuple[int, str]]:
-        """The ids of these requests by index, the last one first; not those that a later request has as well."""
+    def latest(self, indices: Collection[int]) -> Iterator[tuple[int, str, float]]:
+        """Of these requests by index: index, id, and when; the last one first, none whose id a later one has too."""
         wanted = sorted(indices)
         later: set[str] = set()
         first = self._count
-        for part in reversed(self._parts):
+        for part, at_s in zip(reversed(self._parts), reversed(self._at_s), strict=True):
             if not wanted:
                 return
             if isinstance(part, str):
@@ -47,10 +49,10 @@ class Ids:
                 if wanted[-1] == first:
                     wanted.pop()
                     if part not in later:
-                        yield first, part
+                        yield first, part, at_s
                 later.add(part)
                 continue
             first -= len(part)
             while wanted and wanted[-1] >= first:
                 index = wanted.pop()
-                yield index, part[index - first]
+                yield index, part[index - first], at_s

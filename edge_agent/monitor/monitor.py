@@ -17,10 +17,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import CallerError, UnknownRequest
+from edge_agent.contract.latency import bucket_of
 from edge_agent.contract.messages import Label, LabelBatch, MetricsReport, ModelMetrics
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor.block import NO_DRAWS, Noted
+from edge_agent.monitor.block import NO_DRAWS
 from edge_agent.monitor.board.board import Board
 from edge_agent.monitor.machine import Machine
 from edge_agent.monitor.outgoing import OutboxWriter, WaitingSamples, send_counts
@@ -93,29 +94,22 @@ class Monitor:
         group: str,
     ) -> bool:
         """Note an answered request; whether the application is asked for a label."""
-        now = self._steady()
+        now, buckets = self._steady(), {bucket_of(latency_us): 1}
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.task])
-            if rows == 1 and not group:
-                ids = (request_id,)
-                if watched.note_passing(ids, 1, now, inputs, outputs, took=latency_us):
-                    return False
-                if watched.may_hold(1, now) and watched.may_wait(1):
-                    watched.hold(ids, 1, now, inputs, outputs, took=latency_us)
-                    return False
-            if not rows:  # nothing to count, draw or label
-                watched.window.answered(1, 0, [latency_us])
+            if rows == 1:
+                draws = self._take(
+                    watched, (request_id,), inputs, outputs, rows=1, now=now, buckets=buckets, group=group
+                )
+            elif rows:
+                draws = self._note(
+                    watched, request_id, inputs, outputs, rows=rows, now=now, buckets=buckets, group=group
+                )
+            else:  # nothing to count, draw or label
+                watched.window.requests += 1
+                watched.window.took(buckets)
                 return False
-            if watched.is_over(rows, now):
-                self._settle(watched, now)
-                watched.begin(rows, now)
-            draws: Mapping[int, Draw] = NO_DRAWS
-            if not watched.lot.pass_by(rows):
-                name = (lambda _: request_id) if rows == 1 else (lambda row: f"{request_id}/{row}")
-                chances = watched.lot.chances(rows)
-                draws = watched.choose(name, inputs, outputs, chances, at_s=now, now_s=now, group=group)
-            watched.note(Noted(request_id, rows, latency_us, now, draws), inputs, outputs)
         return any(draw.label_wanted for draw in draws.values()) if draws else False
 
     def observe_together(
@@ -132,21 +126,15 @@ class Monitor:
         Args:
             buckets: How many took how long, by the buckets of :mod:`edge_agent.contract.latency`.
         """
-        now, count = self._steady(), len(request_ids)
+        now = self._steady()
         with self._lock:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
-            if watched.note_passing(request_ids, count, now, inputs, outputs, took=buckets):
+            if watched.block.note_passing(request_ids, now, outputs, buckets):
                 return ()
-            if not watched.may_hold(count, now):
-                self._settle(watched, now)
-                watched.begin(count, now)
-            if watched.may_wait(count):
-                watched.hold(request_ids, count, now, inputs, outputs, took=buckets)
-                return ()
-            chances = watched.lot.chances(count)
-            draws = watched.choose(request_ids.__getitem__, inputs, outputs, chances, at_s=now, now_s=now, group="")
-            watched.hold(request_ids, count, now, inputs, outputs, took=buckets, draws=draws)
-            return [row for row, draw in draws.items() if draw.label_wanted]
+            draws = self._take(
+                watched, request_ids, inputs, outputs, rows=len(request_ids), now=now, buckets=buckets, group=""
+            )
+        return [row for row, draw in draws.items() if draw.label_wanted] if draws else ()
 
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules
         """Count a request that was wrong."""
@@ -253,6 +241,53 @@ class Monitor:
         """Close the file of remembered requests, and stop reading the board; flush before."""
         self._remembered.close()
         self._machine.close()
+
+    def _take(
+        self,
+        watched: Watched,
+        request_ids: Sequence[str],
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        *,
+        rows: int,
+        now: float,
+        buckets: Mapping[int, int],
+        group: str,
+    ) -> Mapping[int, Draw]:
+        """Note requests of one row each, and draw among them: those that were chosen."""
+        block = watched.block
+        if rows > block.room or now >= block.ends_at:
+            self._settle(watched, now)
+            watched.begin(rows, now)
+        draws: Mapping[int, Draw] = NO_DRAWS
+        if not block.lot.pass_by(rows):
+            name, chances = request_ids.__getitem__, block.lot.chances(rows)
+            draws = watched.choose(name, inputs, outputs, chances, now_s=now, group=group)
+        watched.take(request_ids, rows, now, inputs, outputs, buckets=buckets, draws=draws)
+        return draws
+
+    def _note(
+        self,
+        watched: Watched,
+        request_id: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        *,
+        rows: int,
+        now: float,
+        buckets: Mapping[int, int],
+        group: str,
+    ) -> Mapping[int, Draw]:
+        """Note a request of several rows, and draw among them: those that were chosen."""
+        if not watched.takes_several(rows, now):
+            self._settle(watched, now)
+            watched.begin(rows, now)
+        draws: Mapping[int, Draw] = NO_DRAWS
+        if not watched.block.lot.pass_by(rows):
+            chances = watched.block.lot.chances(rows)
+            draws = watched.choose(lambda row: f"{request_id}/{row}", inputs, outputs, chances, now_s=now, group=group)
+        watched.note(request_id, rows, now, inputs, outputs, buckets=buckets, draws=draws)
+        return draws
 
     def _settled(self, model: str) -> list[Watched]:
         """All packages of a model, with no row left to look at: they share what chooses among rows."""

@@ -58,9 +58,8 @@ class AnsweredRows:
     Args:
         class_name: Gives a class's name by its index.
         lifetime_ms: How long after its answer a row takes feedback.
-        ids: Each request's id; a row of several is called ``ID/INDEX``.
+        ids: Each request's id, and when it was answered on a steady clock; a row of several is called ``ID/INDEX``.
         sizes: Each request's number of rows; empty where all have one.
-        at_s: When each request was answered, on a steady clock.
         now: One moment in seconds on that clock, and in Unix time in milliseconds.
         rows: How many there are.
         found: What was said of each; or the probabilities, which are looked at when somebody asks.
@@ -72,12 +71,11 @@ class AnsweredRows:
     lifetime_ms: int
     ids: Ids
     sizes: list[int]
-    at_s: list[float]
     now: tuple[float, int]
     rows: int
     found: Predictions | Sequence[NDArray[Any]]
     asked: dict[int, float]
-    _places: dict[str, tuple[int, int]] | None = None
+    _places: dict[str, tuple[int, float]] | None = None
 
     def __len__(self) -> int:
         return self.rows
@@ -85,7 +83,8 @@ class AnsweredRows:
     def find(self, row_id: str) -> Answered | None:
         """What is remembered of the row; of one id used twice the later one's."""
         if len(self.ids) == len(self) == 1:  # at a slow pace each row comes by itself
-            return self._answered(0, 0) if row_id in self.ids else None
+            ((request_id, at_s),) = self.ids.timed()
+            return self._answered(0, at_s) if row_id == request_id else None
         place = self._by_id().get(row_id)
         return None if place is None else self._answered(*place)
 
@@ -94,30 +93,31 @@ class AnsweredRows:
         if not self.asked:
             return
         if not self.sizes:
-            for row, row_id in self.ids.latest(self.asked):
-                yield row_id, self._answered(row, row)
+            for row, row_id, at_s in self.ids.latest(self.asked):
+                yield row_id, self._answered(row, at_s)
             return
         for row_id, place in self._by_id().items():
-            if place[1] in self.asked:
+            if place[0] in self.asked:
                 yield row_id, self._answered(*place)
 
-    def _by_id(self) -> dict[str, tuple[int, int]]:
-        """By id: which request of these, and which row."""
+    def _by_id(self) -> dict[str, tuple[int, float]]:
+        """By id: which row of these, and when it was answered."""
         if self._places is None:
-            places: dict[str, tuple[int, int]] = {}
+            places: dict[str, tuple[int, float]] = {}
             first = 0
-            for index, (request_id, rows) in enumerate(zip(self.ids, self.sizes or itertools.repeat(1), strict=False)):
+            sizes = self.sizes or itertools.repeat(1)
+            for (request_id, at_s), rows in zip(self.ids.timed(), sizes, strict=False):
                 for row in range(rows):
-                    places[request_id if rows == 1 else f"{request_id}/{row}"] = index, first + row
+                    places[request_id if rows == 1 else f"{request_id}/{row}"] = first + row, at_s
                 first += rows
             self._places = places
         return self._places
 
-    def _answered(self, request: int, row: int) -> Answered:
+    def _answered(self, row: int, at_s: float) -> Answered:
         if not isinstance(self.found, Predictions):
             self.found = predictions_of(self.found)
         now_s, now_ms = self.now
-        at_ms = now_ms - int((now_s - self.at_s[request]) * 1000)
+        at_ms = now_ms - int((now_s - at_s) * 1000)
         return Answered(
             package=self.package,
             prediction=self.class_name(int(self.found.best[row])),

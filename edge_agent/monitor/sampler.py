@@ -80,19 +80,23 @@ class Rate:
     def add(self, weight: float, now_s: float) -> float:
         """Count events of this weight together; the rate with them, per minute."""
         if self._first is None:
-            self._first, self._last = now_s - 1.0, now_s  # as if one second had passed: no infinite rate at the start
+            self._first = self._last = now_s
         if now_s > self._last:
             self._sum *= math.exp((self._last - now_s) / self._window_s)
             self._last = now_s
         self._sum += weight
-        return 60.0 * self._sum / (self._window_s * -math.expm1((self._first - self._last) / self._window_s))
+        return self._per_minute(self._sum, self._last - self._first)
 
     def foresee(self, weight: float, now_s: float) -> float:
         """What :meth:`add` would give, without counting anything."""
-        first = now_s - 1.0 if self._first is None else self._first
-        last = max(now_s, self._last) if self._first is not None else now_s
-        faded = self._sum * math.exp((self._last - last) / self._window_s) if self._first is not None else 0.0
-        return 60.0 * (faded + weight) / (self._window_s * -math.expm1((first - last) / self._window_s))
+        if self._first is None:
+            return self._per_minute(weight, 0.0)
+        last = max(now_s, self._last)
+        return self._per_minute(self._sum * math.exp((self._last - last) / self._window_s) + weight, last - self._first)
+
+    def _per_minute(self, faded: float, passed_s: float) -> float:
+        seen_s = max(1.0, passed_s)  # no infinite rate at the start
+        return 60.0 * faded / (self._window_s * -math.expm1(-seen_s / self._window_s))
 
 
 class Bucket:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.contract.errors import PackageError
-from edge_agent.contract.latency import BOUNDS_US, BUCKETS
+from edge_agent.contract.latency import BUCKETS
 from edge_agent.contract.messages import ModelMetrics
 from edge_agent.contract.profile import Feature, FeatureCounts, count, merge, project
 
@@ -18,7 +18,6 @@ Tensors = Mapping[str, NDArray[Any]]
 
 # Wider ones are widened feature by feature, so that no two copies are there at once.
 _WIDENED_BYTES = 256 * 1024
-_BOUNDS = np.array(BOUNDS_US)
 
 
 @dataclasses.dataclass
@@ -38,19 +37,11 @@ class Window:
     counts: dict[str, FeatureCounts] = dataclasses.field(default_factory=dict)
     counted: int = 0
 
-    def answered(self, requests: int, rows: int, latencies_us: Sequence[float]) -> None:
-        """Note requests that were answered.
-
-        Args:
-            latencies_us: Of those that :attr:`latency` does not know of yet.
-        """
-        self.requests += requests
-        self.rows += rows
-        if not latencies_us:
-            return
-        buckets = np.searchsorted(_BOUNDS, latencies_us, side="left")  # an upper bound belongs to its own bucket
-        found = np.bincount(buckets, minlength=BUCKETS).tolist()
-        self.latency = [before + new for before, new in zip(self.latency, found, strict=True)]
+    def took(self, buckets: Mapping[int, int]) -> None:
+        """Note how many requests took how long, by the buckets of ``BOUNDS_US``."""
+        latency = self.latency
+        for bucket, requests in buckets.items():
+            latency[bucket] += requests
 
     def count(self, features: tuple[Feature, ...], batches: Iterable[tuple[Tensors, Tensors]]) -> None:
         """Count the rows of batches of inputs and outputs: their values batch by batch, all of them at once."""

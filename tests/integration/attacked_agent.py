@@ -111,8 +111,8 @@ class AttackedAgent:
             return socket.create_connection((host, port), timeout=self._patience_s)
         path = {"unix": "http.sock", "frames": "frames.sock", "grpc_unix": "grpc.sock"}[transport]
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(self.folder / path))  # with a timeout it does not wait where the listener's queue is full
-        connection.settimeout(self._patience_s)
+        connection.connect(str(self.folder / path))
+        connection.settimeout(self._patience_s)  # not before: where the listener's queue is full it would not wait
         return connection
 
     def ask_http(

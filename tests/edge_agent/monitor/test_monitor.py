@@ -271,7 +271,8 @@ def test_an_answer_that_cannot_be_counted_keeps_no_other_from_being_reported(
     watching.observe(silent, reference_images(2))
     watching.monitor.flush()
     (report,) = watching.sent(Stream.METRICS, MetricsReport)
-    assert {metrics.model: metrics.rows for metrics in report.models} == {"digits": 2, "other": 1}
+    assert {metrics.model: metrics.rows for metrics in report.models} == {"digits": 3, "other": 1}
+    assert {metrics.model: sum(metrics.latency_counts) for metrics in report.models} == {"digits": 2, "other": 1}
     assert caplog.text.count("answers of model digits 1 could not be counted") == 1
 
 

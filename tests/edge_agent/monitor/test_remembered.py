@@ -19,15 +19,12 @@ LATER_MS = 1_000_000
 
 def answered(request_id: str, prediction: int = 1, *, sampled: bool = True) -> AnsweredRows:
     """One request of one row."""
-    ids = Ids()
-    ids.append(request_id)
     return AnsweredRows(
         package="a" * 64,
         class_name=str,
         lifetime_ms=LATER_MS,
-        ids=ids,
+        ids=Ids([request_id], [0.0], 1),
         sizes=[],
-        at_s=[0.0],
         now=(0.0, 1),
         rows=1,
         found=Predictions(np.array([prediction]), np.array([0.5]), np.array([0.5])),

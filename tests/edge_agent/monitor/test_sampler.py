@@ -94,7 +94,7 @@ def test_rows_in_blocks_have_true_probabilities_and_keep_the_budget() -> None:
     """As the monitor asks at a fast pace: most rows are settled with no look at their margin."""
     rows, per_minute = 30_000, 150_000.0
     counted, right = [], []
-    for seed in range(15):
+    for seed in range(30):
         source = random.Random(seed)
         sampler = Sampler(SamplingPolicy(samples_per_minute=600), threshold=0.2, uniform=source.random)
         chosen: list[tuple[float, float]] = []

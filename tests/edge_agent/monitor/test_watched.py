@@ -206,3 +206,29 @@ def test_of_large_rows_no_more_are_counted_than_the_budget_however_many_run_toge
     counted = sum(report.rows for report in sent(outbox, Stream.PROFILES, ProfileReport))
     outbox.close()
     assert 10 < counted / seconds < 55
+
+
+def test_answers_that_cannot_be_noted_were_requests_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether by themselves or among others that can, counted or at a pace at which few are."""
+    loaded = load(make_package(tmp_path / "package"))
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    steady = [0.0]
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    images = {INPUT: reference_images(10, seed=16)}
+    outputs = loaded.backend.infer(images)
+    wrong = {OUTPUT: outputs[OUTPUT][:, :1]}
+    ids = [f"r{row}" for row in range(10)]
+    monitor.observe_together(loaded, ids, images, wrong, buckets={0: 10})
+    for run in range(1, 5000):
+        steady[0] += 10 / 20_000
+        monitor.observe_together(loaded, ids, images, outputs if run % 100 else wrong, buckets={run % 3: 10})
+    monitor.flush()
+    monitor.close()
+    (metrics,) = sent(outbox, Stream.METRICS, MetricsReport)[0].models
+    outbox.close()
+    assert metrics.requests == metrics.rows == sum(metrics.latency_counts) == 50_000
+    assert caplog.text.count("answers of model digits 1 could not be noted") == 50
+    assert "tensor 'probabilities' is (10, 1), not (10, 10) as declared" in caplog.text
