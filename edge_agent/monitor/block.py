@@ -130,7 +130,7 @@ class Block:
         """
         kept, lot, answers = self._kept, self.lot, outputs[self._task]
         rows = len(answers)
-        if kept is None or rows > self.room or rows > lot.gap or rows < 2 or at_s >= self.ends_at:
+        if kept is None or rows > self.room or rows > lot.gap or at_s >= self.ends_at:
             return False
         begin = self.count
         place = kept[begin : begin + rows]
@@ -140,7 +140,7 @@ class Block:
         self.count = begin + rows
         self.room -= rows
         lot.gap -= rows
-        self._request_ids.append(request_ids)
+        self._request_ids.append(request_ids if rows > 1 else request_ids[0])
         self._at_s.append(at_s)
         latency = self.latency
         for bucket, requests in buckets.items():

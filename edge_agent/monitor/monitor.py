@@ -99,9 +99,10 @@ class Monitor:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.task])
             if rows == 1:
-                draws = self._take(
-                    watched, (request_id,), inputs, outputs, rows=1, now=now, buckets=buckets, group=group
-                )
+                ids = (request_id,)
+                if watched.block.note_passing(ids, now, outputs, buckets):
+                    return False
+                draws = self._take(watched, ids, inputs, outputs, rows=1, now=now, buckets=buckets, group=group)
             elif rows:
                 draws = self._note(
                     watched, request_id, inputs, outputs, rows=rows, now=now, buckets=buckets, group=group
