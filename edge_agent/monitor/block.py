@@ -49,7 +49,7 @@ class Block:
         latency: How many of them took how long, by the buckets of :mod:`edge_agent.contract.latency`.
         sizes: Their rows; empty where the rows were copied, as those are requests of one row.
         bytes: Of the tensors that are held, counted ones alone.
-        capacity: Rows that it takes where they are counted and copied.
+        capacity: Rows that it takes where they are counted.
     """
 
     def __init__(self, signature: Signature, inputs: Sequence[str], outputs: Sequence[str], task: str) -> None:
@@ -77,17 +77,18 @@ class Block:
         self.latency = [0] * BUCKETS
         self.sizes: list[int] = []
 
-    def begin(self, lot: Lot, rows: int, *, counting: bool, ends_at: float) -> None:
+    def begin(self, lot: Lot, rows: int, *, counting: bool, copying: bool, ends_at: float) -> None:
         """Begin anew.
 
         Args:
-            rows: So many are here already.
-            counting: Whether the rows are to be counted; else nothing but what the model said is kept of small ones.
+            rows: So many are here already; of those to be copied no more than :attr:`capacity`.
+            counting: Whether the rows are to be counted; else nothing but what the model said is kept of copied ones.
+            copying: Whether :meth:`take` will be called, not :meth:`hold`.
         """
         self.clear()
         self.lot, self.ends_at, self.counting = lot, ends_at, counting
         self.room = min(lot.room, max(rows, self.capacity if counting else self._uncounted))
-        if not self.copies:
+        if not copying:
             return
         if not counting:
             answers = _columns(self._answer, self._uncounted)
@@ -128,13 +129,15 @@ class Block:
         At a fast pace nearly every request comes this way, in the fewest steps: the models that run in between leave
         nothing of them in the processor's caches.
         """
-        kept, lot, answers = self._kept, self.lot, outputs[self._task]
+        kept, lot, answers = self._kept, self.lot, outputs.get(self._task)
+        if kept is None or answers is None:
+            return False
         rows = len(answers)
-        if kept is None or rows > self.room or rows > lot.gap or at_s >= self.ends_at:
+        if rows > self.room or rows > lot.gap or at_s >= self.ends_at:
             return False
         begin = self.count
         place = kept[begin : begin + rows]
-        if answers.shape != place.shape:
+        if answers.shape != place.shape or answers.dtype is not place.dtype:  # :meth:`take` says what is wrong
             return False
         place[:] = answers
         self.count = begin + rows
@@ -154,7 +157,7 @@ class Block:
             rows: As many as requests.
             inputs, outputs: Row by row theirs.
         Raises:
-            ValueError: A tensor is not what the signature says.
+            ValueError, TypeError: A tensor is not what the signature says.
         """
         begin = self.count
         for tensors, columns in zip((inputs, outputs), self._columns, strict=True):
@@ -162,7 +165,7 @@ class Block:
                 array, place = tensors[name], column[begin : begin + rows]
                 if array.shape != place.shape:  # an assignment would repeat what is too short
                     raise ValueError(f"tensor '{name}' is {array.shape}, not {place.shape} as declared")
-                place[:] = array
+                np.copyto(place, array, casting="same_kind")
         self.count += rows
         self._request_ids.append(request_ids if rows > 1 else request_ids[0])
         self._at_s.append(at_s)
@@ -175,10 +178,10 @@ class Block:
         inputs: Tensors | None,
         outputs: Tensors,
     ) -> None:
-        """Note requests whose tensors are held; in a block that copies, nothing but this.
+        """Note requests whose tensors are held.
 
         Args:
-            request_ids: One for each of ``sizes``, their numbers of rows.
+            request_ids: One for each of ``sizes``, their numbers of rows; or the only one itself.
             inputs, outputs: Row by row theirs; no inputs where these are not to be counted.
         """
         self._held.append((inputs, outputs))
@@ -203,7 +206,8 @@ class Block:
         if self._held:
             return [outputs[self._task] for _, outputs in self._held]
         if self._kept is not None:
-            return [self._kept[: self.count]]
+            kept = self._kept[: self.count]
+            return [kept.copy() if 2 * self.count < len(self._kept) else kept]  # a view keeps all of it
         return [column[: self.count] for name, column in self._columns[1] if name == self._task]
 
     def batches(self) -> Iterator[tuple[Tensors, Tensors]]:

@@ -10,7 +10,7 @@ class Ids:
 
     Args:
         parts: Each the id of one request; or those of several that came together, which may be less than a string for
-            each.
+            each: made by the agent, so that they are nobody else's.
         at_s: When each part was answered, by any clock.
         count: How many requests there are.
     """
@@ -22,10 +22,6 @@ class Ids:
 
     def __len__(self) -> int:
         return self._count
-
-    def __iter__(self) -> Iterator[str]:
-        for request_id, _ in self.timed():
-            yield request_id
 
     def timed(self) -> Iterator[tuple[str, float]]:
         """Each id, and when its request was answered."""

@@ -21,12 +21,11 @@ from edge_agent.contract.latency import bucket_of
 from edge_agent.contract.messages import Label, LabelBatch, MetricsReport, ModelMetrics
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
-from edge_agent.monitor.block import NO_DRAWS
 from edge_agent.monitor.board.board import Board
 from edge_agent.monitor.machine import Machine
 from edge_agent.monitor.outgoing import OutboxWriter, WaitingSamples, send_counts
 from edge_agent.monitor.remembered import Remembered
-from edge_agent.monitor.sampler import Draw, Sampler
+from edge_agent.monitor.sampler import Sampler
 from edge_agent.monitor.watched import Watched, class_called
 from edge_agent.monitor.window import Window
 from edge_agent.runtime.slots import LoadedModel
@@ -102,11 +101,11 @@ class Monitor:
                 ids = (request_id,)
                 if watched.block.note_passing(ids, now, outputs, buckets):
                     return False
-                draws = self._take(watched, ids, inputs, outputs, rows=1, now=now, buckets=buckets, group=group)
+                self._make_room(watched, 1, now)
+                draws = watched.take(ids, 1, now, inputs, outputs, buckets=buckets, group=group)
             elif rows:
-                draws = self._note(
-                    watched, request_id, inputs, outputs, rows=rows, now=now, buckets=buckets, group=group
-                )
+                self._make_room(watched, rows, now, several=True)
+                draws = watched.note(request_id, rows, now, inputs, outputs, buckets=buckets, group=group)
             else:  # nothing to count, draw or label
                 watched.window.requests += 1
                 watched.window.took(buckets)
@@ -132,9 +131,9 @@ class Monitor:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             if watched.block.note_passing(request_ids, now, outputs, buckets):
                 return ()
-            draws = self._take(
-                watched, request_ids, inputs, outputs, rows=len(request_ids), now=now, buckets=buckets, group=""
-            )
+            rows = len(request_ids)
+            self._make_room(watched, rows, now)
+            draws = watched.take(request_ids, rows, now, inputs, outputs, buckets=buckets, group="")
         return [row for row, draw in draws.items() if draw.label_wanted] if draws else ()
 
     def refused(self, loaded: LoadedModel, error: CallerError) -> None:  # noqa: ARG002 - a window counts no rules
@@ -243,52 +242,11 @@ class Monitor:
         self._remembered.close()
         self._machine.close()
 
-    def _take(
-        self,
-        watched: Watched,
-        request_ids: Sequence[str],
-        inputs: Mapping[str, NDArray[Any]],
-        outputs: Mapping[str, NDArray[Any]],
-        *,
-        rows: int,
-        now: float,
-        buckets: Mapping[int, int],
-        group: str,
-    ) -> Mapping[int, Draw]:
-        """Note requests of one row each, and draw among them: those that were chosen."""
-        block = watched.block
-        if rows > block.room or now >= block.ends_at:
+    def _make_room(self, watched: Watched, rows: int, now: float, *, several: bool = False) -> None:
+        """Begin another block where the current one does not take so many rows."""
+        if watched.is_over(rows, now, several=several):
             self._settle(watched, now)
-            watched.begin(rows, now)
-        draws: Mapping[int, Draw] = NO_DRAWS
-        if not block.lot.pass_by(rows):
-            name, chances = request_ids.__getitem__, block.lot.chances(rows)
-            draws = watched.choose(name, inputs, outputs, chances, now_s=now, group=group)
-        watched.take(request_ids, rows, now, inputs, outputs, buckets=buckets, draws=draws)
-        return draws
-
-    def _note(
-        self,
-        watched: Watched,
-        request_id: str,
-        inputs: Mapping[str, NDArray[Any]],
-        outputs: Mapping[str, NDArray[Any]],
-        *,
-        rows: int,
-        now: float,
-        buckets: Mapping[int, int],
-        group: str,
-    ) -> Mapping[int, Draw]:
-        """Note a request of several rows, and draw among them: those that were chosen."""
-        if not watched.takes_several(rows, now):
-            self._settle(watched, now)
-            watched.begin(rows, now)
-        draws: Mapping[int, Draw] = NO_DRAWS
-        if not watched.block.lot.pass_by(rows):
-            chances = watched.block.lot.chances(rows)
-            draws = watched.choose(lambda row: f"{request_id}/{row}", inputs, outputs, chances, now_s=now, group=group)
-        watched.note(request_id, rows, now, inputs, outputs, buckets=buckets, draws=draws)
-        return draws
+            watched.begin(rows, now, several=several)
 
     def _settled(self, model: str) -> list[Watched]:
         """All packages of a model, with no row left to look at: they share what chooses among rows."""
@@ -301,13 +259,12 @@ class Monitor:
         """Look at the rows of a block that is over."""
         try:
             rows = watched.settle(now)
+            if rows is not None:
+                self._remembered.add(watched.name, rows)
         except Exception:
             # A model may give anything. What of it cannot be counted must not keep the rest from being reported.
             manifest = watched.manifest
             log.exception("answers of model %s %s could not be counted", manifest.name, manifest.version)
-            return
-        if rows is not None:
-            self._remembered.add(watched.name, rows)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

@@ -114,14 +114,15 @@ class AnsweredRows:
         return self._places
 
     def _answered(self, row: int, at_s: float) -> Answered:
-        if not isinstance(self.found, Predictions):
-            self.found = predictions_of(self.found)
+        found = self.found  # another thread may be here too
+        if not isinstance(found, Predictions):
+            found = self.found = predictions_of(found)
         now_s, now_ms = self.now
         at_ms = now_ms - int((now_s - at_s) * 1000)
         return Answered(
             package=self.package,
-            prediction=self.class_name(int(self.found.best[row])),
-            confidence=float(self.found.confidence[row]),
+            prediction=self.class_name(int(found.best[row])),
+            confidence=float(found.confidence[row]),
             inclusion_probability=self.asked.get(row, 0.0),
             at_ms=at_ms,
             expires_ms=at_ms + self.lifetime_ms,

@@ -69,7 +69,10 @@ class Draw:
 
 
 class Rate:
-    """Events per minute, exponentially weighted over the last seconds; right from the first second on."""
+    """Events per minute, exponentially weighted over the last seconds; right from the first second on.
+
+    That second begins with :meth:`begin`, where events are counted only when some time of theirs is over.
+    """
 
     def __init__(self, window_s: float = _RATE_WINDOW_S) -> None:
         self._window_s = window_s
@@ -77,25 +80,27 @@ class Rate:
         self._first: float | None = None
         self._last = 0.0
 
-    def add(self, weight: float, now_s: float) -> float:
-        """Count events of this weight together; the rate with them, per minute."""
+    def begin(self, now_s: float) -> None:
+        """From now on there may be events; said again it changes nothing."""
         if self._first is None:
             self._first = self._last = now_s
+
+    def add(self, weight: float, now_s: float) -> float:
+        """Count events of this weight together; the rate with them, per minute."""
+        self.begin(now_s)
         if now_s > self._last:
             self._sum *= math.exp((self._last - now_s) / self._window_s)
             self._last = now_s
         self._sum += weight
-        return self._per_minute(self._sum, self._last - self._first)
+        return self._per_minute(self._sum, self._last)
 
     def foresee(self, weight: float, now_s: float) -> float:
         """What :meth:`add` would give, without counting anything."""
-        if self._first is None:
-            return self._per_minute(weight, 0.0)
         last = max(now_s, self._last)
-        return self._per_minute(self._sum * math.exp((self._last - last) / self._window_s) + weight, last - self._first)
+        return self._per_minute(self._sum * math.exp((self._last - last) / self._window_s) + weight, last)
 
-    def _per_minute(self, faded: float, passed_s: float) -> float:
-        seen_s = max(1.0, passed_s)  # no infinite rate at the start
+    def _per_minute(self, faded: float, at_s: float) -> float:
+        seen_s = 1.0 if self._first is None else max(1.0, at_s - self._first)  # no infinite rate at the start
         return 60.0 * faded / (self._window_s * -math.expm1(-seen_s / self._window_s))
 
 
@@ -223,6 +228,8 @@ class Sampler:
             now_s: Any clock in seconds that never goes back.
         """
         policy = self.policy
+        for each in (self._rows, self._uncertain, self._chosen):
+            each.begin(now_s)
         rate = self._rows.foresee(rows, now_s)
         block = min(LARGEST_BLOCK, max(rows, int(rate / 60.0 * BLOCK_S)))
         if policy.samples_per_minute <= 0:

@@ -19,7 +19,7 @@ from edge_agent.contract.manifest import Manifest
 from edge_agent.contract.messages import Sample
 from edge_agent.contract.profile import Feature
 from edge_agent.contract.sampling import SamplingPolicy
-from edge_agent.monitor.block import COUNTED_ROWS, Block, Tensors
+from edge_agent.monitor.block import COUNTED_ROWS, NO_DRAWS, Block, Tensors
 from edge_agent.monitor.predicted import Predicted
 from edge_agent.monitor.predictions import Prediction, prediction, predictions, predictions_of
 from edge_agent.monitor.remembered import AnsweredRows
@@ -112,11 +112,23 @@ class Watched:
         """Whether no request waits to be looked at."""
         return not self.block.count
 
-    def begin(self, rows: int, now_s: float) -> None:
+    def is_over(self, rows: int, now_s: float, *, several: bool) -> bool:
+        """Whether the block ends before so many rows.
+
+        Args:
+            several: Whether they are those of one request, which do not mix with copied ones.
+        """
+        block = self.block
+        return rows > block.room or now_s >= block.ends_at or (several and block.copies and block.count > 0)
+
+    def begin(self, rows: int, now_s: float, *, several: bool) -> None:
         """Begin a block, the first ``rows`` rows of which are here; the last one has been settled."""
+        block = self.block
+        copying = block.copies and not several
+        self._byte_rate.begin(now_s)
         lot = self.sampler.begin(rows, now_s)
-        counting = self._is_due(min(lot.room, self.block.capacity), now_s)
-        self.block.begin(lot, rows, counting=counting, ends_at=now_s + BLOCK_S)
+        counting = not block.copies or self._is_due(min(lot.room, block.capacity) if copying else rows, now_s)
+        block.begin(lot, rows, counting=counting, copying=copying, ends_at=now_s + BLOCK_S)
 
     def note(
         self,
@@ -127,17 +139,18 @@ class Watched:
         outputs: Tensors,
         *,
         buckets: Mapping[int, int],
-        draws: Mapping[int, Draw],
-    ) -> None:
-        """Note a request of several rows, those drawn among them chosen; the current block :meth:`takes_several`."""
+        group: str,
+    ) -> Mapping[int, Draw]:
+        """Note a request of several rows in the current block, and draw among them: by row, those that were chosen."""
         block = self.block
-        self._see(inputs)
-        if draws:
-            block.drawn(block.count, draws)
-        block.hold(request_id, (rows,), now_s, inputs if self._counts() else None, outputs)
+        self._hold(request_id, (rows,), now_s, inputs, outputs)
+        if block.copies:  # which it does not mix with
+            block.room = 0
         self.window.took(buckets)
-        # Where rows are copied, what is held is a block by itself.
-        block.room = 0 if block.copies or block.bytes >= _BLOCK_BYTES else block.room - rows
+        draws = self._draw(lambda row: f"{request_id}/{row}", rows, inputs, outputs, now_s=now_s, group=group)
+        if draws:
+            block.drawn(block.count - 1, draws)
+        return draws
 
     def take(
         self,
@@ -148,42 +161,62 @@ class Watched:
         outputs: Tensors,
         *,
         buckets: Mapping[int, int],
-        draws: Mapping[int, Draw],
-    ) -> None:
-        """Note requests of one row each, for which the current block has room.
+        group: str,
+    ) -> Mapping[int, Draw]:
+        """As :meth:`note`, of requests of one row each.
 
         Args:
             buckets: How many took how long, by the buckets of :mod:`edge_agent.contract.latency`.
-            draws: By row, of those that were chosen.
         """
         block = self.block
-        block.room -= rows
+        self.window.took(buckets)
         try:
             if block.copies:
                 block.take(request_ids, rows, now_s, inputs, outputs)
+                block.room -= rows
             else:
-                self._hold(request_ids, rows, now_s, inputs, outputs)
+                self._hold(request_ids if rows > 1 else request_ids[0], [1] * rows, now_s, inputs, outputs)
         except Exception:
             # A model may give anything. They were requests all the same.
             log.exception("answers of model %s %s could not be noted", self.name, self.manifest.version)
             self.window.requests += rows
             self.window.rows += rows
-        else:
-            first = block.count - rows
-            for row, draw in draws.items():
-                block.drawn(first + row, {0: draw})
-        self.window.took(buckets)
+            return NO_DRAWS
+        draws = self._draw(request_ids.__getitem__, rows, inputs, outputs, now_s=now_s, group=group)
+        for row, draw in draws.items():
+            block.drawn(block.count - rows + row, {0: draw})
+        return draws
 
-    def _hold(self, request_ids: Sequence[str], rows: int, now_s: float, inputs: Tensors, outputs: Tensors) -> None:
+    def _hold(
+        self, request_ids: str | Sequence[str], sizes: Sequence[int], now_s: float, inputs: Tensors, outputs: Tensors
+    ) -> None:
         block = self.block
-        self._see(inputs)
+        if not block.copies:
+            self._seen_bytes += sum([array.nbytes for array in inputs.values()])
         # All or none of a run are counted: each of its rows keeps the memory of all.
-        counted = inputs if self._counts() else None
-        block.hold(request_ids if rows > 1 else request_ids[0], [1] * rows, now_s, counted, outputs)
-        if block.bytes >= _BLOCK_BYTES:
-            block.room = 0
+        block.hold(request_ids, sizes, now_s, inputs if block.counting and self._counts() else None, outputs)
+        block.room = block.room - sum(sizes) if block.bytes < _BLOCK_BYTES else 0
 
-    def choose(
+    def _draw(
+        self,
+        row_id: Callable[[int], str],
+        rows: int,
+        inputs: Tensors,
+        outputs: Tensors,
+        *,
+        now_s: float,
+        group: str,
+    ) -> Mapping[int, Draw]:
+        lot = self.block.lot
+        if lot.pass_by(rows):
+            return NO_DRAWS
+        try:
+            return self._choose(row_id, inputs, outputs, lot.chances(rows), now_s=now_s, group=group)
+        except Exception:
+            log.exception("answers of model %s %s could not be drawn among", self.name, self.manifest.version)
+            return NO_DRAWS
+
+    def _choose(
         self,
         row_id: Callable[[int], str],
         inputs: Tensors,
@@ -206,11 +239,6 @@ class Watched:
             sample = self.sample(row_id(row), found, draw, inputs=inputs, outputs=outputs, row=row, group=group)
             self.keep(self.name, sample)
         return draws
-
-    def takes_several(self, rows: int, now_s: float) -> bool:
-        """Whether the current block has room for one request of so many rows, which do not mix with copied ones."""
-        block = self.block
-        return rows <= block.room and now_s < block.ends_at and not (block.copies and block.count)
 
     def settle(self, now_s: float) -> AnsweredRows | None:
         """Look at the rows of the block that is over: count them, learn their rate; what is remembered of them."""
@@ -252,18 +280,12 @@ class Watched:
             asked=block.asked(),
         )
 
-    def _see(self, inputs: Tensors) -> None:
-        if not self.block.copies:
-            self._seen_bytes += sum([array.nbytes for array in inputs.values()])
-
     def _counts(self) -> bool:
         """Whether the next request is counted, where not all are."""
         return self._count_share >= 1.0 or self.uniform() < self._count_share
 
     def _is_due(self, rows: int, now_s: float) -> bool:
-        """Whether a block of so many rows is to be counted; large ones are drawn by lot, one by one."""
-        if not self.block.copies:
-            return True
+        """Whether a block of so many small rows is to be counted."""
         share = _COUNTED_ROWS_PER_MINUTE / self.sampler.rows_per_minute(now_s)
         if share >= 1.0:
             return True

@@ -27,7 +27,7 @@ def signature() -> Signature:
 
 def test_a_row_whose_tensors_have_no_other_axis_is_noted_like_any_other() -> None:
     block = Block(signature(), ("spend", "readings"), ("probabilities",), "probabilities")
-    block.begin(LOT, 5, counting=True, ends_at=1.0)
+    block.begin(LOT, 5, counting=True, copying=True, ends_at=1.0)
     inputs = {
         "spend": np.arange(5, dtype=np.float32),
         "readings": np.arange(15, dtype=np.float32).reshape(5, 3),
@@ -37,7 +37,7 @@ def test_a_row_whose_tensors_have_no_other_axis_is_noted_like_any_other() -> Non
         some, answers = ({name: array[begin:end] for name, array in side.items()} for side in (inputs, outputs))
         block.take([f"r{row}" for row in range(begin, end)], end - begin, 0.0, some, answers)
     [(given, found)] = block.batches()
-    assert [*block.ids] == ["r0", "r1", "r2", "r3", "r4"]
+    assert [each for each, _ in block.ids.timed()] == ["r0", "r1", "r2", "r3", "r4"]
     assert all(np.array_equal(given[name], array) for name, array in inputs.items())
     assert np.array_equal(found["probabilities"], outputs["probabilities"])
 
@@ -46,13 +46,38 @@ def test_a_row_whose_tensors_have_no_other_axis_is_noted_like_any_other() -> Non
 def test_an_answer_that_is_not_as_declared_is_noted_in_no_part(wrong: NDArray[np.floating]) -> None:
     """Neither repeated nor cut until it fits."""
     block = Block(signature(), ("spend",), ("probabilities",), "probabilities")
-    block.begin(LOT, 2, counting=True, ends_at=1.0)
+    block.begin(LOT, 2, counting=True, copying=True, ends_at=1.0)
     spend = {"spend": np.arange(2, dtype=np.float32)}
     right = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
     with pytest.raises(ValueError, match=r"tensor 'probabilities' is \(.*\), not \(2, 2\) as declared"):
         block.take(["a", "b"], 2, 0.0, spend, {"probabilities": wrong})
     block.take(["c", "d"], 2, 0.0, spend, {"probabilities": right})
     [(given, found)] = block.batches()
-    assert [*block.ids] == ["c", "d"]
+    assert [each for each, _ in block.ids.timed()] == ["c", "d"]
     assert np.array_equal(given["spend"], spend["spend"])
     assert np.array_equal(found["probabilities"], right)
+
+
+def test_requests_pass_while_none_of_them_is_to_be_looked_at_and_there_is_room_and_time() -> None:
+    block = Block(signature(), ("spend",), ("probabilities",), "probabilities")
+    lot = Lot(room=9, p_uniform=0.0, chance=0.5, threshold=0.5, uniform=lambda: 0.5)
+    block.begin(lot, 1, counting=False, copying=True, ends_at=1.0)
+    answers = np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2)
+    lot.gap = 5
+
+    def passes(*rows: int, at_s: float = 0.5, of: NDArray[np.generic] = answers) -> bool:
+        some = {"probabilities": of[list(rows)]}
+        return block.note_passing([f"r{row}" for row in rows], at_s, some, {3: len(rows)})
+
+    assert passes(0, 1, 2)
+    assert not passes(0, 1, 2), "one of them is to be looked at"
+    assert not passes(3, at_s=1.0), "the block is over"
+    assert not passes(3, of=answers.astype(np.str_)), "no numbers"
+    assert not passes(3, of=answers[:, :1]), "not what was declared"
+    assert not block.note_passing(["r3"], 0.5, {}, {3: 1}), "no answer"
+    assert passes(3)
+    assert (lot.gap, block.room, block.latency[3], block.count) == (1, 5, 4, 4)
+    assert [*block.ids.timed()] == [("r0", 0.5), ("r1", 0.5), ("r2", 0.5), ("r3", 0.5)]
+    assert np.array_equal(np.concatenate(block.probabilities()), answers)
+    lot.gap = 100
+    assert not passes(0, 1, 2, 3, 0, 1), "no room"

@@ -154,6 +154,15 @@ def test_the_rate_is_right_from_the_first_minute_on() -> None:
     assert rate.add(1.0, 200.0) < 10
 
 
+def test_the_rate_of_blocks_is_right_once_a_second_is_over() -> None:
+    """Each block is counted when it ends."""
+    rate = Rate()
+    rate.begin(5.0)
+    readings = [rate.add(1000.0, 5.0 + 0.5 * block) for block in range(1, 40)]
+    assert readings[0] == pytest.approx(60_000, rel=0.05), "of a second, as no time at all would be no rate"
+    assert all(reading == pytest.approx(120_000, rel=0.05) for reading in readings[1:])
+
+
 def _hajek(rows: list[tuple[float, float]]) -> float:
     return sum(value / p for value, p in rows) / sum(1 / p for _, p in rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import TypeVar
 
@@ -208,27 +209,79 @@ def test_of_large_rows_no_more_are_counted_than_the_budget_however_many_run_toge
     assert 10 < counted / seconds < 55
 
 
+@pytest.mark.parametrize("labels", [0.0, 1e6])
+@pytest.mark.parametrize("pace", [100, 20_000])
 def test_answers_that_cannot_be_noted_were_requests_all_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, labels: float, pace: int
 ) -> None:
-    """Whether by themselves or among others that can, counted or at a pace at which few are."""
-    loaded = load(make_package(tmp_path / "package"))
+    """Whatever is wrong with them, at a pace at which all are counted or few; nobody is asked for their labels."""
+    sampling = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=labels, uniform_share=1.0)
+    loaded = load(make_package(tmp_path / "package", sampling=sampling))
     outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
     (tmp_path / "state").mkdir()
     steady = [0.0]
     monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
     images = {INPUT: reference_images(10, seed=16)}
-    outputs = loaded.backend.infer(images)
-    wrong = {OUTPUT: outputs[OUTPUT][:, :1]}
+    right = loaded.backend.infer(images)
+    wrong = [{OUTPUT: right[OUTPUT][:, :1]}, {OUTPUT: right[OUTPUT][:, :0]}, {OUTPUT: right[OUTPUT].astype("S4")}]
+    wrong += [{OUTPUT: right[OUTPUT].astype(complex)}, {}]
     ids = [f"r{row}" for row in range(10)]
-    monitor.observe_together(loaded, ids, images, wrong, buckets={0: 10})
-    for run in range(1, 5000):
-        steady[0] += 10 / 20_000
-        monitor.observe_together(loaded, ids, images, outputs if run % 100 else wrong, buckets={run % 3: 10})
+    for run in range(1000):
+        steady[0] += 10 / pace
+        given = wrong[run // 10 % len(wrong)] if run % 10 == 0 else right
+        asked = monitor.observe_together(loaded, ids, images, given, buckets={run % 3: 10})
+        assert given is right or not asked
+    one = {INPUT: images[INPUT][:1]}
+    for given in wrong[:-1]:
+        assert not monitor.observe(loaded, "one", one, {OUTPUT: given[OUTPUT][:1]}, latency_us=20.0, group="")
     monitor.flush()
     monitor.close()
     (metrics,) = sent(outbox, Stream.METRICS, MetricsReport)[0].models
+    samples = [sample for batch in sent(outbox, Stream.SAMPLES, SampleBatch) for sample in batch.samples]
     outbox.close()
-    assert metrics.requests == metrics.rows == sum(metrics.latency_counts) == 50_000
-    assert caplog.text.count("answers of model digits 1 could not be noted") == 50
+    assert metrics.requests == metrics.rows == sum(metrics.latency_counts) == 10_004
+    assert caplog.text.count("answers of model digits 1 could not be noted") == 104
     assert "tensor 'probabilities' is (10, 1), not (10, 10) as declared" in caplog.text
+    assert samples
+    assert {sample.outputs[OUTPUT].shape for sample in samples} == {(10,)}
+
+
+def test_answers_to_requests_of_several_rows_are_looked_at_at_any_pace(tmp_path: Path) -> None:
+    """A probation compares what versions predict; and what an answer is a part of is not kept."""
+    loaded = load(make_package(tmp_path / "package"))
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    steady = [0.0]
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    images = {INPUT: reference_images(8, seed=17)}
+    outputs = loaded.backend.infer(images)
+    for number in range(2000):  # 20,000 rows a second
+        steady[0] += 8 / 20_000
+        monitor.observe(loaded, f"r{number}", images, outputs, latency_us=100.0, group="")
+    assert sum(monitor.predicted(loaded.digest).values()) == 16_000
+    monitor.flush()
+    monitor.close()
+    rows = sum(report.rows for report in sent(outbox, Stream.PROFILES, ProfileReport))
+    outbox.close()
+    assert 2000 < rows < 9000  # a burst, more than 2,000 a second while the pace shows, and that many from then on
+
+
+def test_as_many_rows_are_drawn_at_a_fast_pace_as_their_probabilities_say(tmp_path: Path) -> None:
+    sampling = SamplingPolicy(samples_per_minute=6000.0, labels_per_minute=0.0, uniform_share=1.0)
+    loaded = load(make_package(tmp_path / "package", sampling=sampling))
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    (tmp_path / "state").mkdir()
+    steady, source = [0.0], random.Random(0)
+    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0], uniform=source.random)
+    images = {INPUT: reference_images(10, seed=18)}
+    outputs = loaded.backend.infer(images)
+    ids = [f"r{row}" for row in range(10)]
+    for _ in range(20_000):
+        steady[0] += 10 / 20_000
+        monitor.observe_together(loaded, ids, images, outputs, buckets={0: 10})
+    monitor.flush()
+    monitor.close()
+    samples = [sample for batch in sent(outbox, Stream.SAMPLES, SampleBatch) for sample in batch.samples]
+    outbox.close()
+    assert len(samples) > 500
+    assert sum(1 / sample.inclusion_probability for sample in samples) == pytest.approx(200_000, rel=0.15)
