@@ -199,7 +199,7 @@ class Block:
     @property
     def lasts(self) -> bool:
         """Whether :meth:`probabilities` may be kept as they are: they are small, and no part of anything larger."""
-        return self._kept is not None and bool(self._kept[0].nbytes <= _KEPT_BYTES)
+        return self._kept is not None and not self._held and bool(self._kept[0].nbytes <= _KEPT_BYTES)
 
     def probabilities(self) -> list[NDArray[Any]]:
         """Those of all rows, in order, in one or several float[N, classes]."""

@@ -81,3 +81,14 @@ def test_requests_pass_while_none_of_them_is_to_be_looked_at_and_there_is_room_a
     assert np.array_equal(np.concatenate(block.probabilities()), answers)
     lot.gap = 100
     assert not passes(0, 1, 2, 3, 0, 1), "no room"
+
+
+def test_what_is_held_does_not_last_where_rows_were_to_be_copied() -> None:
+    """The copy of the first request failed; the next one has several rows."""
+    block = Block(signature(), ("spend",), ("probabilities",), "probabilities")
+    block.begin(LOT, 1, counting=False, copying=True, ends_at=1.0)
+    lasting = [block.lasts]
+    answers = np.ones((2, 2), np.float32)
+    block.hold("r", (2,), 0.0, None, {"probabilities": answers})
+    assert [*lasting, block.lasts] == [True, False]
+    assert np.array_equal(np.concatenate(block.probabilities()), answers)
