@@ -61,7 +61,7 @@ class Block:
         row_bytes = _row_bytes(*specs, *given)
         self.copies = row_bytes <= _COPIED_BYTES
         self.capacity = min(COUNTED_ROWS, _rows_in_columns(row_bytes)) if self.copies else COUNTED_ROWS
-        self._uncounted = min(LARGEST_BLOCK, _rows_in_columns(_row_bytes(*answer))) if self.copies else COUNTED_ROWS
+        self._uncounted = min(LARGEST_BLOCK, _rows_in_columns(_row_bytes(*answer)))
         self._specs, self._answer = (specs, given), answer
         self._counted_columns: tuple[_Columns, _Columns] = [], []
         self._columns = self._counted_columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,15 @@ M = TypeVar("M", bound=Message)
 def sent(outbox: Outbox, stream: Stream, kind: type[M]) -> list[M]:
     waiting = outbox.pending(stream, after=0, limit=10_000)
     return [decode(bytes(decode(message.payload, Envelope).body), kind) for message in waiting]
+
+
+def begun(
+    tmp_path: Path, *, steady: Callable[[], float], uniform: Callable[[], float] = random.random
+) -> tuple[Outbox, Monitor]:
+    """A monitor, and where its reports go."""
+    (tmp_path / "state").mkdir()
+    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
+    return outbox, Monitor(outbox, tmp_path / "state", steady=steady, uniform=uniform)
 
 
 def test_at_a_fast_pace_a_share_of_the_rows_is_counted_and_all_requests_are(tmp_path: Path) -> None:
@@ -93,9 +103,7 @@ def test_rows_that_wait_to_be_looked_at_are_drawn_with_what_they_came_under(tmp_
     """As in a probation: rows of both wait to be looked at, and both share what chooses among them."""
     sampling = SamplingPolicy(samples_per_minute=5_000.0, labels_per_minute=0.0, uniform_share=0.5)
     versions = [load(make_package(tmp_path / v, version=v, seed=int(v), sampling=sampling)) for v in ("1", "2")]
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    (tmp_path / "state").mkdir()
-    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: 5.0)
+    outbox, monitor = begun(tmp_path, steady=lambda: 5.0)
     images = reference_images(100, seed=15)
     for loaded in versions:
         outputs = loaded.backend.infer({INPUT: images})
@@ -127,10 +135,8 @@ def test_requests_of_several_rows_among_those_noted_together_take_nothing_from_t
     monkeypatch.setattr(block, "_COPIED_BYTES", copied_bytes)
     sampling = SamplingPolicy(samples_per_minute=budget, labels_per_minute=budget, uniform_share=1.0)
     loaded = load(make_package(tmp_path / "package", sampling=sampling))
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    (tmp_path / "state").mkdir()
     steady = [0.0]
-    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    outbox, monitor = begun(tmp_path, steady=lambda: steady[0])
     images = reference_images(60 * 20, seed=16)
     outputs = loaded.backend.infer({INPUT: images})
     best = [str(index) for index in outputs[OUTPUT].argmax(axis=1)]
@@ -166,9 +172,7 @@ def test_requests_of_several_rows_among_those_noted_together_take_nothing_from_t
 def test_a_group_goes_with_its_sample_though_nobody_is_asked_for_labels(tmp_path: Path) -> None:
     sampling = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=0.0, uniform_share=1.0)
     loaded = load(make_package(tmp_path / "package", sampling=sampling))
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    (tmp_path / "state").mkdir()
-    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: 5.0)
+    outbox, monitor = begun(tmp_path, steady=lambda: 5.0)
     image = {INPUT: reference_images(1)}
     groups = [f"specimen-{row}" for row in range(50)]
     for row, group in enumerate(groups):
@@ -191,10 +195,8 @@ def test_of_large_rows_no_more_are_counted_than_the_budget_however_many_run_toge
     monkeypatch.setattr(watched, "_COUNTED_BYTES_PER_MINUTE", 60.0 * 32 * 256)
     monkeypatch.setattr(watched, "_BLOCK_BYTES", 8 * 256)
     loaded = load(make_package(tmp_path / "package", sampling=SamplingPolicy(labels_per_minute=0.0)))
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    (tmp_path / "state").mkdir()
     steady = [0.0]
-    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    outbox, monitor = begun(tmp_path, steady=lambda: steady[0])
     images = reference_images(together)
     outputs = loaded.backend.infer({INPUT: images})
     seconds, rows_per_s = 120, 100 * together
@@ -217,10 +219,8 @@ def test_answers_that_cannot_be_noted_were_requests_all_the_same(
     """Whatever is wrong with them, at a pace at which all are counted or few; nobody is asked for their labels."""
     sampling = SamplingPolicy(samples_per_minute=1e6, labels_per_minute=labels, uniform_share=1.0)
     loaded = load(make_package(tmp_path / "package", sampling=sampling))
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    (tmp_path / "state").mkdir()
     steady = [0.0]
-    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    outbox, monitor = begun(tmp_path, steady=lambda: steady[0])
     images = {INPUT: reference_images(10, seed=16)}
     right = loaded.backend.infer(images)
     wrong = [{OUTPUT: right[OUTPUT][:, :1]}, {OUTPUT: right[OUTPUT][:, :0]}, {OUTPUT: right[OUTPUT].astype("S4")}]
@@ -249,10 +249,8 @@ def test_answers_that_cannot_be_noted_were_requests_all_the_same(
 def test_answers_to_requests_of_several_rows_are_looked_at_at_any_pace(tmp_path: Path) -> None:
     """A probation compares what versions predict; and what an answer is a part of is not kept."""
     loaded = load(make_package(tmp_path / "package"))
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    (tmp_path / "state").mkdir()
     steady = [0.0]
-    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0])
+    outbox, monitor = begun(tmp_path, steady=lambda: steady[0])
     images = {INPUT: reference_images(8, seed=17)}
     outputs = loaded.backend.infer(images)
     for number in range(2000):  # 20,000 rows a second
@@ -269,10 +267,8 @@ def test_answers_to_requests_of_several_rows_are_looked_at_at_any_pace(tmp_path:
 def test_as_many_rows_are_drawn_at_a_fast_pace_as_their_probabilities_say(tmp_path: Path) -> None:
     sampling = SamplingPolicy(samples_per_minute=6000.0, labels_per_minute=0.0, uniform_share=1.0)
     loaded = load(make_package(tmp_path / "package", sampling=sampling))
-    outbox = Outbox(tmp_path / "outbox.db", fleet="fleet", device="device")
-    (tmp_path / "state").mkdir()
     steady, source = [0.0], random.Random(0)
-    monitor = Monitor(outbox, tmp_path / "state", steady=lambda: steady[0], uniform=source.random)
+    outbox, monitor = begun(tmp_path, steady=lambda: steady[0], uniform=source.random)
     images = {INPUT: reference_images(10, seed=18)}
     outputs = loaded.backend.infer(images)
     ids = [f"r{row}" for row in range(10)]
