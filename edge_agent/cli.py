@@ -15,6 +15,7 @@ from edge_agent.config import AgentConfig, prepare_state, read_config
 from edge_agent.contract.enrolment import EnrolmentRequest
 from edge_agent.contract.errors import ShoalError
 from edge_agent.identity import identity_to_serve_with
+from edge_agent.log_limit import RepeatLimit
 
 _state_option = click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="State folder.  [default: /var/lib/shoal]"
@@ -121,10 +122,13 @@ def run_command(
 
 
 def log_to_stderr(level: str) -> None:
-    """Log from this level on: ``debug``, ``info`` or ``warning``."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    """Log from this level on: ``debug``, which leaves nothing out, ``info`` or ``warning``."""
+    handler, repeats = logging.StreamHandler(sys.stderr), ""
+    if level != "debug":
+        handler.addFilter(RepeatLimit())
+        repeats = "%(repeats)s"
+    form = f"%(asctime)s %(levelname)-7s %(name)s: %(message)s{repeats}"
+    logging.basicConfig(level=level.upper(), handlers=[handler], format=form)
     # They name each key that has not signed what a threshold of others has, and each file here that a new key does not
     # vouch for, as if that were an attack. What is one, the device says itself.
     for name in ("tuf", "securesystemslib"):

@@ -21,9 +21,6 @@ class RawRuns:
     """A process that waits on the servers' core, and runs the model for a while when asked.
 
     It is asked beside each server, so that both figures are of the same second.
-
-    Attributes:
-        best_per_s: The highest rate since :meth:`begin`: what a rate is a share of, for a busy second would flatter it.
     """
 
     def __init__(self, model: Model, core: int) -> None:
@@ -34,11 +31,6 @@ class RawRuns:
         with on_core(core):
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._line()
-        self.best_per_s = 0.0
-
-    def begin(self) -> None:
-        """Another server is about to be measured: in its minute the processor may be faster, or slower, than it was."""
-        self.best_per_s = 0.0
 
     def measure(self, seconds: float) -> dict[str, float]:
         """``requests_per_s``, ``p50_us`` and ``p99_us`` of so many seconds."""
@@ -46,7 +38,6 @@ class RawRuns:
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
         figures: dict[str, float] = json.loads(self._line())
-        self.best_per_s = max(self.best_per_s, figures["requests_per_s"])
         return figures
 
     def __enter__(self) -> Self:

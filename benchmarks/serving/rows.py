@@ -33,7 +33,8 @@ class Row:
         cpu_us: Processor time of its processes per request: steadier than the rest on a busy machine.
         others_percent: Share of the servers' core that other programs took meanwhile: where it is not about 0, the
             machine was busy, and the figures are worse than the server is.
-        raw_per_s: The highest rate of the raw run between the server's rounds.
+        raw_per_s: The highest rate of the raw run right before and after its own rounds, as its own is the highest of
+            them: a busy second would flatter it, and who is tried more often comes further by luck alone.
         beside_percent: Its rate as a share of the raw run's right before and after: the median of all rounds.
     """
 
@@ -58,14 +59,12 @@ class Pace:
     """How long to measure.
 
     Args:
-        seconds: Of one round; ``warm_up_s`` before the first.
-        raw_s: Of the raw run between two rounds.
+        seconds: Of one round, and of the raw run between two; ``warm_up_s`` before the first.
         rounds: Of which the best counts: what else the machine does only ever makes a figure worse. All transports
             take turns, for a bad moment must not hit all rounds of one.
     """
 
     seconds: float = 0.5
-    raw_s: float = 0.2
     warm_up_s: float = 0.5
     rounds: int = 6
     connections: tuple[int, ...] = (1, 16)
@@ -73,7 +72,7 @@ class Pace:
     @classmethod
     def quick(cls) -> Pace:
         """Enough to see that all works."""
-        return cls(seconds=0.3, raw_s=0.1, warm_up_s=0.3, rounds=2)
+        return cls(seconds=0.3, warm_up_s=0.3, rounds=2)
 
 
 def raw_row(model: Model, raw: RawRuns, pace: Pace) -> Row:
@@ -115,7 +114,6 @@ def server_rows(peer: Peer, model: Model, raw: RawRuns, *, python: str, core: in
                     raise ValueError(f"{peer.target}, {way.wire.name}: a wrong answer")
                 measure(way.wire, max(pace.connections), pace.warm_up_s)
             cells = [_Cell(way.wire, connections) for way in running.ways for connections in pace.connections]
-            raw.begin()
             _take_turns(cells, process, CoreClock(core), raw, pace)
             rss_mb = process.rss_mb()
         finally:
@@ -127,7 +125,7 @@ def server_rows(peer: Peer, model: Model, raw: RawRuns, *, python: str, core: in
         yield Row(
             peer.target, model.name, cell.wire.name, cell.connections, figures.requests_per_s, figures.p50_us,
             figures.p99_us, figures.p50_us - best.raw_p50_us, rss_mb, process.start_s, best.cpu_us, best.others_percent,
-            raw.best_per_s, cell.beside_percent,
+            cell.raw_per_s, cell.beside_percent,
         )  # fmt: skip
 
 
@@ -135,7 +133,7 @@ class _Round(NamedTuple):
     figures: Figures
     cpu_us: float
     others_percent: float
-    raw_per_s: float
+    raw_per_s: tuple[float, float]  # before and after
     raw_p50_us: float
 
 
@@ -158,14 +156,20 @@ class _Cell:
         return min(each.others_percent for each in self.rounds) <= QUIET_PERCENT
 
     @property
+    def raw_per_s(self) -> float:
+        """See :class:`Row`."""
+        return max(rate for each in self.rounds for rate in each.raw_per_s)
+
+    @property
     def beside_percent(self) -> float:
         """See :class:`Row`."""
-        return 100 * statistics.median(each.figures.requests_per_s / each.raw_per_s for each in self.rounds)
+        rates = [each.figures.requests_per_s / statistics.mean(each.raw_per_s) for each in self.rounds]
+        return 100 * statistics.median(rates)
 
 
 def _take_turns(cells: Sequence[_Cell], process: ServerProcess, clock: CoreClock, raw: RawRuns, pace: Pace) -> None:
     """Measure all cells round by round, each between two raw runs; on a busy machine more rounds, hoping for quiet."""
-    before = raw.measure(pace.raw_s)
+    before = raw.measure(pace.seconds)
     for number in range(pace.rounds * _MORE_ROUNDS):
         for cell in cells:
             if number >= pace.rounds and cell.was_quiet:
@@ -173,8 +177,9 @@ def _take_turns(cells: Sequence[_Cell], process: ServerProcess, clock: CoreClock
             used, busy = process.cpu_s(), clock.busy_s()
             figures = measure(cell.wire, cell.connections, pace.seconds)
             used, busy = process.cpu_s() - used, clock.busy_s() - busy
-            after = raw.measure(pace.raw_s)
+            after = raw.measure(pace.seconds)
             others = max(0.0, 100 * (busy - used) / figures.seconds)
-            raw_per_s, raw_p50_us = ((before[name] + after[name]) / 2 for name in ("requests_per_s", "p50_us"))
+            raw_per_s = before["requests_per_s"], after["requests_per_s"]
+            raw_p50_us = (before["p50_us"] + after["p50_us"]) / 2
             cell.rounds.append(_Round(figures, used / figures.requests * 1e6, others, raw_per_s, raw_p50_us))
             before = after

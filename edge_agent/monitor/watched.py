@@ -35,8 +35,8 @@ _BLOCK_BYTES = 512 * 1024
 # Counting takes about a nanosecond per byte and feature: beyond this pace (3 images of 600 KB a second, 42 of 48 KB)
 # rows are counted by chance, each with the same probability: watching large inputs must not slow down serving them.
 _COUNTED_BYTES_PER_MINUTE = 60.0 * 2 * 1024 * 1024
-# Of small rows all are counted up to this pace, and beyond it a block of them each second: drift is seen in thousands of
-# rows as well as in millions. At 65,000 rows a second each thousand that is counted costs them 0.3 to 0.5 %.
+# Of small rows all are counted up to this pace, and beyond it a block of them each second: drift is seen in thousands
+# of rows as well as in millions. At 65,000 rows a second each thousand that is counted costs them 0.3 to 0.5 %.
 _COUNTED_ROWS_PER_MINUTE = 60.0 * 1000
 # Predictions of so many rows take as long one by one as together.
 _FEW_ROWS = 8
