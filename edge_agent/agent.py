@@ -107,7 +107,11 @@ class Agent:
             trouble=self._trouble,
         )
         self._reporter = Reporter(
-            flush=self._flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
+            flush=self._flush,
+            relieve=self._monitor.relieve,
+            twin=self._reported,
+            publish=self._publish,
+            interval_s=self._interval_s,
         )
         self._tidying = Tidying()
 

@@ -63,7 +63,11 @@ class Recorder:
             self._lock.close()
             raise
         self._reporter = Reporter(
-            flush=self._monitor.flush, twin=self._reported, publish=self._publish, interval_s=self._interval_s
+            flush=self._monitor.flush,
+            relieve=self._monitor.relieve,
+            twin=self._reported,
+            publish=self._publish,
+            interval_s=self._interval_s,
         )
 
     def start(self) -> None:

@@ -37,6 +37,7 @@ class Reporter:
 
     Args:
         flush: Hands what was counted to the outbox.
+        relieve: Hands over what should not wait for that; called often.
         twin: What the device is now.
         publish: Sends a twin.
         interval_s: Seconds between flushes, until :meth:`set_interval`.
@@ -46,11 +47,13 @@ class Reporter:
         self,
         *,
         flush: Callable[[], None],
+        relieve: Callable[[], None],
         twin: Callable[[], Reported],
         publish: Callable[[Reported], None],
         interval_s: float,
     ) -> None:
-        self._flush, self._twin, self._publish, self._interval_s = flush, twin, publish, interval_s
+        self._flush, self._relieve = flush, relieve
+        self._twin, self._publish, self._interval_s = twin, publish, interval_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._published: Reported | None = None
@@ -70,23 +73,25 @@ class Reporter:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self._flush_safely()
+        self._safely(self._flush)
 
     def _run(self) -> None:
         flushed_at = time.monotonic()
         while not self._stopping.wait(_LOOK_S):
             now = time.monotonic()
             if now - flushed_at >= self._interval_s:
-                self._flush_safely()
+                self._safely(self._flush)
                 flushed_at = now
+            elif not self._trouble:  # else the next flush finds out whether it is over
+                self._safely(self._relieve)
             try:
                 self._publish_if_changed(now)
             except Exception as error:  # noqa: BLE001 - a fault in one look must not end all reports
                 self._complain(error)
 
-    def _flush_safely(self) -> None:
+    def _safely(self, work: Callable[[], None]) -> None:
         try:
-            self._flush()
+            work()
         except Exception as error:  # noqa: BLE001 - the disk is full, say: the next flush may succeed
             self._complain(error)
         else:

@@ -48,12 +48,13 @@ class Block:
         count: Requests that were noted.
         latency: How many of them took how long, by the buckets of :mod:`edge_agent.contract.latency`.
         sizes: Their rows; empty where the rows were copied, as those are requests of one row.
-        bytes: Of the tensors that are held, counted ones alone.
+        bytes: Of the tensors that are held.
         capacity: Rows that it takes where they are counted.
     """
 
     def __init__(self, signature: Signature, inputs: Sequence[str], outputs: Sequence[str], task: str) -> None:
         self._inputs, self._outputs, self._task = tuple(inputs), tuple(outputs), task
+        self._told = tuple({*outputs, task})
         specs = [spec for spec in signature.inputs if spec.name in inputs]
         given = [spec for spec in signature.outputs if spec.name in outputs or spec.name == task]
         answer = [spec for spec in given if spec.name == task]
@@ -184,9 +185,11 @@ class Block:
             request_ids: One for each of ``sizes``, their numbers of rows; or the only one itself.
             inputs, outputs: Row by row theirs; no inputs where these are not to be counted.
         """
-        self._held.append((inputs, outputs))
-        if inputs is not None:
-            self.bytes += sum([array.nbytes for array in inputs.values()])
+        # A model may take and give much that nobody counts: a mask of 1 MB beside its classes.
+        given = None if inputs is None else _some(inputs, self._inputs)
+        found = _some(outputs, self._told)
+        self._held.append((given, found))
+        self.bytes += sum([array.nbytes for tensors in (given or {}, found) for array in tensors.values()])
         self.count += len(sizes)
         self.sizes += sizes
         self._request_ids.append(request_ids)
@@ -235,6 +238,10 @@ class Block:
             for index, draws in self._draws.items()
             for row, draw in draws.items()
         }
+
+
+def _some(tensors: Tensors, names: tuple[str, ...]) -> Tensors:
+    return {name: tensors[name] for name in names if name in tensors}
 
 
 def _rows_in_columns(row_bytes: float) -> int:
@@ -293,5 +300,5 @@ def _by_rows(given: Tensors, found: Tensors) -> Iterator[tuple[Tensors, Tensors]
 def _joined(parts: list[Tensors], names: tuple[str, ...]) -> Tensors:
     """One batch of the named tensors of all parts; without those that the parts lack."""
     if len(parts) == 1:
-        return {name: parts[0][name] for name in names if name in parts[0]}
+        return _some(parts[0], names)
     return {name: np.concatenate([part[name] for part in parts]) for name in names if name in parts[0]}

@@ -237,6 +237,21 @@ class Monitor:
             self._from_ms = until_ms
             self._forget_replaced(windows)
 
+    def relieve(self) -> None:
+        """Bring samples to the outbox where many wait in memory; to be called often, between reports.
+
+        Raises:
+            DeviceError: The disk refuses; they are kept.
+        """
+        if not self._samples.are_many:
+            return
+        with self._flushing:
+            with self._lock:
+                for watched in self._watched.values():
+                    self._settle(watched, self._steady())
+            self._remembered.persist(self._now_ms())  # before them: what is asked for will be answered
+            self._samples.send(self._outbox)
+
     def close(self) -> None:
         """Close the file of remembered requests, and stop reading the board; flush before."""
         self._remembered.close()

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # Samples that wait for the disk to take them; beyond it the oldest go, counted.
 _WAITING_BYTES = 16 * 1024 * 1024
+# More than this does not wait for the next report: without a fleet that is ten minutes away.
+_MANY_BYTES = 512 * 1024
 
 
 class OutboxWriter(Protocol):
@@ -51,6 +53,11 @@ class WaitingSamples:
         self._lost = 0  # since the last report
         self._told: set[str] = set()  # models whose samples fit no message: once is enough
         self._lock = threading.Lock()
+
+    @property
+    def are_many(self) -> bool:
+        """Whether they take so much memory that they should leave it soon."""
+        return self._bytes > _MANY_BYTES
 
     def keep(self, model: str, sample: Sample) -> None:
         """Take in a sample of a model; what there is no room for is counted as lost."""

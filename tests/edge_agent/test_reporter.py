@@ -27,7 +27,7 @@ class Ends:
     def __init__(self) -> None:
         self.twin = TWIN
         self.published: list[Reported] = []
-        self.flushes = 0
+        self.flushes = self.reliefs = 0
         self.disk_is_full = False
         self.faults = 0
         self.called = threading.Condition()
@@ -39,6 +39,13 @@ class Ends:
         if self.disk_is_full:
             raise StorageFull("no room")
         self._fault()
+
+    def relieve(self) -> None:
+        with self.called:
+            self.reliefs += 1
+            self.called.notify_all()
+        if self.disk_is_full:
+            raise StorageFull("no room")
 
     def _fault(self) -> None:
         if self.faults:
@@ -57,7 +64,13 @@ class Ends:
 
 
 def reporter(ends: Ends, interval_s: float = 0.01) -> Reporter:
-    return Reporter(flush=ends.flush, twin=lambda: ends.twin, publish=ends.publish, interval_s=interval_s)
+    return Reporter(
+        flush=ends.flush,
+        relieve=ends.relieve,
+        twin=lambda: ends.twin,
+        publish=ends.publish,
+        interval_s=interval_s,
+    )
 
 
 def test_a_changed_step_is_published_and_an_unchanged_twin_is_not_repeated() -> None:
@@ -84,6 +97,21 @@ def test_a_full_disk_does_not_end_reporting() -> None:
     ends.wait(lambda: ends.flushes > before)
     one.stop()
     assert ends.flushes > before + 1  # the last one when it stops, as always
+
+
+def test_what_should_not_wait_is_handed_over_between_reports_unless_the_disk_has_just_refused() -> None:
+    ends = Ends()
+    one = reporter(ends, interval_s=3600.0)
+    one.start()
+    ends.wait(lambda: ends.reliefs == 2)
+    ends.disk_is_full = True
+    ends.wait(lambda: ends.reliefs == 3)
+    published = len(ends.published)
+    for look in (1, 2):
+        ends.twin = msgspec.structs.replace(TWIN, desired_revision=look)
+        ends.wait(lambda look=look: len(ends.published) == published + look)  # type: ignore[misc]
+    assert ends.reliefs == 3
+    one.stop()
 
 
 def test_an_unexpected_error_does_not_end_reporting_and_is_logged_with_its_cause(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -92,3 +94,20 @@ def test_what_is_held_does_not_last_where_rows_were_to_be_copied() -> None:
     block.hold("r", (2,), 0.0, None, {"probabilities": answers})
     assert [*lasting, block.lasts] == [True, False]
     assert np.array_equal(np.concatenate(block.probabilities()), answers)
+
+
+def test_of_what_is_held_only_what_is_counted_takes_memory() -> None:
+    block = Block(signature(), ("readings",), ("probabilities",), "probabilities")
+    block.begin(LOT, 1, counting=True, copying=False, ends_at=1.0)
+    readings, probabilities = np.zeros((1, 3), np.float32), np.full((1, 2), 0.5, np.float32)
+    mask, spend = np.zeros((1, 1 << 20), np.uint8), np.zeros(1, np.float32)
+    freed: list[str] = []
+    weakref.finalize(mask, freed.append, "mask")
+    weakref.finalize(spend, freed.append, "spend")
+    block.hold("r", [1], 0.0, {"readings": readings, "spend": spend}, {"probabilities": probabilities, "mask": mask})
+    del mask, spend
+    assert sorted(freed) == ["mask", "spend"]
+    assert block.bytes == readings.nbytes + probabilities.nbytes
+    [(given, found)] = block.batches()
+    assert (list(given), list(found)) == (["readings"], ["probabilities"])
+    assert block.probabilities()[0] is probabilities

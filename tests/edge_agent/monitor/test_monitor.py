@@ -22,8 +22,9 @@ from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.contract.topics import Stream
 from edge_agent.monitor import block, outgoing, watched
 from edge_agent.monitor.machine import Machine, hardware
-from edge_agent.monitor.monitor import Monitor
+from edge_agent.monitor.monitor import REQUESTS_FILE, Monitor
 from edge_agent.monitor.predictions import prediction, predictions
+from edge_agent.monitor.remembered import Remembered
 from edge_agent.monitor.samples import parts
 from edge_agent.outbox.outbox import Outbox
 from edge_agent.runtime.slots import LoadedModel, load
@@ -309,6 +310,32 @@ def test_samples_that_a_full_disk_leaves_no_memory_for_are_reported_as_lost_and_
     (event,) = watching.sent(Stream.EVENTS, Event)
     assert (event.kind, event.detail) == (EventKind.OUTBOX_DROPPED, {"samples": 9 - kept})
     assert kept >= 4
+
+
+def test_many_samples_do_not_wait_for_the_next_report(
+    watching: Watching, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching.observe(loaded, reference_images(1), "first")
+    monkeypatch.setattr(outgoing, "_MANY_BYTES", watching.monitor._samples._bytes * 5)
+    watching.monitor.relieve()
+    assert watching.sent(Stream.SAMPLES, SampleBatch) == []
+    watching.observe(loaded, reference_images(8), "more")
+    watching.disk.full_for = {Stream.SAMPLES}
+    with pytest.raises(StorageFull):
+        watching.monitor.relieve()
+    watching.disk.full_for = set()
+    watching.monitor.relieve()
+    (batch,) = watching.sent(Stream.SAMPLES, SampleBatch)
+    assert [sample.request_id for sample in batch.samples] == ["first", *(f"more/{row}" for row in range(8))]
+    assert watching.sent(Stream.METRICS, MetricsReport) == [], "the window goes on"
+    later = Remembered(watching.folder / REQUESTS_FILE)  # as after a power cut
+    found = later.find("digits", "more/3", 1_700_000_000_000)
+    later.close()
+    assert found is not None
+    assert found.sampled, "its label is known to be for a sample"
+    watching.monitor.flush()
+    (report,) = watching.sent(Stream.METRICS, MetricsReport)
+    assert [(model.requests, model.rows) for model in report.models] == [(2, 9)]
 
 
 def test_two_versions_in_one_window_are_reported_apart(watching: Watching, loaded: LoadedModel, tmp_path: Path) -> None:
