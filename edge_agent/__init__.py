@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_agent.embedded import load as load
 
 __version__ = "0.1.0"
+
+# ONNX Runtime 1.32 tells Microsoft of each process and session, where it is not told otherwise before it is imported;
+# a device talks to its fleet alone. "0" in the environment lets it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

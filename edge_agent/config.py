@@ -65,7 +65,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_rows: Rows that one request may hold (axis 0 of its inputs).
         max_body_mib: Largest body of one request, JSON or binary, once it is unpacked.
         max_pending: Requests that may be read, wait or run at once beside those that the event loop answers itself.
-        max_connections: Connections on all sockets together.
+        max_connections: Connections on all sockets of HTTP and frames together; gRPC takes as many on each of its own.
         max_header_kib: Largest head of one HTTP request.
         head_timeout_s: Seconds in which the head of a request must arrive, once its first byte has.
         body_timeout_s: Seconds in which the body of a request must arrive.

@@ -11,6 +11,9 @@ class Framing(Protocol):
     def size(self, received: bytes) -> int:
         """Bytes of the first answer, once that can be told; 0 before."""
 
+    def is_refusal(self, answer: bytes) -> bool:
+        """Whether the server refused, as far as the first bytes of a whole answer say."""
+
     def body(self, answer: bytes) -> bytes:
         """What a whole answer carries.
 
@@ -38,6 +41,10 @@ class HttpFraming:
             known = self._sizes[head] = end + 4 + _content_length(head)
         return known
 
+    def is_refusal(self, answer: bytes) -> bool:
+        """See :class:`Framing`."""
+        return not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
+
     def body(self, answer: bytes) -> bytes:
         """See :class:`Framing`."""
         head, _, body = answer.partition(b"\r\n\r\n")
@@ -48,14 +55,20 @@ class HttpFraming:
 
 
 class LengthFraming:
-    """A little-endian u32 before each answer, as frames have it; the body is the whole frame."""
+    """A little-endian u32 before each answer, as frames have it, ``op`` first; the body is the whole frame."""
 
     def size(self, received: bytes) -> int:
         """See :class:`Framing`."""
         return 4 + int.from_bytes(received[:4], "little") if len(received) >= 4 else 0
 
+    def is_refusal(self, answer: bytes) -> bool:
+        """See :class:`Framing`."""
+        return answer[5:14] == b"\xa2op\xa5error"
+
     def body(self, answer: bytes) -> bytes:
         """See :class:`Framing`."""
+        if self.is_refusal(answer):
+            raise ValueError(f"an error: {answer[:300]!r}")
         return answer
 
 

@@ -135,7 +135,8 @@ def _one(wire: Wire, seconds: float) -> Figures:
             now = time.perf_counter_ns()
             times.append(now - last)
             last = now
-        framing.body(answer)
+            if framing.is_refusal(answer):
+                framing.body(answer)
     return _figures(times, (last - begin) / 1e9)
 
 
@@ -182,7 +183,6 @@ class _Loop:
         self._framing, self._before = wire.framing, wire.before
         self._poller = select.epoll()
         self._times: list[int] = []
-        self._last = b""
         connections = [_Connection(wire, index) for index in range(count)]
         self._connections = {connection.socket.fileno(): connection for connection in connections}
         for connection in connections:
@@ -206,7 +206,6 @@ class _Loop:
                     now = time.perf_counter_ns()
                     self._times.append(now - connection.asked_ns)
                     self._ask(connection)
-        self._framing.body(self._last)
         return _figures(self._times, (now - begin) / 1e9)
 
     def close(self) -> None:
@@ -250,7 +249,9 @@ class _Loop:
         if not size or len(received) < size:
             connection.received = received
             return False
-        connection.received, self._last = b"", received
+        connection.received = b""
+        if self._framing.is_refusal(received):
+            self._framing.body(received)
         return True
 
 

@@ -62,6 +62,16 @@ class Connection:
         """Close; answers that are still to come are lost."""
         self._socket.close()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the agent has closed it, as far as one can tell without asking."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def set_timeout(self, timeout_s: float) -> None:
         """Wait at most so long for the next bytes to go or come.
 

@@ -133,6 +133,8 @@ class Client:
         numbered = ((next(self._numbers), inputs) for inputs in many)
         answers: dict[int, Answer | ShoalError | None] = {}
         with self._lock:
+            if self._connection is not None and self._connection.has_ended:
+                self._drop()
             connection = self._connected()
             connection.set_timeout(self._timeout_s)
             missing = 0

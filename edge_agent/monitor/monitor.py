@@ -98,7 +98,7 @@ class Monitor:
             watched = self._watched.get(loaded.digest) or self._watch(loaded)
             rows = len(outputs[watched.task])
             if rows == 1:
-                ids = (request_id,)
+                ids = (_row_name(request_id) if "/" in request_id else request_id,)
                 if watched.block.note_passing(ids, now, outputs, buckets):
                     return False
                 self._make_room(watched, 1, now)
@@ -190,11 +190,13 @@ class Monitor:
         model, now_ms = loaded.name, self._now_ms()
         with self._lock:
             self._settled(model)
-        answered = self._remembered.find(model, request_id, now_ms)
-        if answered is None and request_id.endswith("/0"):  # of a request of one row, its row 0
-            request_id = request_id[:-2]
-            answered = self._remembered.find(model, request_id, now_ms)
-        if answered is None:
+        # Of a request of one row, its row 0 may be named or not.
+        for name in dict.fromkeys((request_id, request_id.removesuffix("/0"), _row_name(request_id))):
+            answered = self._remembered.find(model, name, now_ms)
+            if answered is not None:
+                request_id = name
+                break
+        else:
             raise UnknownRequest(
                 f"model '{model}' does not remember request '{request_id}': it was never answered here, was a probe, "
                 "its time for feedback is over, or it has other rows (of a request of several rows, name the row)"
@@ -348,3 +350,9 @@ class Monitor:
             machine=self._machine.metrics(outbox=self._outbox.size(), traffic=self._traffic()),
         )
         self._outbox.append(Stream.METRICS, metrics)
+
+
+def _row_name(request_id: str) -> str:
+    """What the row of a request of one row is called: as the request, which must not be taken for a row of another."""
+    last = request_id.rpartition("/")[2] if "/" in request_id else ""
+    return f"{request_id}/0" if last.isdecimal() else request_id

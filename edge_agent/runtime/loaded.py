@@ -70,6 +70,7 @@ class LoadedModel:
         tolerance: How far its answers may be from the golden ones.
         inline: Whether an inference is short enough to run on the event loop's own thread.
         run_us: Median time of one inference of one row, in microseconds; infinite where the model failed.
+        row_bytes: What each input of that row takes: a row may be longer.
         together: Rows of different requests that may run at once, as nobody can tell; 1 for none.
         memory_bytes: What loading and warming it up has taken of the machine's memory, measured; 0 where nobody did.
         last_used: When the last lease on it ended, or it was loaded; seconds of ``time.monotonic``.
@@ -85,6 +86,7 @@ class LoadedModel:
     tolerance: Tolerance = _TOLERANCE
     inline: bool = True
     run_us: float = 0.0
+    row_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     together: int = 1
     memory_bytes: int = 0
     last_used: float = dataclasses.field(default_factory=time.monotonic)
@@ -199,6 +201,7 @@ def load(
             _warm_up(loaded, golden)
             check_batchable(backend, loaded.check, package.manifest, golden)
             loaded.run_us = _median_us(loaded, golden)
+            loaded.row_bytes = {name: rows[:1].nbytes for name, rows in golden.inputs.items()}
             longest_us = INLINE_LIMIT_US if available() > 1 else ALONE_LIMIT_US
             loaded.inline = loaded.run_us < longest_us
             loaded.together = rows_together(

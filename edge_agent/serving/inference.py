@@ -116,8 +116,10 @@ class Inference:
 
     def is_long(self, loaded: LoadedModel, request: InferenceRequest) -> bool:
         """Whether this one request is better answered later, though its model is quick."""
-        for array in request.inputs.values():
-            if len(array) * loaded.run_us > _LONG_US or array.nbytes > LONG_BYTES:
+        run_us, row_bytes = loaded.run_us, loaded.row_bytes
+        for name, array in request.inputs.items():
+            size = array.nbytes
+            if size * run_us > _LONG_US * row_bytes.get(name, size) or size > LONG_BYTES:
                 return True
         return False
 
@@ -169,9 +171,13 @@ class Inference:
             )
         return answer
 
-    async def answer_later(self, loaded: LoadedModel, request: InferenceRequest) -> InferenceAnswer:
+    async def answer_later(
+        self, loaded: LoadedModel, request: InferenceRequest, came_ns: int | None = None
+    ) -> InferenceAnswer:
         """The model's answer when its turn has come: in a thread, in a batch where the manifest says so.
 
+        Args:
+            came_ns: When the request came, by ``perf_counter_ns``; None for now.
         Raises:
             CallerError: The request is wrong; counted as refused.
             Busy: The queue is full. DeadlineExceeded: The request's time came before its turn.
@@ -186,7 +192,7 @@ class Inference:
         except CallerError as error:
             self._refused(loaded, request, error)
             raise
-        job = Job(request, checked, begin_ns, perf_counter_ns() - begin_ns)
+        job = Job(request, checked, begin_ns if came_ns is None else came_ns, perf_counter_ns() - begin_ns)
         rows, form = large or _form(checked.inputs if checked is not None else {})
         return await self._scheduler.submit(loaded, job, rows=rows, key=form)
 

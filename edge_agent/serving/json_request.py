@@ -60,6 +60,17 @@ class RequestParameters(msgspec.Struct, gc=False):
     sequence_end: bool = False
 
 
+def names_text_elsewhere(signature: Signature, body: Buffer) -> bool:
+    """Whether a short body may name text in shared memory, of which there may be more than can be read in no time.
+
+    Seen without reading the JSON: a name that is written with escapes counts as that one.
+    """
+    if all(spec.datatype is not Datatype.BYTES for spec in signature.inputs):
+        return False
+    written = bytes(body)
+    return b"shared_memory" in written or b"\\u" in written
+
+
 def refuse_sequences(told: RequestParameters) -> None:
     """Refuse a request that is part of a sequence.
 

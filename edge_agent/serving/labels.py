@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edge_agent.contract.errors import MalformedRequest, UnknownRequest
+from edge_agent.contract.errors import MalformedRequest
 from edge_agent.runtime.slots import LoadedModel, Slots
+
+_LONGEST_SOURCE = 64
 
 
 class LabelSink(Protocol):
@@ -46,14 +48,8 @@ def keep_label(
     """
     if row is not None and row < 0:
         raise MalformedRequest(f"the feedback's row is {row}: rows count from 0")
-    if row is None:
-        sampled = sink.feedback(loaded, request_id, label, source)
-    else:
-        try:
-            sampled = sink.feedback(loaded, f"{request_id}/{row}", label, source)
-        except UnknownRequest:
-            if row:
-                raise
-            sampled = sink.feedback(loaded, request_id, label, source)
+    if len(source) > _LONGEST_SOURCE:
+        raise MalformedRequest(f"the feedback's source: at most {_LONGEST_SOURCE} characters, got {len(source)}")
+    sampled = sink.feedback(loaded, request_id if row is None else f"{request_id}/{row}", label, source)
     loaded.statistics.labelled(sampled)
     return sampled

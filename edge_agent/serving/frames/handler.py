@@ -88,12 +88,20 @@ class FrameHandler:
         return self._access.identify(peer, None)
 
     def room(self, size: int) -> HeldRoom:
-        """Room for a frame that is large, or whose request leaves the event loop.
+        """Room for a small frame whose request leaves the event loop.
 
         Raises:
             Busy: There is none.
         """
         return self._admission.admit(size)
+
+    def hold(self, size: int) -> HeldRoom:
+        """Room for a large frame on its way.
+
+        Raises:
+            Busy: There is none.
+        """
+        return self._admission.hold(size)
 
     def reader(self) -> FramePlans:
         """What reads the frames of a new connection."""

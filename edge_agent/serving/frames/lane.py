@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from edge_agent.contract.errors import ShoalError
-from edge_agent.contract.frame_messages import Infer
+from edge_agent.contract.frame_messages import Infer, Values
 from edge_agent.contract.frames import Buffer
 from edge_agent.contract.signature import Signature
+from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import Lease, LoadedModel, Slots
 from edge_agent.serving.frames.answer_templates import FrameTemplates
 from edge_agent.serving.inference import Inference
@@ -29,6 +30,7 @@ Reply = Callable[[int, "Parts | Exception"], None]
 # Larger inputs come in several pieces, and are answered by themselves; at most so many bytes wait for a turn's end.
 _SMALL_BYTES: Final = 64 * 1024
 _WAITING_BYTES: Final = 4 * 1024 * 1024
+_TEXT: Final = Datatype.BYTES
 _LIKE: Final = {monitored: InferenceRequest("", {}, binary=True, monitored=monitored) for monitored in (False, True)}
 
 
@@ -118,6 +120,8 @@ class FrameLanes:
         if loaded.together < 2 or not self._inference.inline(loaded):
             return None, 0
         if decoded is None:
+            if not all(map(_is_small, request.inputs)):
+                return None, 0
             try:
                 decoded = self._decode(request, loaded.signature)
             except ShoalError:
@@ -127,7 +131,7 @@ class FrameLanes:
             if len(array) != 1:
                 return None, 0
             size += array.nbytes
-        return (decoded, size) if size <= _SMALL_BYTES else (None, 0)
+        return (decoded, size) if size <= _SMALL_BYTES and not self._inference.is_long(loaded, decoded) else (None, 0)
 
     def _answer(self, key: tuple[str, str], turn: _Turn) -> None:
         if self._turns.get(key) is not turn:
@@ -166,3 +170,8 @@ class FrameLanes:
             except Exception as error:  # noqa: BLE001 - the connection answers it
                 outcome = error
             reply(number, outcome)
+
+
+def _is_small(values: Values) -> bool:
+    """Whether a tensor may be one row that is read in no time: a short frame may name much in shared memory."""
+    return values.shape[:1] == (1,) and values.size <= _SMALL_BYTES and not (values.region and values.type is _TEXT)

@@ -220,7 +220,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
                 return
             answer = self._handler.answer(request, app, decoded) if app is not None else []
             if not isinstance(answer, list):
-                self._start(number, answer, room or self._room_for(answer, len(frame)))
+                self._start(number, answer, self._room_for(answer, room, len(frame)))
                 return
             self._send(answer)
             self._connections.answered()
@@ -250,9 +250,12 @@ class FrameProtocol(asyncio.BufferedProtocol):
         if not self._waiting and (self._frames or self._draining or self._buffer.refusal or not self._reading):
             self._work()
 
-    def _room_for(self, answer: Later, size: int) -> HeldRoom:
+    def _room_for(self, answer: Later, held: HeldRoom | None, size: int) -> HeldRoom:
         try:
-            return self._handler.room(size)
+            if held is None:
+                return self._handler.room(size)
+            held.begin()
+            return held
         except Busy:
             answer.close()
             raise
@@ -298,7 +301,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         """Hold room for the large frame that begins; while there is none, nothing is read."""
         self._room_retry = None
         try:
-            self._room = self._handler.room(self._buffer.wanted_bytes)
+            self._room = self._handler.hold(self._buffer.wanted_bytes)
         except Busy:
             self._room_retry = self._loop.call_later(_ROOM_PAUSE_S, self._find_room)
         self._regulate()

@@ -13,6 +13,7 @@ from edge_agent.contract.errors import CallerError, ShoalError
 from edge_agent.runtime.slots import LoadedModel
 from edge_agent.serving.access import App
 from edge_agent.serving.http.message import Buffer, Reply
+from edge_agent.serving.json_request import names_text_elsewhere
 from edge_agent.serving.request import InferenceRequest
 from edge_agent.serving.rest.lane import Lane, framed
 
@@ -76,6 +77,8 @@ class Express:
                 lane.joins = False  # it was thought to be quick
                 return None
             if len(body) > lane.limit_bytes:
+                return None
+            if lane.takes_text and names_text_elsewhere(loaded.signature, body):
                 return None
             try:
                 if entered_ns is None:

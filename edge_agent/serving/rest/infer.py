@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
+from time import perf_counter_ns
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -17,6 +18,7 @@ from edge_agent.serving.codec import decode_request, encode_response
 from edge_agent.serving.compression import SMALLEST_BYTES, answer_encoding, pack, request_encoding, unpack
 from edge_agent.serving.http.message import HttpRequest, HttpResponse
 from edge_agent.serving.inference import LONG_BYTES, Inference, Waker
+from edge_agent.serving.json_request import names_text_elsewhere
 from edge_agent.serving.plans import Plans
 from edge_agent.serving.request import InferenceAnswer, InferenceRequest
 from edge_agent.serving.rest.express import Express
@@ -89,6 +91,8 @@ class InferRoute:
         with lease as loaded:
             if not self._inference.inline(loaded) or (size > _SMALL_BYTES and not _makes_views(loaded, request)):
                 return self._later(request, model, version)
+            if names_text_elsewhere(loaded.signature, request.body):
+                return self._later(request, model, version)
             decoded = self._decode(loaded, request, request.body)
             if self._inference.is_long(loaded, decoded):
                 return self._long(request, decoded, model, version)
@@ -130,21 +134,23 @@ class InferRoute:
         return self._plans_of(loaded), self._templates_of(loaded)
 
     async def _later(self, request: HttpRequest, model: str, version: str | None) -> HttpResponse:
+        came_ns = perf_counter_ns()
         encoding = request_encoding(request.headers.get(_ENCODING))
         if encoding is None:
-            return await self._unpacked_later(request, request.body, model, version)
+            return await self._unpacked_later(request, request.body, model, version, came_ns)
         async with self._unpacking:
             body = await self._inference.in_thread(unpack, request.body, encoding, limit_bytes=self._body_limit_bytes)
             if len(body) > _SMALL_BYTES:
-                return await self._unpacked_later(request, body, model, version)
-        return await self._unpacked_later(request, body, model, version)
+                return await self._unpacked_later(request, body, model, version, came_ns)
+        return await self._unpacked_later(request, body, model, version, came_ns)
 
     async def _long(
         self, request: HttpRequest, decoded: InferenceRequest, model: str, version: str | None
     ) -> HttpResponse:
         """A quick model's answer to what would hold the event loop: it has been read, and is not read again."""
+        came_ns = perf_counter_ns()
         with await self._lease_awake(model, version):  # it stays awake until the thread has a lease
-            parts, length = await self._inference.in_thread(self._answered, decoded, model, version)
+            parts, length = await self._inference.in_thread(self._answered, decoded, model, version, came_ns)
         return await self._finished(request, parts, length)
 
     async def _written_later(
@@ -154,14 +160,14 @@ class InferRoute:
         return await self._finished(request, *await self._inference.in_thread(self._encode, loaded, decoded, answer))
 
     async def _unpacked_later(
-        self, request: HttpRequest, body: Buffer, model: str, version: str | None
+        self, request: HttpRequest, body: Buffer, model: str, version: str | None, came_ns: int
     ) -> HttpResponse:
         with await self._lease_awake(model, version) as loaded:
             if self._inference.inline(loaded):
-                parts, length = await self._inference.in_thread(self._whole, request, body, model, version)
+                parts, length = await self._inference.in_thread(self._whole, request, body, model, version, came_ns)
             else:
                 decoded = await self._decode_later(loaded, request, body)
-                answer = await self._inference.answer_later(loaded, decoded)
+                answer = await self._inference.answer_later(loaded, decoded, came_ns)
                 if _elements(decoded, answer) > _WRITTEN_HERE:
                     parts, length = await self._inference.in_thread(self._encode, loaded, decoded, answer)
                 else:
@@ -174,21 +180,24 @@ class InferRoute:
             return response(parts, length)
         return await self._packed(parts, length, encoding)
 
-    def _answered(self, decoded: InferenceRequest, model: str, version: str | None) -> tuple[list[Buffer], int | None]:
+    def _answered(
+        self, decoded: InferenceRequest, model: str, version: str | None, came_ns: int
+    ) -> tuple[list[Buffer], int | None]:
         """In a thread, with a lease of its own: the application may go away meanwhile."""
         with self._slots.lease(model, version) as loaded:
-            return self._encode(loaded, decoded, self._inference.answer(loaded, decoded))
+            return self._encode(loaded, decoded, self._inference.answer(loaded, decoded, came_ns))
 
     def _whole(
-        self, request: HttpRequest, body: Buffer, model: str, version: str | None
+        self, request: HttpRequest, body: Buffer, model: str, version: str | None, came_ns: int
     ) -> tuple[list[Buffer], int | None]:
         """All of a request in one thread, with a lease of its own: the application may go away meanwhile."""
         with self._slots.lease(model, version) as loaded:
             decoded = self._decode(loaded, request, body)
-            return self._encode(loaded, decoded, self._inference.answer(loaded, decoded))
+            return self._encode(loaded, decoded, self._inference.answer(loaded, decoded, came_ns))
 
     async def _decode_later(self, loaded: LoadedModel, request: HttpRequest, body: Buffer) -> InferenceRequest:
-        if len(body) <= _SMALL_BYTES or _makes_views(loaded, request):
+        is_short = len(body) <= _SMALL_BYTES and not names_text_elsewhere(loaded.signature, body)
+        if is_short or _makes_views(loaded, request):
             return self._decode(loaded, request, body)
         return await self._inference.in_thread(self._decode, loaded, request, body)
 

@@ -20,6 +20,7 @@ from time import perf_counter_ns
 from typing import NamedTuple, Protocol
 
 from edge_agent.contract.errors import ShoalError
+from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.slots import LoadedModel, Slots
 from edge_agent.serving.answer_templates import AnswerTemplates
 from edge_agent.serving.http.answer import Ending, head_of
@@ -66,6 +67,7 @@ class Lane:
         tools: Gives what reads and writes the bodies of a model.
     Attributes:
         limit_bytes: Longest body that the event loop answers itself.
+        takes_text: Whether an input of the model is text.
         joins: Whether requests that meet wait for the end of the turn; ``together``: whether they run as one then.
     """
 
@@ -86,7 +88,7 @@ class Lane:
         self.plans: Plans
         self.templates: AnswerTemplates
         self.limit_bytes = 0.0
-        self.joins = self.together = False
+        self.takes_text = self.joins = self.together = False
         self._waiting: list[_Asked] = []
         self._waiting_bytes = 0
 
@@ -97,6 +99,7 @@ class Lane:
         # In each form of the protocol an element takes a byte at least: so many rows there are at most.
         elements = sum(math.prod(axis or 1 for axis in spec.shape[1:]) for spec in loaded.signature.inputs)
         self.limit_bytes = self.inference.longest_inline(loaded) * max(1, elements)
+        self.takes_text = any(spec.datatype is Datatype.BYTES for spec in loaded.signature.inputs)
         self.joins = self.inference.inline(loaded)
         self.together = bool(self.json_length) and loaded.together > 1
 

@@ -125,8 +125,8 @@ class Metrics:
             page.family("shoal_connections", "gauge", "Open connections.", [({}, len(self._connections))])
             page.family("shoal_connections_limit", "gauge", "Most connections.", [({}, self._connections.limit)])
         held = self._admission
-        page.family("shoal_pending_requests", "gauge", "Requests that are read, wait or run.", [({}, held.requests)])
-        page.family("shoal_pending_bytes", "gauge", "Bytes of the bodies of these.", [({}, held.bytes)])
+        page.family("shoal_pending_requests", "gauge", "Requests that wait or run.", [({}, held.requests)])
+        page.family("shoal_pending_bytes", "gauge", "Bytes of bodies, those on their way too.", [({}, held.bytes)])
         page.family("shoal_busy_total", "counter", "Requests refused for want of room.", [({}, held.refused)])
 
     def _write_apps(self, page: Exposition) -> None:

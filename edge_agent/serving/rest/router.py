@@ -126,7 +126,7 @@ class Router:
             if route is self._infer:
                 return self._infer_room(target, length)
             if route.limit_bytes > SMALL_BYTES:
-                return self._admission.admit(_bounded(length, route.limit_bytes), limit_bytes=route.limit_bytes)
+                return self._admission.hold(_bounded(length, route.limit_bytes), limit_bytes=route.limit_bytes)
             return self._small_room
         except ShoalError as error:
             self._count(head, error)
@@ -162,7 +162,7 @@ class Router:
             self._count(request, error)
             raise
         if not isinstance(answer, HttpResponse):
-            return self._later(request, answer, self._room_for_small(request, route, answer))
+            return self._later(request, answer, self._place_for(request, route, answer))
         if self._origins.enabled:
             answer.headers += self._origins.answer_headers(request)
         return answer
@@ -223,19 +223,17 @@ class Router:
             return False
         raise MethodNotAllowed(head.path, head.method, route.allow)
 
-    def _room_for_small(
-        self, request: HttpRequest, route: Route, answer: Awaitable[HttpResponse]
-    ) -> OpenRoom | HeldRoom:
-        """Room for a small inference that is not answered at once, taken when it is whole: a slow sender has none.
+    def _place_for(self, request: HttpRequest, route: Route, answer: Awaitable[HttpResponse]) -> OpenRoom | HeldRoom:
+        """A place for an inference that is not answered at once, taken when it is whole: a slow sender has none.
 
         Raises:
             Busy: There is none.
         """
-        has_room = len(request.body) > SMALL_BYTES or b"transfer-encoding" in request.headers
-        if has_room or route is not self._infer or request.method != "POST":
+        if route is not self._infer or request.method != "POST":
             return self._small_room
+        has_room = len(request.body) > SMALL_BYTES or b"transfer-encoding" in request.headers
         try:
-            return self._admission.admit(len(request.body))
+            return self._admission.admit(0 if has_room else len(request.body))
         except ShoalError as error:
             self._count(request, error)
             if inspect.iscoroutine(answer):
@@ -251,7 +249,7 @@ class Router:
                 raise
         if length is not None and (length <= SMALL_BYTES or length > self._limit_bytes):
             return self._inline_room  # where it is too long the transport says so
-        return self._admission.admit(_bounded(length, self._limit_bytes), limit_bytes=self._limit_bytes)
+        return self._admission.hold(_bounded(length, self._limit_bytes), limit_bytes=self._limit_bytes)
 
     def _count(self, request: HttpRequest, error: ShoalError) -> None:
         status = error.http_status

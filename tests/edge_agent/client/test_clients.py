@@ -197,6 +197,18 @@ def test_a_client_connects_again_when_the_agent_has_restarted(tmp_path: Path) ->
             client.ping()
 
 
+def test_many_requests_too_go_to_the_agent_that_has_restarted(tmp_path: Path) -> None:
+    path = ""
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            with serving_frames(tmp_path) as device:
+                if not path:
+                    path = device.path
+                    client = stack.enter_context(Client(path))
+                found = client.infer_many("digits", [{"image": IMAGES}] * 3)
+                assert [isinstance(each, Answer) for each in found] == [True] * 3
+
+
 def test_an_answer_that_is_late_is_not_taken_for_the_next_one(device: FramesDevice) -> None:
     with Client(device.path) as client:
         client.ping()

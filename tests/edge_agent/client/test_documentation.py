@@ -60,6 +60,10 @@ def test_every_datatype_and_every_kind_of_error_is_on_the_page(page: str) -> Non
     assert {datatype.value for datatype in Datatype} <= words
     general = {"CallerError", "StorageNotWritable"}
     assert set(failures.KINDS) - general <= words
+    rows = re.findall(r"^\| \d{3}[, 0-9]* \| (.+?) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert "Busy" in named
+    assert named <= set(failures.KINDS), "a client raises what the page says"
 
 
 @pytest.mark.parametrize("index", range(3))

@@ -175,6 +175,19 @@ def test_a_large_frame_waits_until_there_is_memory_for_it(tmp_path: Path, connec
         until(lambda: nothing_is_held(device))
 
 
+def test_large_frames_that_never_come_keep_no_request_out(tmp_path: Path, connect: Connect) -> None:
+    with serving_frames(tmp_path, max_pending=2) as device:
+        for _ in range(5):
+            connect(device).send((100_000).to_bytes(4, "little") + bytes(70_000))
+        until(lambda: device.admission.bytes >= 500_000)
+        assert device.admission.requests == 0
+        raw = connect(device)
+        raw.infer(1, IMAGES, model="slow")
+        until(lambda: device.admission.requests == 1)
+        device.gated.gate.set()
+        assert isinstance(raw.answer(), Inferred)
+
+
 def test_a_client_that_does_not_read_its_answers_is_not_answered_further_and_then_cut_off(
     tmp_path: Path, connect: Connect
 ) -> None:

@@ -122,3 +122,10 @@ def test_feedback_as_long_as_a_tensor_is_refused(shared: Device) -> None:
 def test_feedback_for_a_model_that_is_not_here_is_a_404_whatever_it_says(shared: Device) -> None:
     status, body = shared.ask_json("POST", "/v2/models/cats/feedback", b"{")
     assert (status, "model 'cats'" in body["error"]) == (404, True)
+
+
+def test_who_says_so_is_told_in_full_or_not_at_all(device: Device) -> None:
+    device.ask_json("POST", INFER, image(id="r1"))
+    status, body = device.ask_json("POST", _FEEDBACK, {"request_id": "r1", "label": 7, "source": "x" * 65})
+    assert (status, body["error"]) == (400, "the feedback's source: at most 64 characters, got 65")
+    assert device.ask_json("POST", _FEEDBACK, {"request_id": "r1", "label": 7, "source": "x" * 64})[0] == 200

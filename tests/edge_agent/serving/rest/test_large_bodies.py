@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import http.client
 import json
+import secrets
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,15 @@ from numpy.typing import NDArray
 
 from edge_agent.config import ApiSettings
 from edge_agent.serving.codec import encode_response
+from edge_agent.serving.inference import Inference
+from edge_agent.serving.request import InferenceRequest
 from edge_agent.serving.rest import infer
+from edge_agent.serving.shared_memory import Regions
+from tests.edge_agent.serving.http.device import wait_until
 from tests.fakes.noting_backend import NotingBackend
 from tests.fakes.packages import INPUT, OUTPUT, make_package, reference_images
 from tests.fakes.serving_device import Device, serving
+from tests.fakes.text_package import make_text_package
 
 _PATH = "/v2/models/digits/infer"
 _ROWS = 1024  # of 256 bytes
@@ -97,3 +107,76 @@ def test_numbers_that_are_called_text_are_refused_before_they_are_taken_apart(de
     status, answer = ask(device, data, length)
     assert status == 400
     assert json.loads(answer)["error"].endswith("is BYTES, the model takes FP32")
+
+
+def test_large_bodies_that_never_come_keep_no_request_out(tmp_path: Path) -> None:
+    make_package(tmp_path / "models" / "digits")
+    data, length = body(reference_images(1))
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(serving(tmp_path, ApiSettings(port=0, max_pending=2)))
+        for _ in range(5):
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", device.port), timeout=30))
+            slow.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 65537\r\n\r\n{" % _PATH.encode())
+        page = "shoal_pending_bytes 327685\n"  # bytes they hold, and no places
+        wait_until(lambda: page in device.ask("GET", "/metrics")[2].decode())
+        assert ask(device, gzip.compress(data), length, **{"Content-Encoding": "gzip"})[0] == 200
+
+
+def test_a_packed_request_that_is_unpacked_too_late_is_not_run(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack = infer.unpack
+
+    def slow(*about: Any, **more: Any) -> Any:
+        time.sleep(0.05)
+        return unpack(*about, **more)
+
+    monkeypatch.setattr(infer, "unpack", slow)
+    loaded = device.slots.get("digits")
+    loaded.backend = noting = NotingBackend(loaded.backend)
+    tensor = {"name": INPUT, "shape": [1, 64], "datatype": "FP32", "data": [1.0] * 64}
+    for timeout_us, status in ((1000, 504), (30_000_000, 200)):
+        asked = json.dumps({"inputs": [tensor], "parameters": {"timeout": timeout_us}}).encode()
+        assert device.ask("POST", _PATH, gzip.compress(asked), {"Content-Encoding": "gzip"})[0] == status
+    assert len(noting.threads) == 1
+
+
+def test_a_row_much_longer_than_those_that_were_measured_does_not_hold_the_event_loop(device: Device) -> None:
+    loaded = device.slots.get("digits")
+    inference = Inference(device.monitor, threads=1)
+    loaded.run_us = 20.0
+    for times, is_long in ((1, False), (400, False), (600, True)):
+        request = InferenceRequest("", {INPUT: np.zeros((1, 64 * times), np.float32)})
+        assert inference.is_long(loaded, request) is is_long
+    inference.close()
+
+
+@pytest.mark.parametrize("name", ["shared_memory_region", "shared\\u005fmemory_region"])
+def test_text_in_shared_memory_is_read_by_another_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make_text_package(tmp_path / "models" / "echo")
+    readers: list[str] = []
+    read = Regions.read
+
+    def noted(*about: Any, **more: Any) -> Any:
+        readers.append(threading.current_thread().name.split("_")[0])
+        return read(*about, **more)
+
+    monkeypatch.setattr(Regions, "read", noted)
+    path = Path("/dev/shm") / f"shoal-test-{secrets.token_hex(6)}"  # noqa: S108 - where shm_open(3) keeps its objects
+    path.write_bytes(b"\x03\x00\x00\x00one")
+    inputs = '{"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "parameters": {"'
+    asked = inputs + name + '": "r", "shared_memory_byte_size": 7}}]}'
+    try:
+        with serving(tmp_path) as device:
+            loaded = device.slots.get("echo")
+            loaded.run_us, loaded.inline = 1.0, True
+            region = {"key": path.name, "byte_size": 7}
+            assert device.ask("POST", "/v2/systemsharedmemory/region/r/register", region)[0] == 200
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", device.port, timeout=30)) as connection:
+                for _ in range(4):  # the later ones with a head that is known
+                    connection.request("POST", "/v2/models/echo/infer", asked)
+                    answer = connection.getresponse()
+                    assert json.loads(answer.read())["outputs"][0]["data"] == ["one"]
+    finally:
+        path.unlink()
+    assert readers == ["errand"] * 4
