@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edge_agent.config import ApiSettings
 from edge_agent.serving.codec import encode_response
+from edge_agent.serving.compression import unpack
 from edge_agent.serving.inference import Inference
 from edge_agent.serving.request import InferenceRequest
 from edge_agent.serving.rest import infer
@@ -123,8 +124,6 @@ def test_large_bodies_that_never_come_keep_no_request_out(tmp_path: Path) -> Non
 
 
 def test_a_packed_request_that_is_unpacked_too_late_is_not_run(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    unpack = infer.unpack
-
     def slow(*about: Any, **more: Any) -> Any:
         time.sleep(0.05)
         return unpack(*about, **more)
