@@ -26,7 +26,7 @@ class GrpcServer:
         mode: Permissions of that socket.
         max_bytes: Longest message.
         max_calls: Calls at once, and connections; beyond them gRPC itself refuses.
-        idle_s: Seconds after which a connection without calls is closed.
+        idle_s: Seconds after which a connection without calls is closed, and a stream ends that sends nothing.
     Raises:
         AddressInUse: Somebody listens there already.
         ConfigurationError: There can be no such address.
@@ -74,11 +74,14 @@ class GrpcServer:
                 ("grpc.http2.bdp_probe", 0),
                 # Without these whoever only connects takes one file descriptor after the other, until none is left.
                 ("grpc.max_allowed_incoming_connections", self._max_calls),
+                # Of one connection; its other calls wait with their sender. So one alone cannot keep all others out.
+                ("grpc.max_concurrent_streams", max(1, self._max_calls // 2)),
                 ("grpc.max_connection_idle_ms", round(self._idle_s * 1000)),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ],
         )
-        server.add_generic_rpc_handlers((self._service.handlers(),))
+        handlers = self._service.handlers(max_calls=self._max_calls, max_bytes=self._max_bytes, idle_s=self._idle_s)
+        server.add_generic_rpc_handlers((handlers,))
         try:
             taken = server.add_insecure_port(self._target)
         except RuntimeError as error:

@@ -5,7 +5,6 @@ So a model's metadata, an index or a registration says the same over both, and t
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import ipaddress
@@ -21,7 +20,6 @@ from google.protobuf.message import DecodeError, Message
 
 from edge_agent.contract.errors import (
     CallerError,
-    DeadlineExceeded,
     MalformedRequest,
     ModelUnavailable,
     ShoalError,
@@ -40,6 +38,7 @@ from edge_agent.serving.grpc.messages import (
     is_slow_to_write,
 )
 from edge_agent.serving.grpc.methods import METHODS, Method
+from edge_agent.serving.grpc.reads import Context, Reads
 from edge_agent.serving.http.message import HttpHandler, HttpRequest
 from edge_agent.serving.inference import Inference
 from edge_agent.serving.peer import Peer, Transport
@@ -48,7 +47,6 @@ from edge_agent.serving.shared_memory import Regions
 from edge_agent.serving.waking import lease_awake
 
 SERVICE = "inference.GRPCInferenceService"
-Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
 
 _CODES: Mapping[int, grpc.StatusCode] = {
@@ -62,11 +60,6 @@ _CODES: Mapping[int, grpc.StatusCode] = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-
-
-# Messages that are received at once: how long one is, is not known before. The others wait with their senders, whom
-# flow control stops: 40 calls of 16 MB took 1.1 GB of memory, which the process kept.
-_READ_AT_ONCE = 4
 
 
 class GrpcService:
@@ -94,11 +87,19 @@ class GrpcService:
         self._routes, self._inference = routes, inference
         self._lease_awake = functools.partial(lease_awake, slots, repository, inference)
         self._regions, self._access, self._admission = regions, access, admission
-        self._max_rows, self._message_s = max_rows, message_s
-        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
+        self._max_rows, self._message_s, self._idle_s = max_rows, message_s, message_s
+        self._reads = Reads()
 
-    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """All methods, as a server takes them."""
+    def handlers(self, *, max_calls: int, max_bytes: int, idle_s: float) -> grpc.GenericRpcHandler[Any, Any]:
+        """All methods, as a server takes them.
+
+        Args:
+            max_calls: That the server takes at once.
+            max_bytes: Longest message that it takes.
+            idle_s: Seconds for which a stream may send nothing.
+        """
+        self._reads.limit(max_calls=max_calls, max_bytes=max_bytes)
+        self._idle_s = max(idle_s, self._message_s)  # a message under way looks as one that nobody sends
         # All of them as streams of requests, though most take one: so it is known who asks before a message is read.
         told = {
             name: grpc.stream_unary_rpc_method_handler(
@@ -117,41 +118,46 @@ class GrpcService:
     async def _infer(self, _: AsyncIterator[bytes], context: Context) -> oip.ModelInferResponse:
         try:
             app = self._identify(context)
-            return await self._answer(await self._read(oip.ModelInferRequest, context), app)
+            return await self._answer(await self._read(oip.ModelInferRequest, context, app), app)
         except ShoalError as error:
             await _abort(context, error)
 
-    async def _infer_stream(
-        self, messages: AsyncIterator[bytes], context: Context
-    ) -> AsyncIterator[oip.ModelStreamInferResponse]:
+    async def _infer_stream(self, _: AsyncIterator[bytes], context: Context) -> None:
         """Each request's answer in turn; an error is the answer of its own request and ends nothing."""
+        last_bytes: int | None = None
         try:
             app = self._identify(context)
+            caller = app.name, context.peer()
+            while True:
+                message = await self._reads.read(context, caller, self._idle_s, last_bytes=last_bytes)
+                if message is None:
+                    return
+                last_bytes = len(message)
+                await context.write(await self._answer_in_stream(message, app))
+                del message  # it may be large, and the next one may be long in coming
         except ShoalError as error:
             await _abort(context, error)
-        async for message in messages:
-            answer = oip.ModelStreamInferResponse()
-            try:
-                request = _parsed(oip.ModelInferRequest, message)
-                answer.infer_response.id = request.id
-                answer.infer_response.CopyFrom(await self._answer(request, app))
-            except ShoalError as error:
-                answer.error_message = str(error)
-            yield answer
 
-    async def _read(self, kind: type[M], context: Context) -> M:
+    async def _answer_in_stream(self, message: bytes, app: App) -> oip.ModelStreamInferResponse:
+        answer = oip.ModelStreamInferResponse()
+        try:
+            request = _parsed(oip.ModelInferRequest, message)
+            answer.infer_response.id = request.id
+            answer.infer_response.CopyFrom(await self._answer(request, app))
+        except ShoalError as error:
+            answer.error_message = str(error)
+        return answer
+
+    async def _read(self, kind: type[M], context: Context, app: App) -> M:
         """The one message of a call.
 
         Raises:
             MalformedRequest: There is none, or it is no such message.
             DeadlineExceeded: It does not come.
+            Busy: It does not come, nor do too many others.
         """
-        try:
-            async with self._reading:
-                message = await asyncio.wait_for(context.read(), self._message_s)
-        except asyncio.TimeoutError as error:
-            raise DeadlineExceeded(f"the call's message did not arrive within {self._message_s:g} s") from error
-        if not isinstance(message, bytes):
+        message = await self._reads.read(context, (app.name, context.peer()), self._message_s)
+        if message is None:
             raise MalformedRequest("the call ended before its message was whole")
         return _parsed(kind, message)
 
@@ -197,8 +203,7 @@ class GrpcService:
                 if method.is_open:
                     request = method.request()
                 else:
-                    self._identify(context)
-                    request = await self._read(method.request, context)
+                    request = await self._read(method.request, context, self._identify(context))
                 return method.read(await self._ask(method, request, context))
             except (UnknownModel, ModelUnavailable) as error:
                 if method.response is not oip.ModelReadyResponse:
