@@ -24,6 +24,7 @@ from edge_agent.runtime.budget import MemoryBudget, ThreadBudget
 from edge_agent.runtime.catalogue import Catalogue, FleetPackages, Known, highest, is_pipeline
 from edge_agent.runtime.guard import RunGuard
 from edge_agent.runtime.idle import IdleUnloader
+from edge_agent.runtime.load_log import LoadLog, WhatFor
 from edge_agent.runtime.loaded import LoadedModel, OtherRuntime, load
 from edge_agent.runtime.onnx import OnnxBackend
 from edge_agent.runtime.optimised import OptimisedModels
@@ -89,6 +90,7 @@ class Repository:
             acceleration.follow(self)
         # What load() was asked for by version: it stays when a newer version comes.
         self._wanted: set[tuple[str, str]] = set()
+        self._told = LoadLog()
 
     def follow(self, fleet: FleetPackages) -> None:
         """Know the packages too that the fleet has installed here."""
@@ -104,7 +106,7 @@ class Repository:
             wanted = [known for known in self._chosen() if not self._serves(known)]
             for known in sorted(wanted, key=is_pipeline):
                 self._load_steps(known)
-                self._try(known)
+                self._try(known, WhatFor.START)
             self._load_waiting()
             self._collect()
         if self._idle is not None:
@@ -132,7 +134,7 @@ class Repository:
             self._refresh()
             known = self._catalogue.find(model, version)
             self._load_steps(known)
-            loaded = self._load(known)
+            loaded = self._load(known, WhatFor.REQUEST)
             if version is not None:
                 self._wanted.add((model, version))
             else:
@@ -162,7 +164,10 @@ class Repository:
                 was_broken = entry.state is ModelState.UNAVAILABLE and not self._is_pipeline(entry)
                 reason = f"{_BY_HAND}; before, {entry.reason}" if was_broken else _BY_HAND
                 again = entry.state is ModelState.UNLOADED and entry.reason.startswith(_BY_HAND)
-                self._slots.unload(model, entry.version, reason=entry.reason if again else reason)
+                old = self._slots.unload(model, entry.version, reason=entry.reason if again else reason)
+                if old is not None:
+                    self._told.unloaded(old, "on request")
+            self._told.settled(self._slots.index())
 
     def wake(self, model: str, version: str | None = None) -> LoadedModel:
         """Load what was unloaded because nobody asked for it; many who wait here wait for one load.
@@ -183,7 +188,7 @@ class Repository:
             if known is None:
                 self._refresh()
                 known = self._catalogue.find(model, wanted)
-            return self._load(known)
+            return self._load(known, WhatFor.WOKEN)
 
     def prepare(self, package: Package, *, slots: ModelSource | None = None) -> LoadedModel:
         """Load and warm up a package that the installer will test and let serve, within the budgets.
@@ -214,6 +219,8 @@ class Repository:
         for loaded in models:
             self._consider(loaded)
         with self._loading:
+            for loaded in models:
+                self._told.loaded(loaded, WhatFor.INSTALLED)
             self._refresh()
             self._load_waiting()
             self._collect()
@@ -302,7 +309,7 @@ class Repository:
                 continue
             # What is wrong with a step is said by load(), which looks for it, and never blamed on the pipeline.
             with contextlib.suppress(ShoalError):
-                self._try(self._catalogue.find(step.model, step.version))
+                self._try(self._catalogue.find(step.model, step.version), WhatFor.STEP)
 
     def _answers(self, step: PipelineStep) -> bool:
         """Whether a step is loaded, or would be by its next request."""
@@ -314,15 +321,15 @@ class Repository:
             return error.asleep
         return True
 
-    def _try(self, known: Known) -> bool:
+    def _try(self, known: Known, what_for: WhatFor) -> bool:
         try:
-            self._load(known)
+            self._load(known, what_for)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one package, the others must serve
             _log.warning("model %s %s is not loaded: %s", known.name, known.version, error)
             return False
         return True
 
-    def _load(self, known: Known) -> LoadedModel:
+    def _load(self, known: Known, what_for: WhatFor) -> LoadedModel:
         """Load, test and let serve; a failure is noted in the index."""
         name, version, digest = known.name, known.version, known.package.digest
         try:
@@ -344,6 +351,7 @@ class Repository:
         if not self._slots.replace(old, loaded, default=fleets):
             loaded.close()  # the fleet has installed another one meanwhile, which is newer than what was asked for
             return self._slots.get(name)
+        self._told.loaded(loaded, what_for, again=old is not None)
         self._consider(loaded)
         return loaded
 
@@ -437,13 +445,16 @@ class Repository:
             known = self._catalogue.known.get(key)
             if known is None:
                 self._slots.remove(*key)
+                self._told.unloaded(each, "its package is gone")
             elif (
                 self._policy != "all"
                 and key not in self._wanted
                 and key not in pinned
                 and known.installed == latest.installed
             ):
-                self._slots.unload(*key, reason=f"version {loaded.version} took its place")
+                reason = f"version {loaded.version} took its place"
+                self._slots.unload(*key, reason=reason)
+                self._told.unloaded(each, reason)
 
     def _load_waiting(self) -> None:
         """Load the pipelines whose steps were not there, the fleet's too; one may be the step of another."""
@@ -454,7 +465,7 @@ class Repository:
             waiting = [entry for entry in self._slots.index() if entry.state is ModelState.UNAVAILABLE]
             for known in [packages[entry[:2]] for entry in waiting if entry[:2] in packages]:
                 if known.package.manifest.pipeline and self._has_steps(known.package):
-                    progress = self._try(known) or progress
+                    progress = self._try(known, WhatFor.STEPS_CAME) or progress
 
     def _is_pipeline(self, entry: IndexEntry) -> bool:
         known = self._catalogue.known.get((entry.name, entry.version))
@@ -465,6 +476,8 @@ class Repository:
         return all(step.version in (None, *self._versions(step.model)) and self._versions(step.model) for step in steps)
 
     def _collect(self) -> None:
+        """A change is over: say which versions serve by default now, and drop what nothing needs any more."""
+        self._told.settled(self._slots.index())
         packages = [*self._catalogue.packages(), *(each.package for each in self._in_memory())]
         if self._cache is not None:
             self._cache.collect(packages)

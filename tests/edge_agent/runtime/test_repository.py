@@ -79,6 +79,44 @@ def test_versions_are_loaded_beside_each_other_and_unloaded_one_by_one(device: D
             device.repository.unload("reader" if version is None else "digits", version)
 
 
+def test_the_log_tells_what_is_loaded_and_unloaded_and_what_serves_by_default(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="edge_agent.runtime.load_log")
+
+    def told() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records if record.name == "edge_agent.runtime.load_log"]
+        caplog.clear()
+        return lines
+
+    device.add("1")
+    device.repository.start()
+    assert told() == ["model digits 1 loaded: at the start"]
+    device.add("2")
+    device.repository.load("digits")
+    assert told() == [
+        "model digits 2 loaded: on request",
+        "model digits 1 unloaded: version 2 took its place",
+        "model digits: version 2 serves by default now, before 1",
+    ]
+    device.repository.load("digits", "1")
+    device.repository.load("digits", "1")
+    assert told() == ["model digits 1 loaded: on request", "model digits 1 loaded again: on request"]
+    device.repository.unload("digits", "2")
+    device.repository.unload("digits", "2")
+    assert told() == [
+        "model digits 2 unloaded: on request",
+        "model digits: version 1 serves by default now, before 2",
+    ]
+    for _ in range(3):
+        with device.slots.lease("digits"):
+            assert not told(), "a request leaves no line"
+    put_to_sleep(device)
+    device.repository.wake("digits")
+    device.repository.wake("digits")
+    assert told() == ["model digits 1 loaded: asked for after it was unloaded as idle"]
+
+
 def test_a_newer_version_takes_the_place_of_the_one_that_was_loaded_as_the_latest(device: Device) -> None:
     device.add("1")
     device.repository.start()
@@ -351,7 +389,9 @@ def test_a_sleeping_model_for_which_there_is_no_memory_now_may_be_woken_later(ne
     device.repository.wake("large")
 
 
-def test_the_fleets_model_is_the_default_and_its_version_hides_the_folders(device: Device, tmp_path: Path) -> None:
+def test_the_fleets_model_is_the_default_and_its_version_hides_the_folders(
+    device: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     active, kept = (make_package(tmp_path / name, version=name, seed=int(name)) for name in ("2", "1"))
     device.add("3")
     device.add("2", seed=9)
@@ -373,7 +413,9 @@ def test_the_fleets_model_is_the_default_and_its_version_hides_the_folders(devic
     newer = make_package(tmp_path / "4", version="4", seed=4)
     device.repository.unload("digits", "2")
     fleet.packages = [Known(active, installed=True, active=False), Known(newer, installed=True)]
+    caplog.set_level("INFO", logger="edge_agent.runtime.load_log")
     device.repository.serve(device.repository.prepare(newer))
+    assert f"model digits {newer.manifest.version} loaded: installed by the fleet or by hand" in caplog.text
     assert device.slots.get("digits").version == "4", "an update serves, whatever was unloaded before"
 
 
