@@ -65,7 +65,8 @@ def retry_after_s(error: ShoalError) -> float:
 def failure_of(number: int, error: ShoalError) -> Failure:
     """The message that tells ``error`` to the client whose request had this ``id``."""
     failure = Failure(id=number, status=error.http_status, kind=type(error).__name__, error=str(error))
-    failure.retry_after_s = retry_after_s(error)
+    if wait_s := retry_after_s(error):  # set to a 0 of its own it would be written, as no default is
+        failure.retry_after_s = wait_s
     if isinstance(error, SignatureMismatch):
         failure.tensor, failure.rule, failure.row = error.tensor, error.rule, error.row
     return failure

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -45,6 +45,7 @@ _DATATYPES = {datatype.numpy: datatype for datatype in Datatype if datatype is n
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_OPS = [kind.__struct_config__.tag for kind in get_args(Request)]
 _number_decoder = msgspec.msgpack.Decoder(_Numbered)
 
 
@@ -57,7 +58,7 @@ def decode_request(frame: Buffer) -> Request:
     try:
         return _request_decoder.decode(memoryview(frame)[LENGTH_BYTES:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError(f"the frame is no request: {error}") from error
+        raise MessageError(f"the frame is no request: {error}{_hint(str(error))}") from error
 
 
 def decode_answer(frame: Buffer) -> Answer:
@@ -167,6 +168,15 @@ def violations_of(broken: Iterable[BrokenRule]) -> tuple[Violation, ...]:
     return tuple(
         Violation(each.tensor, each.rule, each.policy, each.rows, each.first_row, each.value) for each in broken
     )
+
+
+def _hint(text: str) -> str:
+    """What to send instead, where a request has a word that is none of ours."""
+    if text.endswith("`$.op`"):
+        return f"; there are: {', '.join(_OPS)}"
+    if "enum value" in text:
+        return f"; datatypes are {', '.join(datatype.value for datatype in Datatype)}"
+    return ""
 
 
 def _payload(array: NDArray[Any], datatype: Datatype) -> Buffer:

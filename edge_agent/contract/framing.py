@@ -20,6 +20,8 @@ _ROOM_BYTES = 16 * 1024
 ROOM_LEFT = 1
 
 _NO_ROOM = memoryview(b"")
+# How a stream of HTTP begins, an answer, a request of HTTP/1 or 2: who took the wrong socket sends, or is sent, this.
+_HTTP = (b"HTTP", b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"OPTI", b"PATC", b"PRI ")
 
 
 class FrameTooLarge(MalformedRequest):
@@ -101,10 +103,7 @@ class FrameBuffer:
         while end - at >= LENGTH_BYTES:
             size = int.from_bytes(view[at : at + LENGTH_BYTES], "little")
             if size > self._limit_bytes:
-                self._refusal = FrameTooLarge(
-                    f"a frame of {size} bytes, the limit is {self._limit_bytes} (max_body_mib under [api] in the "
-                    "agent's settings); this connection is closed"
-                )
+                self._refusal = FrameTooLarge(_why_not(bytes(view[at : at + LENGTH_BYTES]), size, self._limit_bytes))
                 end = at
                 break
             stop = at + LENGTH_BYTES + size
@@ -127,3 +126,16 @@ class FrameBuffer:
         self._filled = len(begun)
         if begun:
             self._room[: self._filled] = bytes(begun)  # it may lie there already, further on
+
+
+def _why_not(begin: bytes, size: int, limit_bytes: int) -> str:
+    if begin in _HTTP:
+        return (
+            f"this is HTTP, no frame (it begins with {begin.decode()!r}): frames are for the socket that frames_socket "
+            "under [api] in the agent's settings names, HTTP is for its unix_socket and port; this connection is closed"
+        )
+    # Either end may be the one that reads here.
+    return (
+        f"a frame of {size} bytes, the limit is {limit_bytes} (of requests max_body_mib under [api] in the agent's "
+        "settings, of answers the client's answer_limit_bytes); this connection is closed"
+    )

@@ -10,6 +10,7 @@ from edge_agent.contract.errors import (
     CallerError,
     DeadlineExceeded,
     DeviceError,
+    MalformedRequest,
     ModelFailed,
     ModelUnavailable,
     QuotaExceeded,
@@ -57,6 +58,11 @@ def test_a_quota_keeps_when_to_ask_again() -> None:
     found = there_and_back(QuotaExceeded("slower", retry_after_s=0.75))
     assert isinstance(found, QuotaExceeded)
     assert found.retry_after_s == 0.75
+
+
+@pytest.mark.parametrize(("error", "says"), [(Busy("full"), True), (MalformedRequest("what?"), False)])
+def test_when_to_ask_again_is_said_only_where_that_helps(error: ShoalError, says: bool) -> None:
+    assert (b"retry_after_s" in frames.encode(failure_of(3, error))) == says
 
 
 @pytest.mark.parametrize(("status", "kind"), [(418, CallerError), (599, DeviceError)])

@@ -116,13 +116,23 @@ def test_a_frame_beyond_the_limit_is_refused_after_those_before_it() -> None:
     assert feed(buffer, data, [1000]) == [frame(b"0123456789")]
     assert buffer.refusal is not None
     assert buffer.refusal.http_status == 413
+    assert "a frame of 11 bytes, the limit is 10 (of requests max_body_mib" in str(buffer.refusal)
 
 
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 20])
-def test_another_protocol_is_taken_for_a_frame_that_is_too_large(garbage: bytes) -> None:
+@pytest.mark.parametrize(
+    ("garbage", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "this is HTTP, no frame (it begins with 'GET '): frames are for the socket that"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "this is HTTP, no frame (it begins with 'HTTP')"),
+        (b"PRI * HTTP/2.0\r\n\r\n", "this is HTTP, no frame"),
+        (b"\xff" * 20, "a frame of 4294967295 bytes"),
+    ],
+)
+def test_another_protocol_is_taken_for_a_frame_that_is_too_large(garbage: bytes, why: str) -> None:
     buffer = FrameBuffer(16 << 20)
     assert feed(buffer, garbage, [1000]) == []
-    assert buffer.refusal is not None
+    assert why in str(buffer.refusal)
+    assert ("max_body_mib" in str(buffer.refusal)) == ("HTTP" not in why)
 
 
 def test_an_empty_frame_is_a_frame() -> None:

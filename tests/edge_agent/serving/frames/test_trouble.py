@@ -62,7 +62,10 @@ def test_a_request_that_lacks_something_costs_only_itself(shared: FramesDevice, 
     assert "missing required field" in raw.failure().error
     raw.send_map(op="dance", v=1, id=2)
     assert (found := raw.failure()).id == 2
-    assert "dance" in found.error
+    assert found.error.endswith("'dance' - at `$.op`; there are: infer, feedback, models, metadata, ping")
+    tensor = {"name": "image", "type": "FLOAT", "shape": [1, 4], "data": bytes(16)}
+    raw.send_map(op="infer", v=1, id=5, model="digits", inputs=[tensor])
+    assert "'FLOAT' - at `$.inputs[0].type`; datatypes are BOOL, UINT8, " in raw.failure().error
     raw.send_map(op="ping", v=2, id=3)
     assert (found := raw.failure()).status == 501
     assert "version 2" in found.error
@@ -70,15 +73,21 @@ def test_a_request_that_lacks_something_costs_only_itself(shared: FramesDevice, 
     assert isinstance(raw.answer(), Pong)
 
 
-@pytest.mark.parametrize("hello", [b"GET /v2/health/live HTTP/1.1\r\n\r\n", (2_000_000).to_bytes(4, "little")])
+@pytest.mark.parametrize(
+    ("hello", "why"),
+    [
+        (b"GET /v2/health/live HTTP/1.1\r\n\r\n", "this is HTTP, no frame"),
+        ((2_000_000).to_bytes(4, "little"), "the limit is 1000000"),
+    ],
+)
 def test_a_frame_beyond_the_limit_is_refused_before_it_is_read(
-    shared: FramesDevice, connect: Connect, hello: bytes
+    shared: FramesDevice, connect: Connect, hello: bytes, why: str
 ) -> None:
     raw = connect(shared)
     raw.send(hello)
     found = raw.failure()
     assert (found.id, found.status, found.kind) == (0, 413, "FrameTooLarge")
-    assert "the limit is 1000000" in found.error
+    assert why in found.error
     assert raw.is_closed()
     assert is_alive(shared, connect)
 
