@@ -160,13 +160,19 @@ class Model:
             monitor: False for a probe, which is neither counted nor sampled.
         Raises:
             SignatureMismatch: An input breaks the signature; it names tensor, rule and row.
-            MalformedRequest: An unknown output is wanted, or a name is too long.
+            MalformedRequest: An unknown output is wanted, a name is too long, or the inputs have no names.
             ModelFailed: The model failed or hung on a right request.
             ModelUnavailable: It is closed.
         """
         for what, text in (("request_id", request_id), ("group", group)):
             if len(text) > MAX_ID_LENGTH:
                 raise MalformedRequest(f"{what}: at most {MAX_ID_LENGTH} characters, got {len(text)}")
+        if inputs is not None and not isinstance(inputs, Mapping):
+            takes = ", ".join(spec.name for spec in self.signature.inputs)
+            raise MalformedRequest(
+                "inputs: expected a mapping from input name to array, or each array as an argument of its name, got "
+                f"{type(inputs).__name__}; model '{self.name}' takes: {takes}"
+            )
         request = InferenceRequest(
             id=request_id,
             inputs={name: np.asarray(array) for name, array in {**(inputs or {}), **named}.items()},

@@ -50,7 +50,8 @@ class Recorder:
         self._started_at_ms = time.time_ns() // 1_000_000
         self._desired_revision = 0
         self._hardware = hardware()
-        self._lock = lock_state(state)
+        # It may be this very program: it has loaded another model so, or the same one before.
+        self._lock = lock_state(state, way_out="close that model or stop the agent, or give another folder as state")
         try:
             identity, trouble = identity_to_serve_with(state, mend=True)
             if trouble:

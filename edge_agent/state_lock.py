@@ -12,9 +12,11 @@ from edge_agent.contract.errors import ConfigurationError, DeviceError, storage_
 LOCK_FILE = "agent.lock"
 
 
-def lock_state(state: Path) -> IO[bytes]:
+def lock_state(state: Path, *, way_out: str = "stop it, or give --state") -> IO[bytes]:
     """Hold the state folder until the file is closed: two programs would number messages against each other.
 
+    Args:
+        way_out: What whoever asks can do where it is held.
     Raises:
         ConfigurationError: Another program, an agent or one that has loaded a model with this state, holds it.
         DeviceError: The lock cannot be made.
@@ -29,6 +31,6 @@ def lock_state(state: Path) -> IO[bytes]:
     except BlockingIOError as error:
         file.close()
         raise ConfigurationError(
-            f"{state}: another agent runs on this state folder; stop it, or give --state"
+            f"{state}: another agent, or a program that has loaded a model with it, uses this state folder; {way_out}"
         ) from error
     return file

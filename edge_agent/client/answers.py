@@ -104,9 +104,17 @@ def infer_frame(message: Infer, inputs: Tensors) -> list[Buffer]:
     """The frame of a request, in parts; large ones are views on the arrays.
 
     Raises:
-        MessageError: A tensor is no array, or has no datatype of the Open Inference Protocol.
+        MessageError: The inputs are no mapping, or a tensor is no array, or has no datatype of the Open Inference
+            Protocol.
     """
-    return frames.encode_tensors(message, {name: _sent(name, tensor) for name, tensor in inputs.items()})
+    try:
+        items = inputs.items()
+    except AttributeError:  # cheaper than to look first: it is done for every request
+        raise MessageError(
+            f"inputs: expected a mapping from input name to array, got {type(inputs).__name__}: "
+            f"metadata('{message.model}') gives the names that the model takes"
+        ) from None
+    return frames.encode_tensors(message, {name: _sent(name, tensor) for name, tensor in items})
 
 
 def answer_of(inferred: Inferred) -> Answer:

@@ -157,10 +157,14 @@ class TrustError(ShoalError):
 
 
 class DigestMismatch(TrustError):
-    """A file's SHA-256 differs from the signed one; the same bytes are not tried again."""
+    """A file's SHA-256 differs from the signed one; the same bytes are not tried again.
 
-    def __init__(self, path: str, *, expected: str, actual: str) -> None:
-        super().__init__(f"{path}: expected sha256 {expected[:12]}, got {actual[:12]}")
+    Args:
+        cure: What to do, where that is known; ends the text.
+    """
+
+    def __init__(self, path: str, *, expected: str, actual: str, cure: str = "") -> None:
+        super().__init__(f"{path}: expected sha256 {expected[:12]}, got {actual[:12]}{cure and '; '}{cure}")
         self.path, self.expected, self.actual = path, expected, actual
 
 

@@ -25,7 +25,7 @@ from edge_agent.contract.signature import Signature, TensorSpec
 from edge_agent.contract.tensors import Datatype
 from edge_agent.runtime.memory import give_back, is_short_of_memory
 from edge_agent.runtime.optimised import WEIGHTS_FILE, OptimisedModels
-from edge_agent.runtime.package import Package
+from edge_agent.runtime.package import COPY_AGAIN, Package
 
 _ORT_TYPES: Mapping[str, Datatype] = {
     "tensor(bool)": Datatype.BOOL,
@@ -135,7 +135,7 @@ class _Source:
             actual = hashlib.sha256(data).hexdigest()
             expected = self._package.manifest.files[name].sha256
             if actual != expected:
-                raise DigestMismatch(str(path), expected=expected, actual=actual)
+                raise DigestMismatch(str(path), expected=expected, actual=actual, cure=COPY_AGAIN)
             names.append(os.path.relpath(path, self._path.parent))
             weights.append(data)
         getattr(options, _IN_MEMORY)(names, weights, [len(data) for data in weights])

@@ -9,10 +9,11 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.contract.errors import DigestMismatch, PackageError, storage_error
+from edge_agent.contract.errors import DigestMismatch, ManifestError, PackageError, storage_error
 from edge_agent.contract.manifest import (
     FULL_PRECISION,
     GOLDEN_FILE,
@@ -27,6 +28,7 @@ from edge_agent.contract.profile import ReferenceProfile, decode_profile
 from edge_agent.contract.tensors import Datatype
 
 _CHUNK_BYTES = 1 << 20
+COPY_AGAIN = "damaged or changed on its way: copy the package again"
 
 
 class Tolerance(NamedTuple):
@@ -70,7 +72,7 @@ class Package:
             DigestMismatch: A file's bytes are not those that the manifest names.
         """
         data = _read(folder / MANIFEST_FILE)
-        package = cls(folder=folder, manifest=decode_manifest(data), digest=digest_of(data))
+        package = cls(folder=folder, manifest=_manifest(folder, data), digest=digest_of(data))
         if verify:
             package.verify()
         return package
@@ -94,7 +96,7 @@ class Package:
         """
         expected, actual = self.manifest.files[name].sha256, file_digest(self.path(name))
         if actual != expected:
-            raise DigestMismatch(str(self.path(name)), expected=expected, actual=actual)
+            raise DigestMismatch(str(self.path(name)), expected=expected, actual=actual, cure=COPY_AGAIN)
 
     def is_served(self, name: str) -> bool:
         """Whether a device needs the file to serve the model; else it is there to be read by people and servers."""
@@ -212,13 +214,30 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _manifest(folder: Path, data: bytes) -> Manifest:
+    try:
+        return decode_manifest(data)
+    except ManifestError as error:
+        cause = error.__cause__
+        is_cut = isinstance(cause, msgspec.DecodeError) and not isinstance(cause, msgspec.ValidationError)
+        raise ManifestError(f"{folder}/{error}{'; ' + COPY_AGAIN if is_cut else ''}") from error
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise PackageError(f"{path}: the file is missing; is {path.parent} a model package?") from error
+        raise PackageError(_why_absent(path)) from error
     except OSError as error:
         raise storage_error(error, str(path)) or PackageError(f"{path}: {error}") from error
+
+
+def _why_absent(path: Path) -> str:
+    folder = path.parent
+    if folder.is_dir():
+        return f"{path}: the file is missing; is {folder} a model package?"
+    what = "is a file" if folder.exists() else "there is no such folder"
+    return f"{folder}: {what}; a package is a folder with a {MANIFEST_FILE}"
 
 
 def _encoded(array: NDArray[Any]) -> list[bytes]:

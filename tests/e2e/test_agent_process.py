@@ -81,8 +81,8 @@ def test_settings_that_do_not_belong_are_named(tmp_path: Path) -> None:
 def test_two_agents_do_not_share_a_state_folder(device: Agent) -> None:
     device.start()
     line = fails("run", "--config", device.settings, code=2)
-    assert "another agent runs on this state folder" in line
-    assert "another agent runs" in fails("install", "--config", device.settings, device.state, code=2)
+    assert "another agent, or a program that has loaded a model with it, uses this state folder" in line
+    assert "uses this state folder" in fails("install", "--config", device.settings, device.state, code=2)
     assert device.stop() == 0
     assert not (device.state / "agent.json").exists()
 

@@ -132,7 +132,7 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_two_agents_do_not_share_a_state_folder(agent: Agent, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="another agent runs on this state folder"):
+    with pytest.raises(ConfigurationError, match=r"another agent, .* uses this state folder; stop it, or give"):
         Agent(config(tmp_path))
 
 

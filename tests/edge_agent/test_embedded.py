@@ -89,6 +89,11 @@ def test_a_request_is_checked_as_the_agent_checks_it(model: Model) -> None:
         model.infer({INPUT: IMAGES}, request_id="x" * 200)
 
 
+def test_inputs_that_are_no_mapping_are_told_how_to_be_given(model: Model) -> None:
+    with pytest.raises(MalformedRequest, match=r"inputs: expected a mapping .*, got ndarray; .*'digits' takes: image"):
+        model.infer(IMAGES)  # type: ignore[arg-type]
+
+
 def test_a_model_that_fails_says_so_and_answers_the_next_request(model: Model) -> None:
     bright = np.full((1, 64), 0.99, dtype=np.float32)
     with pytest.raises(ModelFailed, match="digits"):
@@ -178,6 +183,14 @@ def test_an_agent_and_a_program_do_not_share_a_state_folder(package: Path, tmp_p
             load(package, state=tmp_path / "state")
     finally:
         agent.close()
+
+
+def test_a_second_model_with_the_same_state_is_told_what_holds_it(package: Path, tmp_path: Path) -> None:
+    with load(package, state=tmp_path / "state"):
+        with pytest.raises(ConfigurationError, match="a program that has loaded a model with it") as caught:
+            load(package, state=tmp_path / "state")
+        assert str(caught.value).endswith("close that model or stop the agent, or give another folder as state")
+        assert "--state" not in str(caught.value)
 
 
 def test_a_program_whose_identity_is_damaged_beyond_mending_is_answered_all_the_same(

@@ -90,6 +90,8 @@ def test_one_except_catches_the_same_error_as_in_the_agent(client: Client) -> No
         client.infer("digits", {"image": IMAGES}, outputs=["nothing"])
     with pytest.raises(MessageError, match="complex"):
         client.infer("digits", {"image": IMAGES.astype(np.complex64)})
+    with pytest.raises(MessageError, match=r"a mapping from input name to array, got ndarray: metadata\('digits'\)"):
+        client.infer("digits", IMAGES)  # type: ignore[arg-type]
     with pytest.raises(MessageError, match=r"input 'image': expected a numpy array, got list: make one .* np\.asarray"):
         client.infer("digits", {"image": IMAGES.tolist()})
     assert close_enough(client.infer("digits", {"image": IMAGES}))

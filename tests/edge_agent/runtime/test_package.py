@@ -40,7 +40,7 @@ def test_a_flipped_bit_in_any_file_is_a_digest_mismatch(tmp_path: Path, name: st
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DigestMismatch, match=name):
+    with pytest.raises(DigestMismatch, match=rf"{name}: expected .*: copy the package again"):
         Package.open(package.folder, verify=True)
     assert Package.open(package.folder, verify=False).digest == package.digest
 
@@ -55,6 +55,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"is .* a model package"):
         Package.open(tmp_path, verify=False)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match=r"nonexist: there is no such folder; a package is a folder with a manifest"):
+        Package.open(tmp_path / "nonexist", verify=False)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(PackageError, match="file: is a file; a package is a folder"):
+        Package.open(tmp_path / "file", verify=False)
+
+
+def test_a_manifest_that_was_cut_off_is_named_with_its_folder(tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    path = package.folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ManifestError, match=r"package/manifest\.json: .*truncated; damaged .* copy the package again"):
+        Package.open(package.folder, verify=False)
+    path.write_bytes(b'{"format": 1}')
+    with pytest.raises(ManifestError, match=r"package/manifest\.json: ") as caught:
+        Package.open(package.folder, verify=False)
+    assert "copy the package" not in str(caught.value), "a whole manifest that breaks a rule is no better once copied"
 
 
 def test_a_manifest_that_is_no_manifest_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_one_broken_package_keeps_no_other_from_starting(device: Device, caplog:
         "digits 1": "UNAVAILABLE", "other 2": "READY", "rotten ": "UNAVAILABLE",
     }  # fmt: skip
     assert "digits 1 is not loaded" in caplog.text
-    assert "rotten is not served: manifest.json" in caplog.text
+    assert f"rotten is not served: {device.models / 'rotten' / 'manifest.json'}: " in caplog.text
     assert device.repository.load("other").package.folder.name == "other-2"
     with pytest.raises(ManifestError):
         device.repository.load("rotten")
