@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from edge_agent.runtime.acceleration import Acceleration
 
 _log = logging.getLogger(__name__)
+_HOW_TO_BEGIN = (
+    "stop the agent and run `shoal-agent install FOLDER` with a package, or put the package's folder into the one that "
+    "runtime.models in the agent's settings names, and load the model"
+)
 
 
 class Agent:
@@ -70,7 +74,7 @@ class Agent:
         self._threads = thread_budget(
             config.runtime.threads, config.runtime.threads_per_model, available=cpus.available()
         )
-        self._slots = Slots()
+        self._slots = Slots(when_empty=_HOW_TO_BEGIN)
         self._acceleration = _acceleration(config, self._slots, self._tell)
         memory = MemoryBudget(config.runtime.memory_mib << 20)
         self._repository = _repository(config, self._slots, self._threads, memory, self._acceleration)
@@ -169,8 +173,12 @@ class Agent:
             write_durably(path, msgspec.json.encode(address), mode=0o600)
         except OSError as error:  # who needs the file will miss it; applications get their answers all the same
             _log.warning("%s could not be written: %s", path, error.strerror)
-        served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models()) or "no model yet"
-        addresses = dict.fromkeys(self._api.addresses.values())
+        served = ", ".join(f"{loaded.name} {loaded.version}" for loaded in self._slots.models())
+        if not served:
+            served = "none of its models" if self._slots.index() else f"no model yet: {_HOW_TO_BEGIN}"
+        addresses = [each for each in dict.fromkeys(self._api.addresses.values()) if each]
+        if not addresses:
+            _log.warning("nobody can ask this agent: set host, unix_socket, frames_socket or grpc_socket under [api]")
         _log.info("listening on %s, serving %s", ", ".join(addresses) or "no address", served)
 
     def _take_desired(self, desired: Desired) -> None:

@@ -13,10 +13,12 @@ _PLACE = re.compile(r" - at `\$\.?([^`]*)`\Z")
 # Two letters changed places in a word of four: 0.75; "prot" and "report": 0.6.
 _ALIKE = 0.7
 _STEP = re.compile(r"([A-Za-z_]\w*)|\[")
-# Of values that must look a certain way, what a pattern does not tell a person.
+# Of values that must look a certain way, what a pattern or a type does not tell a person.
 _FORMS = {
     "token_sha256": "must be the SHA-256 of the token, 64 digits: the first word of `printf %s TOKEN | sha256sum`",
-    "socket_mode": 'must be permissions in octal, such as "660"',
+    "socket_mode": 'must be permissions in octal, in quotes, such as "660"',
+    "uid": "must be a user's number, such as 1000, without quotes: `id -u NAME` tells it",
+    "gid": "must be a group's number, such as 1000, without quotes: `getent group NAME` tells it",
     "name": "must be 1 to 63 of a-z, 0-9, - and _, beginning and ending with a letter or digit",
 }
 
@@ -34,7 +36,7 @@ def explained(error: msgspec.ValidationError, settings: type[msgspec.Struct]) ->
     unknown = _UNKNOWN.search(text)
     if unknown is not None:
         return _unknown_key(unknown[1], place, settings)
-    if "matching regex" in text and key in _FORMS:
+    if text.startswith("Expected") and key in _FORMS:
         return f"$.{place}: {_FORMS[key]}"
     if "enum value" in text:
         kind = _kind_at(place, settings)

@@ -56,6 +56,8 @@ class ShoalError(Exception):
     exit_code: ClassVar[int] = 1
     # What an HTTP answer says beside the text; set on an instance where there is something.
     http_headers: tuple[tuple[bytes, bytes], ...] = ()
+    # Of a 503: whether to ask again later may help; set to False on an instance where a person must act first.
+    waiting_helps: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By text and attributes: errors cross process boundaries, and constructors with keywords do not unpickle.

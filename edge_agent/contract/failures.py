@@ -59,7 +59,7 @@ def retry_after_s(error: ShoalError) -> float:
     """Seconds after which it may help to ask again; 0 where it does not."""
     if isinstance(error, QuotaExceeded):
         return error.retry_after_s
-    return RETRY_AFTER_S if error.http_status == 503 else 0.0
+    return RETRY_AFTER_S if error.http_status == 503 and error.waiting_helps else 0.0
 
 
 def failure_of(number: int, error: ShoalError) -> Failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from typing import NamedTuple
 
@@ -98,6 +99,10 @@ class MemoryBudget:
                 f"{text}it would fit without version '{replaces.version}', which must stay until the new one has "
                 "passed its tests: raise runtime.memory_mib, or unload the old one first and accept the gap"
             )
+        if need_bytes > self.limit_bytes:  # it would not fit into an empty machine either
+            error = BudgetExceeded(f"{text}raise runtime.memory_mib to {math.ceil(need_bytes / _MIB)} at least")
+            error.waiting_helps = False
+            raise error
         raise BudgetExceeded(f"{text}unload another model, or raise runtime.memory_mib")
 
     def _release(self, loaded: LoadedModel) -> None:

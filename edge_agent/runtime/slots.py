@@ -24,6 +24,9 @@ from edge_agent.runtime.versions import natural_order
 
 __all__ = ["INLINE_LIMIT_US", "IndexEntry", "Lease", "LoadedModel", "ModelState", "Slots", "load"]
 
+# What every advice to load begins with, so that one is enough.
+_CURE = "; load it"
+
 
 class ModelState(str, enum.Enum):
     """What a version of a model is; written as the protocol's repository index has it."""
@@ -79,9 +82,14 @@ class _Slot:
 
 
 class Slots:
-    """The models of this device, by name and version. Every method may be called from any thread."""
+    """The models of this device, by name and version. Every method may be called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        when_empty: What to do where there is no model at all; said to those who ask for one.
+    """
+
+    def __init__(self, *, when_empty: str = "") -> None:
+        self._when_empty = when_empty
         self._slots: dict[str, dict[str, _Slot]] = {}
         self._defaults: dict[str, str] = {}
         self._installed: dict[str, str] = {}
@@ -406,7 +414,7 @@ class Slots:
     def _slot(self, model: str, version: str | None) -> tuple[str, _Slot]:
         slots = self._slots.get(model)
         if not slots:
-            known = ", ".join(sorted(self._slots)) or "none yet"
+            known = ", ".join(sorted(self._slots)) or f"none yet{self._when_empty and ': '}{self._when_empty}"
             raise UnknownModel(f"model '{model:.100}' is not served here; served are: {known}")
         wanted = self._defaults[model] if version is None else version
         if wanted not in slots:
@@ -423,11 +431,24 @@ class Slots:
                 return error
             if slot.loaded is not None:
                 return ModelUnavailable(f"model '{model}' was loaded this very moment: ask again", asleep=True)
-            cure = "the next request loads it" if slot.wakes else "load it, or ask for another version"
             state, reason = slot.state.value.lower(), slot.reason or "not loaded"
-            if not reason.endswith(cure):  # that of a pipeline may end with its step's
-                reason = f"{reason}; {cure}"
-            return ModelUnavailable(f"model '{model}' version '{wanted}' is {state}: {reason}", asleep=slot.wakes)
+            cure = self._cure(model, slot)
+            if _CURE not in reason and not reason.endswith(cure):  # that of a pipeline may have its step's
+                reason += cure
+            error = ModelUnavailable(f"model '{model}' version '{wanted}' is {state}: {reason}", asleep=slot.wakes)
+            error.waiting_helps = slot.wakes or slot.state is ModelState.LOADING
+            return error
+
+    def _cure(self, model: str, slot: _Slot) -> str:
+        """What to do about a version that is not loaded."""
+        if slot.wakes:
+            return "; the next request loads it"
+        if slot.state is ModelState.LOADING:
+            return "; ask again in a moment"
+        others = [f"'{version}'" for version, other in self._slots[model].items() if other.usable]
+        instead = f", or ask for a version that is loaded: {', '.join(sorted(others))}" if others else ""
+        # What is unavailable has said already what must be mended first.
+        return f"{_CURE}{' again then' if slot.state is ModelState.UNAVAILABLE else ''}{instead}"
 
     def _retire(self, old: LoadedModel) -> None:
         old.retired = True

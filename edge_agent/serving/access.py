@@ -237,10 +237,18 @@ def check_reach(host: str, *, unix_sockets: bool, apps: Sequence[AppSettings]) -
         host: Address of the TCP ports; empty for none.
         unix_sockets: Whether there is a unix socket for HTTP or frames.
     Raises:
-        ConfigurationError: The address is reached from other machines, and no application has a token; or an
+        ConfigurationError: There is no such address; it is reached from other machines, and no application has a
+            token; or an
             application is known by its user on a device without unix sockets.
     """
     if host and not is_loopback(host) and not any(app.token_sha256 for app in apps):
+        try:
+            socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise ConfigurationError(
+                f"[api] host = {host!r} is no address, and no name that is known here ({error}): give an address of "
+                "this machine, such as 127.0.0.1"
+            ) from error
         raise ConfigurationError(
             f"[api] host = {host!r} is reached from other machines, and no application has a token: listen on "
             "127.0.0.1, or give each application one: TOKEN=$(openssl rand -hex 32), then under [[api.apps]] "

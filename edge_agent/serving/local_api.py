@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Protocol
 
 from edge_agent.config import ApiSettings
@@ -61,6 +62,7 @@ class LocalApi:
     ) -> None:
         unix_sockets = bool(settings.unix_socket or settings.frames_socket)
         check_reach(settings.host, unix_sockets=unix_sockets, apps=settings.apps)
+        _check_paths(settings)
         access = Access(settings.apps)
         limit_bytes = settings.max_body_mib << 20
         admission = Admission(max_requests=settings.max_pending, max_bytes=2 * limit_bytes)
@@ -218,3 +220,17 @@ class LocalApi:
             self._grpc["grpc_unix"] = unix.address
             servers.append(unix)
         return servers
+
+
+def _check_paths(settings: ApiSettings) -> None:
+    """Refuse one path for two sockets: the second would be told that another program listens there."""
+    taken: dict[str, str] = {}
+    for name in ("unix_socket", "frames_socket", "grpc_socket"):
+        path = getattr(settings, name)
+        if not path:
+            continue
+        other = taken.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise ConfigurationError(
+                f"[api] {other} and {name} are the same path, {path}: give each its own, they speak different protocols"
+            )

@@ -18,7 +18,7 @@ from edge_agent.by_hand import install
 from edge_agent.cli import main
 from edge_agent.config import AgentConfig, ApiSettings, ReportSettings
 from edge_agent.contract.enrolment import BrokerAddress, Enrolment
-from edge_agent.contract.errors import ConfigurationError, DeviceError
+from edge_agent.contract.errors import ConfigurationError, DeviceError, UnknownModel
 from edge_agent.contract.messages import Desired
 from edge_agent.contract.sampling import SamplingPolicy
 from edge_agent.identity import keep_identity
@@ -70,6 +70,23 @@ def test_what_an_agent_writes_is_for_its_user_alone_and_a_folder_open_to_others_
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()}
         assert {modes[name] for name in ("agent.json", "agent.lock", "outbox.db", "requests.db")} == {0o600}
         assert f"(mode 755): chmod 700 {tmp_path}" in caplog.text
+    finally:
+        agent.close()
+
+
+def test_an_agent_that_serves_nothing_or_nobody_says_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    agent = Agent(msgspec.structs.replace(config(tmp_path), api=ApiSettings(host="")))
+    try:
+        agent._start()
+        assert "nobody can ask this agent: set host, unix_socket" in caplog.text
+        assert "listening on no address, serving no model yet: stop the agent and run `shoal-agent ins" in caplog.text
+        with pytest.raises(
+            UnknownModel, match=r"served are: none yet: stop the agent .* runtime\.models in the agent's"
+        ):
+            agent._slots.get("digits")
     finally:
         agent.close()
 

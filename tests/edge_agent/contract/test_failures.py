@@ -60,7 +60,15 @@ def test_a_quota_keeps_when_to_ask_again() -> None:
     assert found.retry_after_s == 0.75
 
 
-@pytest.mark.parametrize(("error", "says"), [(Busy("full"), True), (MalformedRequest("what?"), False)])
+def _for_a_person() -> ShoalError:
+    error = ModelUnavailable("unloaded")
+    error.waiting_helps = False
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(Busy("full"), True), (MalformedRequest("what?"), False), (_for_a_person(), False)]
+)
 def test_when_to_ask_again_is_said_only_where_that_helps(error: ShoalError, says: bool) -> None:
     assert (b"retry_after_s" in frames.encode(failure_of(3, error))) == says
 

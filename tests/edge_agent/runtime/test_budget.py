@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract.errors import BudgetExceeded
+from edge_agent.contract.failures import retry_after_s
 from edge_agent.contract.manifest import Resources
 from edge_agent.runtime.budget import MemoryBudget, ThreadBudget, estimate_bytes, thread_budget
 from edge_agent.runtime.loaded import load
@@ -44,6 +45,13 @@ def test_a_model_that_does_not_fit_is_told_who_takes_the_memory(tmp_path: Path) 
     first.close()
     assert budget.used_bytes == 0
     budget.check(second)
+
+
+def test_a_model_that_never_fits_is_told_the_limit_that_it_needs_and_not_to_wait(tmp_path: Path) -> None:
+    budget = MemoryBudget(10 * MIB)
+    with pytest.raises(BudgetExceeded, match=r"by none; raise runtime\.memory_mib to 14 at least\Z") as caught:
+        budget.check(make_large_package(tmp_path / "1", weights_mib=8))
+    assert retry_after_s(caught.value) == 0.0
 
 
 def test_a_new_version_that_fits_only_without_the_old_one_says_so(tmp_path: Path) -> None:

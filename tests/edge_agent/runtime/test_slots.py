@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.contract.errors import ModelLoadFailed, ModelUnavailable, UnknownModel
+from edge_agent.contract.failures import retry_after_s
 from edge_agent.contract.messages import ReportedRuntime
 from edge_agent.runtime.loaded import OtherRuntime
 from edge_agent.runtime.onnx import OnnxBackend
@@ -26,8 +27,10 @@ def _closed(loaded: LoadedModel) -> bool:
 
 def test_an_unknown_model_and_version_say_what_there_is(tmp_path: Path) -> None:
     slots = Slots()
-    with pytest.raises(UnknownModel, match="served are: none yet"):
+    with pytest.raises(UnknownModel, match=r"served are: none yet\Z"):
         slots.get("digits")
+    with pytest.raises(UnknownModel, match=r"served are: none yet: install one\Z"):
+        Slots(when_empty="install one").get("digits")
     slots.install(_loaded(tmp_path, "1"))
     with pytest.raises(UnknownModel, match="it is at version '1'"):
         slots.lease("digits", "2")
@@ -157,6 +160,8 @@ def test_an_unloaded_model_says_why_and_gives_its_memory_back_when_its_last_leas
     with pytest.raises(ModelUnavailable, match="version '1' is unloaded: unloaded on request; load it") as caught:
         slots.lease("digits")
     assert not caught.value.asleep
+    assert retry_after_s(caught.value) == 0.0, "a person must load it"
+    assert str(caught.value).endswith("; load it"), "there is no other version to ask for"
     assert slots.unload("digits", reason="again") is None
     assert slots.versions("digits") == []
     last = slots.last_served("digits")
@@ -178,6 +183,12 @@ def test_only_an_idle_model_goes_to_sleep_and_it_stays_the_default(tmp_path: Pat
     assert slots.versions("digits") == ["1", "2"]
     slots.unload("digits", "2", reason="by hand")
     assert slots.get("digits").version == "1", "what a person unloads is not woken"
+    with pytest.raises(ModelUnavailable, match=r"by hand; load it, or ask for a version that is loaded: '1'\Z"):
+        slots.get("digits", "2")
+    slots.mark("digits", "2", "2" * 64, ModelState.LOADING)
+    with pytest.raises(ModelUnavailable, match=r"is loading: not loaded; ask again in a moment\Z") as caught:
+        slots.get("digits", "2")
+    assert retry_after_s(caught.value) > 0
 
 
 def test_a_mark_tells_of_a_version_that_serves_only_why_it_was_not_replaced(tmp_path: Path) -> None:

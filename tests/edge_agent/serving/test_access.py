@@ -146,7 +146,10 @@ def test_entries_that_cannot_be_told_apart_are_refused_at_the_start(apps: list[d
 
 def test_an_address_off_loopback_needs_a_token() -> None:
     local, phone = AppSettings(name="l", local=True), AppSettings(name="p", token_sha256="0" * 64)
-    for host in ("0.0.0.0", "::", "192.168.1.5", "no-such-host.invalid"):
+    for host in ("300.1.1.1", "no-such-host.invalid", "a" * 300):
+        with pytest.raises(ConfigurationError, match=r"is no address, and no name that is known here .*: give an addr"):
+            check_reach(host, unix_sockets=True, apps=(local,))
+    for host in ("0.0.0.0", "::", "192.168.1.5"):
         with pytest.raises(ConfigurationError, match="no application has a token: listen on 127"):
             check_reach(host, unix_sockets=True, apps=(local,))
         check_reach(host, unix_sockets=False, apps=(local, phone))

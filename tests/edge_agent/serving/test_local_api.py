@@ -130,5 +130,11 @@ def test_a_taken_address_gives_back_those_that_were_free(tmp_path: Path) -> None
     wrong = ApiSettings(port=0, unix_socket=str(tmp_path / "models"))
     with pytest.raises(ConfigurationError, match="no socket"), serving(tmp_path, wrong):
         pass
+    same = str(tmp_path / "one.sock")
+    with (
+        pytest.raises(ConfigurationError, match=r"unix_socket and frames_socket are the same path, .*one\.sock: give"),
+        serving(tmp_path, ApiSettings(port=0, unix_socket=same, frames_socket=f"{tmp_path}/./one.sock")),
+    ):
+        pass
     with serving(tmp_path, ApiSettings(port=port)) as device:
         assert device.port == port
