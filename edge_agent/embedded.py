@@ -167,12 +167,8 @@ class Model:
         for what, text in (("request_id", request_id), ("group", group)):
             if len(text) > MAX_ID_LENGTH:
                 raise MalformedRequest(f"{what}: at most {MAX_ID_LENGTH} characters, got {len(text)}")
-        if inputs is not None and not isinstance(inputs, Mapping):
-            takes = ", ".join(spec.name for spec in self.signature.inputs)
-            raise MalformedRequest(
-                "inputs: expected a mapping from input name to array, or each array as an argument of its name, got "
-                f"{type(inputs).__name__}; model '{self.name}' takes: {takes}"
-            )
+        if inputs is not None and type(inputs) is not dict:
+            self._refuse_nameless(inputs)
         request = InferenceRequest(
             id=request_id,
             inputs={name: np.asarray(array) for name, array in {**(inputs or {}), **named}.items()},
@@ -209,6 +205,14 @@ class Model:
     def statistics(self) -> StatisticsSnapshot:
         """What it has done since it was loaded."""
         return self._loaded.statistics.snapshot()
+
+    def _refuse_nameless(self, inputs: object) -> None:
+        if not isinstance(inputs, Mapping):
+            takes = ", ".join(spec.name for spec in self.signature.inputs)
+            raise MalformedRequest(
+                "inputs: expected a mapping from input name to array, or each array as an argument of its name, got "
+                f"{type(inputs).__name__}; model '{self.name}' takes: {takes}"
+            )
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

@@ -435,9 +435,9 @@ class Slots:
             cure = self._cure(model, slot)
             if _CURE not in reason and not reason.endswith(cure):  # that of a pipeline may have its step's
                 reason += cure
-            error = ModelUnavailable(f"model '{model}' version '{wanted}' is {state}: {reason}", asleep=slot.wakes)
-            error.waiting_helps = slot.wakes or slot.state is ModelState.LOADING
-            return error
+            missing = ModelUnavailable(f"model '{model}' version '{wanted}' is {state}: {reason}", asleep=slot.wakes)
+            missing.waiting_helps = slot.wakes or slot.state is ModelState.LOADING
+            return missing
 
     def _cure(self, model: str, slot: _Slot) -> str:
         """What to do about a version that is not loaded."""

@@ -34,6 +34,9 @@ class PageDevice:
         self._agents = agents
         self._models = folder / "packages"
         make_digits_package(self._models / "digits")
+        # Where the page's reader has trained it.
+        (folder / "build").mkdir()
+        (folder / "build" / "digits-1").symlink_to(self._models / "digits")
         self._agent: Agent | None = None
         self._home: Agent | None = None
         self._started = 0

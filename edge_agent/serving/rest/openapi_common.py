@@ -17,7 +17,7 @@ _ERRORS: Mapping[str, str] = {
     "429": "This application asks more often than it may: `Retry-After` says when to ask again",
     "500": "The model failed on a right request",
     "501": "A part of the protocol that is not offered here",
-    "503": "Not now: too much to do, or the model is not loaded; `Retry-After` says when to ask again",
+    "503": "Not now: too much to do, or the model is not loaded; `Retry-After`, where waiting helps, says when to ask",
     "504": "The answer would have come later than the request's `timeout`",
 }
 _TEXT: Schema = {"type": "string"}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edge_agent.client
 from edge_agent.client import Answer, AsyncClient, Client, InSharedMemory
 from edge_agent.contract.checking import InputCheck
 from edge_agent.contract.errors import (
@@ -27,6 +28,7 @@ from edge_agent.contract.errors import (
     UnknownModel,
     UnknownRequest,
 )
+from edge_agent.contract.failures import KINDS
 from edge_agent.contract.framing import FrameTooLarge
 from edge_agent.contract.messages import LabelBatch
 from edge_agent.contract.tensors import Datatype
@@ -232,6 +234,12 @@ def test_an_agent_that_says_nothing_is_given_up(tmp_path: Path) -> None:
                 client.ping()
             with pytest.raises(DeadlineExceeded, match="did not take"):
                 client.infer("digits", {"image": np.zeros((4000, 640), dtype=np.float32)})
+
+
+def test_every_error_that_an_agent_answers_with_can_be_imported_beside_the_client() -> None:
+    for name, kind in KINDS.items():
+        assert name in edge_agent.client.__all__
+        assert getattr(edge_agent.client, name) is kind
 
 
 def test_a_request_beyond_the_agents_limit_says_so(shared: FramesDevice, client: Client) -> None:
