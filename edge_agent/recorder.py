@@ -113,9 +113,11 @@ class Recorder:
         """Count a request that failed though it was right."""
         self._monitor.failed(loaded)
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
+    def feedback(
+        self, loaded: LoadedModel, request_id: str, label: str | int, source: str, *, row: int | None = None
+    ) -> bool:
         """Keep a label for an earlier request; see :meth:`edge_agent.monitor.monitor.Monitor.feedback`."""
-        return self._monitor.feedback(loaded, request_id, label, source)
+        return self._monitor.feedback(loaded, request_id, label, source, row=row)
 
     def _take_desired(self, desired: Desired) -> None:
         """Called in the link's thread: nothing here waits."""

@@ -78,6 +78,7 @@ def error_of(failure: Failure) -> ShoalError:
     kind = KINDS.get(failure.kind, nearest)
     # Past the constructors: they compose the text, which is here already.
     error = kind.__new__(kind, failure.error)
+    error.waiting_helps = failure.retry_after_s > 0
     if isinstance(error, SignatureMismatch):
         prefix = f": {failure.rule}: "
         detail = failure.error.partition(prefix)[2] or failure.error

@@ -174,12 +174,15 @@ class Monitor:
             self._settle(watched, self._steady())
             return {watched.class_name(index): count for index, count in watched.predicted.counts().items()}
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
+    def feedback(
+        self, loaded: LoadedModel, request_id: str, label: str | int, source: str, *, row: int | None = None
+    ) -> bool:
         """Keep a label for an earlier request; it is in the outbox when this returns.
 
         Args:
             loaded: The model now under that name; the request may have been answered by an earlier one.
             label: A class name, or its index.
+            row: Of a request of several rows; without it ``request_id`` may be a row's name, ``ID/INDEX``.
         Returns:
             Whether the row was sampled: without what was asked, nobody can learn from the label.
         Raises:
@@ -190,15 +193,15 @@ class Monitor:
         model, now_ms = loaded.name, self._now_ms()
         with self._lock:
             self._settled(model)
-        # Of a request of one row, its row 0 may be named or not.
-        for name in dict.fromkeys((request_id, request_id.removesuffix("/0"), _row_name(request_id))):
+        for name in _row_names(request_id, row):
             answered = self._remembered.find(model, name, now_ms)
             if answered is not None:
                 request_id = name
                 break
         else:
+            asked = f"'{request_id}'" if row is None else f"'{request_id}', row {row}"
             raise UnknownRequest(
-                f"model '{model}' does not remember request '{request_id}': it was never answered here, was a probe, "
+                f"model '{model}' does not remember request {asked}: it was never answered here, was a probe, "
                 "its time for feedback is over, or it has other rows (of a request of several rows, name the row)"
             )
         with self._lock:
@@ -353,6 +356,14 @@ class Monitor:
 
 
 def _row_name(request_id: str) -> str:
-    """What the row of a request of one row is called: as the request, which must not be taken for a row of another."""
-    last = request_id.rpartition("/")[2] if "/" in request_id else ""
-    return f"{request_id}/0" if last.isdecimal() else request_id
+    """What the row of a request of one row is called: as the request, which must not look like a row of another."""
+    _, slash, last = request_id.rpartition("/")
+    return f"{request_id}/" if slash and (last.isdecimal() or not last) else request_id
+
+
+def _row_names(request_id: str, row: int | None) -> list[str]:
+    """What the row that a label is for may be called, the likeliest first; of a request of one its 0 may be told."""
+    alone = _row_name(request_id)
+    if row is None:
+        return [alone, request_id, _row_name(request_id.removesuffix("/0"))]
+    return [f"{request_id}/{row}", alone] if row == 0 else [f"{request_id}/{row}"]

@@ -87,7 +87,9 @@ class Watching(Protocol):
     def failed(self, loaded: LoadedModel) -> None:
         """A request failed though it was right."""
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
+    def feedback(
+        self, loaded: LoadedModel, request_id: str, label: str | int, source: str, *, row: int | None = None
+    ) -> bool:
         """A label came for an earlier request; whether its row was sampled."""
 
 

@@ -446,7 +446,7 @@ class Slots:
         if slot.state is ModelState.LOADING:
             return "; ask again in a moment"
         others = [f"'{version}'" for version, other in self._slots[model].items() if other.usable]
-        instead = f", or ask for a version that is loaded: {', '.join(sorted(others))}" if others else ""
+        instead = f", or ask for a version that answers: {', '.join(sorted(others))}" if others else ""
         # What is unavailable has said already what must be mended first.
         return f"{_CURE}{' again then' if slot.state is ModelState.UNAVAILABLE else ''}{instead}"
 

@@ -238,8 +238,7 @@ def check_reach(host: str, *, unix_sockets: bool, apps: Sequence[AppSettings]) -
         unix_sockets: Whether there is a unix socket for HTTP or frames.
     Raises:
         ConfigurationError: There is no such address; it is reached from other machines, and no application has a
-            token; or an
-            application is known by its user on a device without unix sockets.
+            token; or an application is known by its user on a device without unix sockets.
     """
     if host and not is_loopback(host) and not any(app.token_sha256 for app in apps):
         try:

@@ -1,4 +1,4 @@
-"""How much the local API works on at once: beyond it a request is refused before its body is read."""
+"""How much the local API works on at once: beyond it a request is refused, where that shows before its body is read."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class Inference:
         """The model's answer when its turn has come: in a thread, in a batch where the manifest says so.
 
         Args:
-            came_ns: When the request came, by ``perf_counter_ns``; None for now.
+            came_ns: When the request came, by ``perf_counter_ns``, from which its own timeout counts; None for now.
         Raises:
             CallerError: The request is wrong; counted as refused.
             Busy: The queue is full. DeadlineExceeded: The request's time came before its turn.
@@ -192,7 +192,8 @@ class Inference:
         except CallerError as error:
             self._refused(loaded, request, error)
             raise
-        job = Job(request, checked, begin_ns if came_ns is None else came_ns, perf_counter_ns() - begin_ns)
+        from_ns = came_ns if came_ns is not None and request.timeout_us else begin_ns
+        job = Job(request, checked, from_ns, perf_counter_ns() - begin_ns)
         rows, form = large or _form(checked.inputs if checked is not None else {})
         return await self._scheduler.submit(loaded, job, rows=rows, key=form)
 

@@ -20,6 +20,8 @@ D = TypeVar("D")
 # Beyond it nothing is decoded before its number and size are known.
 LARGE_BYTES: Final = 64 * 1024
 _SHAPE_BYTES: Final = 1024
+# A letter that needs no escape, written with one.
+_ESCAPED: Final = re.compile(rb"\\u00[2-7]")
 # Inputs and outputs that a large request may have beyond the model's own: the first wrong one is still named.
 _MARGIN: Final = 8
 
@@ -68,7 +70,7 @@ def names_text_elsewhere(signature: Signature, body: Buffer) -> bool:
     if all(spec.datatype is not Datatype.BYTES for spec in signature.inputs):
         return False
     written = bytes(body)
-    return b"shared_memory" in written or b"\\u" in written
+    return b"shared_memory" in written or _ESCAPED.search(written) is not None
 
 
 def refuse_sequences(told: RequestParameters) -> None:

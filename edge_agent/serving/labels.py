@@ -13,9 +13,13 @@ _LONGEST_SOURCE = 64
 class LabelSink(Protocol):
     """Who takes labels; may block on the disk."""
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:
+    def feedback(
+        self, loaded: LoadedModel, request_id: str, label: str | int, source: str, *, row: int | None = None
+    ) -> bool:
         """Keep a label for an earlier request; it is safe when this returns.
 
+        Args:
+            row: Of a request of several rows; 0 of a request of one may be named or not.
         Returns:
             Whether the request's row was sampled, so that the label can teach something.
         Raises:
@@ -50,6 +54,6 @@ def keep_label(
         raise MalformedRequest(f"the feedback's row is {row}: rows count from 0")
     if len(source) > _LONGEST_SOURCE:
         raise MalformedRequest(f"the feedback's source: at most {_LONGEST_SOURCE} characters, got {len(source)}")
-    sampled = sink.feedback(loaded, request_id if row is None else f"{request_id}/{row}", label, source)
+    sampled = sink.feedback(loaded, request_id, label, source, row=row)
     loaded.statistics.labelled(sampled)
     return sampled

@@ -126,5 +126,5 @@ class _Nobody:
 
     def failed(self, *_about: Any) -> None: ...
 
-    def feedback(self, *_about: Any) -> bool:
+    def feedback(self, *_about: Any, **_more: Any) -> bool:
         return False

@@ -38,7 +38,7 @@ class Reads:
     """Receives messages in the event loop's thread.
 
     Calls whose message is still awaited when their turn is over are late. Where they are too many one gives way: of the
-    caller that has most of them the one that has been late for longest.
+    callers that have most of them the newest one, for the others' messages are nearer to their end.
     """
 
     def __init__(self) -> None:
@@ -80,18 +80,21 @@ class Reads:
         giving_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._late[giving_way] = caller, counts
         while sum(each for _, each in self._late.values()) > self._late_at_most:
-            ((most, _),) = Counter(its for its, _ in self._late.values()).most_common(1)
-            longest = next(each for each, (its, _) in self._late.items() if its == most)
-            del self._late[longest]
-            longest.set_result(None)
+            held: Counter[Hashable] = Counter()
+            for its, each in self._late.values():
+                held[its] += each
+            most = max(held.values())
+            newest = next(each for each, (its, _) in reversed(self._late.items()) if held[its] == most)
+            del self._late[newest]
+            newest.set_result(None)
         try:
             await asyncio.wait((reading, giving_way), timeout=for_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._late.pop(giving_way, None)
         if giving_way.done() and not reading.done():
             raise Busy(
-                "too many calls send nothing, or slowly, and of those this one has been waited for longest: ask again "
-                "in a moment, or keep fewer open (with a smaller max_body_mib under [api] there may be more)"
+                "too many calls send nothing, or slowly, and of those this one came last: ask again in a moment, or "
+                "keep fewer open (with a smaller max_body_mib under [api] there may be more)"
             )
 
 

@@ -57,7 +57,7 @@ class HttpAnswering(asyncio.BufferedProtocol):
         if isinstance(error, ShoalError):
             return failure(error)
         # A mistake of ours; the protocol's clients need their error body all the same.
-        _log.error("%s %s", self._head.method, self._head.path, exc_info=error)
+        _log.error("%s %s failed", self._head.path, self._head.method, exc_info=error)
         return document({"error": f"internal error: {type(error).__name__}; see the agent's log"}, status=500)
 
     def _refuse_body(self, response: HttpResponse, length: int | None) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from time import perf_counter_ns
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from edge_agent.contract.errors import CallerError, MalformedRequest, ModelUnavailable, ShoalError
@@ -42,6 +42,18 @@ _MAX_UNPACKED: Final = 4
 _LENGTH: Final = b"inference-header-content-length"
 _ENCODING: Final = b"content-encoding"
 _ACCEPT: Final = b"accept-encoding"
+
+
+class Unwritten:
+    """An answer that the model has given, and that takes long to write or to pack; to be awaited once."""
+
+    __slots__ = ("_writing",)
+
+    def __init__(self, writing: Coroutine[Any, Any, HttpResponse]) -> None:
+        self._writing = writing
+
+    def __await__(self) -> Generator[Any, Any, HttpResponse]:
+        return self._writing.__await__()
 
 
 class InferRoute:
@@ -98,12 +110,12 @@ class InferRoute:
                 return self._long(request, decoded, model, version)
             answer = self._inference.answer(loaded, decoded)
             if size > _SMALL_BYTES and _elements(decoded, answer) > _WRITTEN_HERE:
-                return self._written_later(request, loaded, decoded, answer)
+                return Unwritten(self._written_later(request, loaded, decoded, answer))
             parts, length = self._encode(loaded, decoded, answer)
         if _ACCEPT in request.headers and sum(map(len, parts)) > SMALLEST_BYTES:
             encoding = _wanted_encoding(request)
             if encoding is not None:
-                return self._packed(parts, length, encoding)
+                return Unwritten(self._packed(parts, length, encoding))
         return response(parts, length)
 
     def express(
@@ -162,7 +174,9 @@ class InferRoute:
     async def _unpacked_later(
         self, request: HttpRequest, body: Buffer, model: str, version: str | None, came_ns: int
     ) -> HttpResponse:
+        asleep_ns = perf_counter_ns()
         with await self._lease_awake(model, version) as loaded:
+            came_ns += perf_counter_ns() - asleep_ns  # loading is nobody's turn
             if self._inference.inline(loaded):
                 parts, length = await self._inference.in_thread(self._whole, request, body, model, version, came_ns)
             else:

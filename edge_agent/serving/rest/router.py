@@ -38,7 +38,7 @@ from edge_agent.serving.inference import Inference
 from edge_agent.serving.labels import LabelSink
 from edge_agent.serving.rest.cors import Origins
 from edge_agent.serving.rest.feedback import FeedbackRoute
-from edge_agent.serving.rest.infer import InferRoute
+from edge_agent.serving.rest.infer import InferRoute, Unwritten
 from edge_agent.serving.rest.introspection import Introspection
 from edge_agent.serving.rest.metrics import BoardState, Metrics
 from edge_agent.serving.rest.openapi import OpenApi
@@ -224,14 +224,17 @@ class Router:
         raise MethodNotAllowed(head.path, head.method, route.allow)
 
     def _place_for(self, request: HttpRequest, route: Route, answer: Awaitable[HttpResponse]) -> OpenRoom | HeldRoom:
-        """A place for an inference that is not answered at once, taken when it is whole: a slow sender has none.
+        """A place for what is not answered at once, taken when its request is whole: a slow sender has none.
+
+        What the model has answered needs none: to refuse it then would be to ask it again.
 
         Raises:
             Busy: There is none.
         """
-        if route is not self._infer or request.method != "POST":
+        if route.limit_bytes <= SMALL_BYTES or request.method != "POST" or isinstance(answer, Unwritten):
             return self._small_room
-        has_room = len(request.body) > SMALL_BYTES or b"transfer-encoding" in request.headers
+        is_large = len(request.body) > SMALL_BYTES or b"transfer-encoding" in request.headers
+        has_room = is_large or route is not self._infer
         try:
             return self._admission.admit(0 if has_room else len(request.body))
         except ShoalError as error:

@@ -353,29 +353,25 @@ def test_two_versions_in_one_window_are_reported_apart(watching: Watching, loade
 
 
 def test_a_request_whose_name_looks_like_a_row_is_no_row_of_another(watching: Watching, loaded: LoadedModel) -> None:
-    watching.observe(loaded, reference_images(1), "line-3/17")
-    for row_id in ("line-3", "line-3/16", "line-3/17/1"):
-        with pytest.raises(UnknownRequest):
-            watching.monitor.feedback(loaded, row_id, "3", "test")
-    assert watching.monitor.feedback(loaded, "line-3/17", "3", "test")
-    assert watching.monitor.feedback(loaded, "line-3/17/0", "4", "test")
-    watching.observe(loaded, reference_images(1), "line-4/0")
-    watching.observe(loaded, reference_images(2), "line-5")
-    assert watching.monitor.feedback(loaded, "line-4/0", "5", "test")
-    with pytest.raises(UnknownRequest, match="name the row"):
-        watching.monitor.feedback(loaded, "line-5", "5", "test")
-    assert watching.monitor.feedback(loaded, "line-5/0", "6", "test")
+    told = watching.monitor.feedback
+    for request_id, rows in (("a/17", 1), ("b", 1), ("b/0", 1), ("c", 2), ("c/1", 1), ("d/1", 2), ("e/", 1)):
+        watching.observe(loaded, reference_images(rows), request_id)
+    for request_id, row in (("a", None), ("a", 17), ("a/16", None), ("a/17", 1), ("c", None), ("c", 2), ("d/1", None)):
+        with pytest.raises(UnknownRequest, match="name the row"):
+            told(loaded, request_id, "3", "test", row=row)
+    found = {
+        ("a/17", None): "a/17/", ("a/17", 0): "a/17/", ("a/17/0", None): "a/17/", ("b", None): "b", ("b", 0): "b",
+        ("b/0", None): "b/0/", ("b/0", 0): "b/0/", ("c", 1): "c/1", ("c/1", None): "c/1/", ("c/0", None): "c/0",
+        ("d/1", 0): "d/1/0", ("d/1/1", None): "d/1/1", ("e/", None): "e//",
+    }  # fmt: skip
+    for request_id, row in found:
+        assert told(loaded, request_id, "3", "test", row=row)
     watching.monitor.flush()
     labels = [label for batch in watching.sent(Stream.LABELS, LabelBatch) for label in batch.labels]
-    assert [(label.request_id, label.label) for label in labels] == [
-        ("line-3/17/0", "3"),
-        ("line-3/17/0", "4"),
-        ("line-4/0/0", "5"),
-        ("line-5/0", "6"),
-    ]
+    assert [label.request_id for label in labels] == list(found.values())
     (batch,) = watching.sent(Stream.SAMPLES, SampleBatch)
     names = [sample.request_id for sample in batch.samples]
-    assert names == ["line-3/17/0", "line-4/0/0", "line-5/0", "line-5/1"], "a label and its sample share a name"
+    assert names == ["a/17/", "b", "b/0/", "c/0", "c/1", "c/1/", "d/1/0", "d/1/1", "e//"], "as those of labels"
 
 
 def test_a_label_carries_the_request_it_is_for(watching: Watching, loaded: LoadedModel) -> None:

@@ -64,7 +64,15 @@ class Listener(Ear):
         self.observed += [(name, inputs[INPUT], next(iter(outputs.values())), "") for name in request_ids]
         return ()
 
-    def feedback(self, loaded: LoadedModel, request_id: str, label: str | int, source: str) -> bool:  # noqa: ARG002
+    def feedback(
+        self,
+        loaded: LoadedModel,  # noqa: ARG002
+        request_id: str,
+        label: str | int,
+        source: str,  # noqa: ARG002
+        *,
+        row: int | None = None,  # noqa: ARG002
+    ) -> bool:
         self.labels.append((request_id, label))
         return False
 

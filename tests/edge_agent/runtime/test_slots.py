@@ -183,7 +183,7 @@ def test_only_an_idle_model_goes_to_sleep_and_it_stays_the_default(tmp_path: Pat
     assert slots.versions("digits") == ["1", "2"]
     slots.unload("digits", "2", reason="by hand")
     assert slots.get("digits").version == "1", "what a person unloads is not woken"
-    with pytest.raises(ModelUnavailable, match=r"by hand; load it, or ask for a version that is loaded: '1'\Z"):
+    with pytest.raises(ModelUnavailable, match=r"by hand; load it, or ask for a version that answers: '1'\Z"):
         slots.get("digits", "2")
     slots.mark("digits", "2", "2" * 64, ModelState.LOADING)
     with pytest.raises(ModelUnavailable, match=r"is loading: not loaded; ask again in a moment\Z") as caught:

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.fakes.packages import make_package
 
 RUN = "import sys\nfrom edge_agent import load\nload(sys.argv[1]).close()\n"
@@ -16,13 +14,10 @@ RUN = "import sys\nfrom edge_agent import load\nload(sys.argv[1]).close()\n"
 KEPT = ".cache/Microsoft"
 
 
-@pytest.mark.parametrize("told", [None, "1"])
-def test_onnx_runtime_prepares_no_telemetry(tmp_path: Path, told: str | None) -> None:
+def test_onnx_runtime_prepares_no_telemetry(tmp_path: Path) -> None:
     package, home = make_package(tmp_path / "package"), tmp_path / "home"
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
-    if told is not None:
-        environment["ORT_DISABLE_TELEMETRY"] = told
     subprocess.run([sys.executable, "-c", RUN, str(package.folder)], env=environment, timeout=60, check=True)
     assert not (home / KEPT).exists()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 
 from edge_agent.config import ApiSettings
+from edge_agent.contract.errors import Busy
 from edge_agent.serving.grpc import oip_pb2 as oip
+from edge_agent.serving.grpc import reads
 from tests.edge_agent.serving.conftest import make_models
 from tests.edge_agent.serving.grpc.asking import right
 from tests.fakes.serving_device import Device, serving
@@ -139,3 +142,23 @@ def silent_calls(device: Device, method: str, count: int) -> Iterator[Callable[[
             yield lambda number: [refused.get(timeout=PATIENCE_S) for _ in range(number)]
         finally:
             over.set()
+
+
+async def test_who_has_been_waited_for_longest_is_not_ended_for_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else, of large messages on a slow line, none would ever be whole."""
+    monkeypatch.setattr(reads, "_TURN_S", 0.02)
+
+    class Slow:
+        async def read(self) -> bytes:
+            await asyncio.sleep(0.5)
+            return b"large"
+
+    several = reads.Reads()
+    several.limit(max_calls=256, max_bytes=64 << 20)  # four may be late
+    calls = []
+    for number in range(10):
+        calls.append(asyncio.ensure_future(several.read(cast(reads.Context, Slow()), ("app", number), 30.0)))
+        await asyncio.sleep(0.03)
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert found[:4] == [b"large"] * 4
+    assert any(isinstance(each, Busy) for each in found)

@@ -94,7 +94,7 @@ def test_the_row_of_a_request_of_one_row_may_be_named_all_the_same(device: Devic
     assert (status, body["request_id"]) == (200, "one")
     assert _ids(device) == ["one"]
     status, body = device.ask_json("POST", _FEEDBACK, {**told, "row": 1})
-    assert (status, "'one/1'" in body["error"]) == (404, True)
+    assert (status, "'one', row 1:" in body["error"]) == (404, True)
     status, body = device.ask_json("POST", _FEEDBACK, {**told, "row": -1})
     assert (status, "rows count from 0" in body["error"]) == (400, True)
 

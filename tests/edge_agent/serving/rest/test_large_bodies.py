@@ -19,6 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.config import ApiSettings
+from edge_agent.contract.manifest import Batching
+from edge_agent.serving.admission import Admission, HeldRoom
 from edge_agent.serving.codec import encode_response
 from edge_agent.serving.compression import unpack
 from edge_agent.serving.inference import Inference
@@ -179,3 +181,39 @@ def test_text_in_shared_memory_is_read_by_another_thread(
     finally:
         path.unlink()
     assert readers == ["errand"] * 4
+
+
+def test_what_the_model_has_answered_is_not_refused_for_want_of_a_place(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = Admission.hold
+
+    def taken_meanwhile(self: Admission, size: int, *, limit_bytes: int | None = None) -> HeldRoom:
+        self.requests = 0
+        room = hold(self, size, limit_bytes=limit_bytes)
+        self.requests = 64
+        return room
+
+    monkeypatch.setattr(Admission, "hold", taken_meanwhile)
+    loaded = device.slots.get("digits")
+    loaded.run_us = 1.0
+    assert ask(device, *body(reference_images(_ROWS), binary_out=False))[0] == 200
+    loaded.inline = False  # what is still to run needs one
+    status, answer = ask(device, *body(reference_images(_ROWS)))
+    assert (status, "64 requests are being worked on" in json.loads(answer)["error"]) == (503, True)
+    assert loaded.statistics.snapshot().success_count == 1
+
+
+def test_loading_a_sleeping_model_is_no_waiting_for_a_turn(tmp_path: Path) -> None:
+    make_package(tmp_path / "models" / "digits", batching=Batching(timeout_us=100_000))
+    tensor = {"name": INPUT, "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}
+    with serving(tmp_path) as device:
+        load = device.repository.wake
+
+        def slow(model: str, version: str | None = None) -> Any:
+            time.sleep(0.5)
+            return load(model, version)
+
+        device.repository.wake = slow  # type: ignore[method-assign]
+        assert device.slots.unload("digits", reason="idle", idle_since=time.monotonic()) is not None
+        assert device.ask("POST", _PATH, {"inputs": [tensor]})[0] == 200
