@@ -55,6 +55,10 @@ class Unwritten:
     def __await__(self) -> Generator[Any, Any, HttpResponse]:
         return self._writing.__await__()
 
+    def close(self) -> None:
+        """It will not be awaited."""
+        self._writing.close()
+
 
 class InferRoute:
     """Answers inference requests; called in the event loop's thread.

@@ -22,6 +22,7 @@ Queries and slashes at the end make no difference; HEAD is GET. Errors are ``{"e
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
@@ -162,7 +163,12 @@ class Router:
             self._count(request, error)
             raise
         if not isinstance(answer, HttpResponse):
-            return self._later(request, answer, self._place_for(request, route, answer))
+            place = self._place_for(request, route, answer)
+            task = asyncio.ensure_future(self._later(request, answer))
+            # Not in the coroutine: no line of it is run where the task is cancelled before its first step, by a connection
+            # that is lost as its next request begins.
+            task.add_done_callback(functools.partial(_ended, place, answer))
+            return task
         if self._origins.enabled:
             answer.headers += self._origins.answer_headers(request)
         return answer
@@ -172,16 +178,12 @@ class Router:
         self._disk.shutdown(wait=True)
         self._loading.shutdown(wait=True, cancel_futures=True)
 
-    async def _later(
-        self, request: HttpRequest, waiting: Awaitable[HttpResponse], room: OpenRoom | HeldRoom
-    ) -> HttpResponse:
+    async def _later(self, request: HttpRequest, waiting: Awaitable[HttpResponse]) -> HttpResponse:
         try:
             answer = await waiting
         except ShoalError as error:
             self._count(request, error)
             raise
-        finally:
-            room.release()
         if self._origins.enabled:
             answer.headers += self._origins.answer_headers(request)
         return answer
@@ -239,8 +241,7 @@ class Router:
             return self._admission.admit(0 if has_room else len(request.body))
         except ShoalError as error:
             self._count(request, error)
-            if inspect.iscoroutine(answer):
-                answer.close()
+            _give_up(answer)
             raise
 
     def _infer_room(self, target: Target, length: int | None) -> Room:
@@ -267,6 +268,17 @@ class Router:
                 self._targets.clear()
             self._targets[path] = target
         return target
+
+
+def _ended(place: OpenRoom | HeldRoom, answer: Awaitable[HttpResponse], _: object) -> None:
+    place.release()
+    _give_up(answer)
+
+
+def _give_up(answer: Awaitable[HttpResponse]) -> None:
+    """Say that nobody will await it, where it has not begun; else it has ended, and this changes nothing."""
+    if inspect.iscoroutine(answer) or isinstance(answer, Unwritten):
+        answer.close()
 
 
 def _token(request: HttpRequest) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import http.client
@@ -23,7 +24,9 @@ from edge_agent.contract.manifest import Batching
 from edge_agent.serving.admission import Admission, HeldRoom
 from edge_agent.serving.codec import encode_response
 from edge_agent.serving.compression import unpack
+from edge_agent.serving.http.message import HttpRequest, HttpResponse
 from edge_agent.serving.inference import Inference
+from edge_agent.serving.peer import Peer, Transport
 from edge_agent.serving.request import InferenceRequest
 from edge_agent.serving.rest import infer
 from edge_agent.serving.shared_memory import Regions
@@ -217,3 +220,27 @@ def test_loading_a_sleeping_model_is_no_waiting_for_a_turn(tmp_path: Path) -> No
         device.repository.wake = slow  # type: ignore[method-assign]
         assert device.slots.unload("digits", reason="idle", idle_since=time.monotonic()) is not None
         assert device.ask("POST", _PATH, {"inputs": [tensor]})[0] == 200
+
+
+def test_a_request_that_ends_before_it_began_leaves_no_place_taken(tmp_path: Path) -> None:
+    """A connection is lost as its next request begins: the task is cancelled before its first step."""
+    make_package(tmp_path / "models" / "digits")
+    tensor = {"name": INPUT, "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}
+    packed = gzip.compress(json.dumps({"inputs": [tensor]}).encode())
+    with serving(tmp_path, start=False) as device:
+        router = device.api._router
+
+        async def lost() -> int:
+            peer = Peer(Transport.TCP, loopback=True)
+            request = HttpRequest("POST", _PATH, "", {b"content-encoding": b"gzip"}, peer, packed)
+            answer = router.handle(request)
+            assert not isinstance(answer, HttpResponse)
+            task = asyncio.ensure_future(answer)
+            taken = router._admission.requests
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            return taken
+
+        assert asyncio.run(lost()) == 1
+        assert (router._admission.requests, router._admission.bytes) == (0, 0)
