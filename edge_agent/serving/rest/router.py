@@ -165,8 +165,8 @@ class Router:
         if not isinstance(answer, HttpResponse):
             place = self._place_for(request, route, answer)
             task = asyncio.ensure_future(self._later(request, answer))
-            # Not in the coroutine: no line of it is run where the task is cancelled before its first step, by a connection
-            # that is lost as its next request begins.
+            # Not in the coroutine: no line of it is run where the task is cancelled before its first step, which a
+            # connection does that is lost as its next request begins.
             task.add_done_callback(functools.partial(_ended, place, answer))
             return task
         if self._origins.enabled:
