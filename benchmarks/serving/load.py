@@ -42,17 +42,27 @@ class Wire:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What one round measured."""
+    """What one round measured.
+
+    Args:
+        requests: Answered in ``seconds``.
+        first: Answered before, one on each connection, so that all were open.
+    """
 
     requests: int
     seconds: float
     p50_us: float
     p99_us: float
+    first: int = 0
 
     @property
     def requests_per_s(self) -> float:
         """Answered requests per second."""
         return self.requests / self.seconds
+
+    def each_us(self, spent_s: float) -> float:
+        """What each request took of what was spent on all, those before included."""
+        return spent_s / (self.requests + self.first) * 1e6
 
 
 def connect_tcp(port: int) -> Connect:
@@ -189,24 +199,36 @@ class _Loop:
             self._poller.register(connection.socket, select.EPOLLIN)
 
     def run(self, seconds: float) -> Figures:
-        """Ask for so many seconds."""
-        begin = now = time.perf_counter_ns()
-        until = begin + int(seconds * 1e9)
+        """Ask for so many seconds, from when every connection has had its first answer: applications keep theirs."""
         for connection in self._connections.values():
             self._ask(connection)
-        while now < until:
-            events = self._poller.poll(_TIMEOUT_S)
-            if not events:
-                raise TimeoutError(f"no answer for {_TIMEOUT_S:.0f} s")
-            for number, event in events:
-                connection = self._connections[number]
-                if event & select.EPOLLOUT:
-                    self._push(connection)
-                elif self._answered(connection):
-                    now = time.perf_counter_ns()
-                    self._times.append(now - connection.asked_ns)
-                    self._ask(connection)
-        return _figures(self._times, (now - begin) / 1e9)
+        new = set(self._connections)
+        while new:
+            new.difference_update(self._turn())
+        first = len(self._times)
+        self._times.clear()
+        begin = now = time.perf_counter_ns()
+        until = begin + int(seconds * 1e9)
+        while now < until or not self._times:
+            self._turn()
+            now = time.perf_counter_ns()
+        return dataclasses.replace(_figures(self._times, (now - begin) / 1e9), first=first)
+
+    def _turn(self) -> list[int]:
+        """Wait for answers, and ask again where they are whole: the numbers of these connections."""
+        events = self._poller.poll(_TIMEOUT_S)
+        if not events:
+            raise TimeoutError(f"no answer for {_TIMEOUT_S:.0f} s")
+        answered = []
+        for number, event in events:
+            connection = self._connections[number]
+            if event & select.EPOLLOUT:
+                self._push(connection)
+            elif self._answered(connection):
+                self._times.append(time.perf_counter_ns() - connection.asked_ns)
+                self._ask(connection)
+                answered.append(number)
+        return answered
 
     def close(self) -> None:
         """Close all connections."""

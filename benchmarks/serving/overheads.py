@@ -75,7 +75,7 @@ def _times(model: Model, core: int, turns: int, seconds: float) -> dict[str, lis
                     process, way = servers[name]
                     before = process.cpu_s()
                     figures = measure(way.wire, _CONNECTIONS, seconds)
-                    times[name].append((process.cpu_s() - before) / figures.requests * 1e6)
+                    times[name].append(figures.each_us(process.cpu_s() - before))
         finally:
             for process, _ in servers.values():
                 process.stop()

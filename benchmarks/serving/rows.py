@@ -181,5 +181,5 @@ def _take_turns(cells: Sequence[_Cell], process: ServerProcess, clock: CoreClock
             others = max(0.0, 100 * (busy - used) / figures.seconds)
             raw_per_s = before["requests_per_s"], after["requests_per_s"]
             raw_p50_us = (before["p50_us"] + after["p50_us"]) / 2
-            cell.rounds.append(_Round(figures, used / figures.requests * 1e6, others, raw_per_s, raw_p50_us))
+            cell.rounds.append(_Round(figures, figures.each_us(used), others, raw_per_s, raw_p50_us))
             before = after

@@ -17,9 +17,10 @@ from edge_agent.runtime.package import Golden
 _ROWS = 3
 # Requests that meet in one turn of the event loop run together in at most so many rows, and at most about so long.
 _MOST_TOGETHER, _TOGETHER_US = 32, 500.0
-# Of a slower model a few, where the loop may be held so long: more go no faster (a CNN of 0.65 ms took 0.61 for each of
-# three or four rows and 0.72 for each of sixteen), take memory, and keep the first of them waiting.
-_FEW_TOGETHER = 3
+# Of a slower model a few, where the loop may be held so long. A run goes no faster for it (a CNN of 0.87 ms takes as
+# long for each of four rows, and 0.96 for each of sixteen), but what is done once a run, with cold caches, is shared.
+# More take memory, and keep the first of them waiting.
+_FEW_TOGETHER = 4
 # Larger rows come in several pieces, and so never together with others.
 _JOINED_BYTES = 64 * 1024
 # Other kernels for other shapes round differently; int8 models by a step of their scale.

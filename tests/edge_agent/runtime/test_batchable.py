@@ -167,8 +167,9 @@ def test_a_scale_taken_over_the_batch_is_noticed_even_where_golden_rows_share_it
 
 @pytest.mark.parametrize(
     ("run_us", "longest_us", "rows"),
-    [(1.0, 1000.0, 32), (20.0, 1000.0, 25), (240.0, 1000.0, 3), (400.0, 1000.0, 2), (600.0, 1000.0, 1),
-     (600.0, 5000.0, 3), (1100.0, 5000.0, 3), (2000.0, 5000.0, 2), (3000.0, 5000.0, 1), (math.inf, 5000.0, 1)],
+    [(1.0, 1000.0, 32), (20.0, 1000.0, 25), (240.0, 1000.0, 4), (400.0, 1000.0, 2), (600.0, 1000.0, 1),
+     (600.0, 5000.0, 4), (1100.0, 5000.0, 4), (1500.0, 5000.0, 3), (2000.0, 5000.0, 2), (3000.0, 5000.0, 1),
+     (math.inf, 5000.0, 1)],
 )  # fmt: skip
 def test_as_many_run_together_as_the_event_loop_may_be_held_for(
     tmp_path: Path, run_us: float, longest_us: float, rows: int
